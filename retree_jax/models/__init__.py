@@ -1,0 +1,99 @@
+"""Networks by name: `build({"name": "denoiser", "widths": (64, 128)})` gives a `Network` with `init` and `apply`.
+
+Only this package knows Flax; the rest of the project sees parameters as plain nested dicts and networks as
+`apply(params, x, t, cond)`.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+from retree_jax.models.network import Network
+
+__all__ = ["Network", "build", "defaults"]
+
+# name -> (module of this package, class). Imported when asked for, so that a user of one network loads one file.
+_NETWORKS = {
+  "paper_denoiser": ("paper", "PaperDenoiser"),
+  "denoiser": ("denoiser", "Denoiser"),
+  "discriminator": ("discriminator", "Discriminator"),
+  "superres": ("superres", "Superres"),
+  "superres_discriminator": ("superres", "SuperresDiscriminator"),
+  "segmenter": ("segmenter", "Segmenter"),
+}
+
+
+def build(settings: Mapping[str, Any]) -> Network:
+  """Makes the network that `settings` describe.
+
+  Args:
+    settings: "name" (one of paper_denoiser, denoiser, discriminator, superres, superres_discriminator, segmenter) and
+      any of that network's own fields; what is left out keeps its default. A ConfigDict or a dict read from JSON will
+      do: lists are taken for tuples.
+
+  Returns:
+    The network; no parameters are made yet.
+
+  Raises:
+    ValueError: an unknown name or field, or a value that the field cannot take; the sentence lists what it can.
+  """
+  given = dict(settings)
+  name = given.pop("name", None)
+  fields = _fields(name)
+  for field, value in given.items():
+    if field not in fields:
+      near = difflib.get_close_matches(field, fields, n=1)
+      hint = f"did you mean {near[0]!r}? " if near else ""
+      raise ValueError(f"The network {name!r} has no setting {field!r}: {hint}it has {', '.join(sorted(fields))}.")
+    given[field] = _checked(name, field, value, fields[field])
+  module = _class(name)(**given)
+  if hasattr(module, "check_settings"):
+    module.check_settings()
+  return Network(settings={"name": name, **fields, **given}, module=module)
+
+
+def defaults(name: str) -> dict[str, Any]:
+  """All settings of the network `name` with their defaults, "name" among them; ValueError if there is none such."""
+  return {"name": name, **_fields(name)}
+
+
+def _class(name: str) -> type:
+  file, cls = _NETWORKS[name]
+  return getattr(importlib.import_module(f"retree_jax.models.{file}"), cls)
+
+
+def _fields(name: str) -> dict[str, Any]:
+  if name not in _NETWORKS:
+    raise ValueError(f"There is no network {name!r}: set network.name to one of {', '.join(sorted(_NETWORKS))}.")
+  # Flax adds the last two to every module.
+  return {f.name: f.default for f in dataclasses.fields(_class(name)) if f.name not in ("parent", "name")}
+
+
+def _checked(name: str, field: str, value: Any, default: Any) -> Any:
+  """`value` as the type that the field's default has, or a ValueError."""
+  if isinstance(default, bool):
+    good, wanted = isinstance(value, bool), "True or False"
+  elif isinstance(default, int):
+    good, wanted = isinstance(value, numbers.Integral) and not isinstance(value, bool), "a whole number"
+    value = int(value) if good else value
+  elif isinstance(default, float):
+    good, wanted = isinstance(value, numbers.Real) and not isinstance(value, bool), "a number"
+    value = float(value) if good else value
+  elif isinstance(default, str):
+    good, wanted = isinstance(value, str), "a string"
+    if field == "dtype":
+      good, wanted = value in ("float32", "bfloat16"), "'float32' or 'bfloat16'"
+  elif isinstance(default, tuple):
+    good = isinstance(value, (tuple, list)) and all(
+      isinstance(v, numbers.Integral) and not isinstance(v, bool) for v in value)
+    wanted = "a tuple of whole numbers"
+    value = tuple(int(v) for v in value) if good else value
+  else:
+    return value
+  if not good:
+    raise ValueError(f"Setting {field!r} of the network {name!r} must be {wanted}, not {value!r}; "
+                     f"the default is {default!r}.")
+  return value

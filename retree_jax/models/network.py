@@ -1,0 +1,101 @@
+"""What the rest of the project sees of a network: two functions of arrays, and the sizes it takes."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.errors
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A network without parameters: `init` makes them, `apply` uses them.
+
+  Attributes:
+    settings: everything needed to build it again (`models.build(network.settings)`), defaults written out.
+    module: the Flax module behind it; of no concern outside `retree_jax.models`.
+  """
+
+  settings: Mapping[str, Any]
+  module: nn.Module
+
+  def init(self, key: jax.Array, x, t=None, cond=None) -> dict:
+    """Makes parameters, float32.
+
+    Args:
+      key: PRNG key.
+      x: input [B, H, W, C], or a `jax.ShapeDtypeStruct` of it: only the shape counts, and any batch size gives
+        the same parameters.
+      t: timesteps [B], likewise, for networks that know a time.
+      cond: condition [B, H, W, D], likewise, for networks that will be given one.
+
+    Returns:
+      A nested dict of arrays.
+
+    Raises:
+      ValueError: a size that the network cannot take.
+    """
+    self.check_size(*x.shape[1:3])
+
+    def blank(like):
+      return None if like is None else jnp.zeros((1, *like.shape[1:]), jnp.float32)
+
+    @jax.jit  # traced only: the forward pass is not needed for its parameters, and XLA drops it
+    def make(key):
+      return self.module.init({"params": key}, blank(x), blank(t), blank(cond))["params"]
+
+    return make(key)
+
+  def apply(self, params: Mapping, x: jax.Array, t: jax.Array | None = None, cond: jax.Array | None = None, *,
+            key: jax.Array | None = None, **kw) -> Any:
+    """Runs the network.
+
+    Args:
+      params: what `init` gave, or the same trained.
+      x: input [B, H, W, C] in [-1, 1] (noise may exceed it).
+      t: timesteps [B], float or int, 0 .. T-1, for networks that know a time.
+      cond: condition [B, H, W, D] in [-1, 1], concatenated after x on the channel axis.
+      key: PRNG key for dropout. Given, the network runs as in training; without, as in use.
+      **kw: what a particular network takes beside these (see its `__call__`).
+
+    Returns:
+      The network's output, float32.
+
+    Raises:
+      ValueError: a size, or a number of channels, that the network or these parameters cannot take.
+    """
+    self.check_size(*x.shape[1:3])
+    if cond is not None and cond.shape[:3] != x.shape[:3]:
+      raise ValueError(f"The condition has shape {cond.shape} and the input {x.shape}: batch, height and width of "
+                       "the two must be equal, so resize or repeat one of them.")
+    if key is not None:
+      kw = {"train": True, "rngs": {"dropout": key}, **kw}
+    try:
+      return self.module.apply({"params": params}, x, t, cond, **kw)
+    except flax.errors.ScopeParamShapeError as error:
+      raise ValueError(
+        f"These parameters do not fit the network {self.settings['name']!r} with an input of {x.shape[-1]} and a "
+        f"condition of {0 if cond is None else cond.shape[-1]} channels: use the settings and channels that the "
+        f"parameters were made with (first misfit: {str(error).split(' (')[0].rstrip('.')}).") from None
+    except (flax.errors.ScopeParamNotFoundError, flax.errors.ScopeCollectionNotFound) as error:
+      raise ValueError(
+        f"These parameters are not those of the network {self.settings['name']!r} as it is set: use the settings "
+        f"that they were made with (first one missing: {str(error).split(' (')[0].rstrip('.')}).") from None
+
+  @property
+  def size_multiple(self) -> int:
+    """Height and width must be divisible by it."""
+    return self.module.size_multiple
+
+  def check_size(self, height: int, width: int) -> None:
+    """Raises ValueError, with sizes that will do, if the network cannot take height x width pixels."""
+    m = self.size_multiple
+    if height % m or width % m or height < m or width < m:
+      fit = tuple(max(m, round(s / m) * m) for s in (height, width))
+      raise ValueError(f"The network {self.settings['name']!r} cannot take {height}x{width} pixels: height and width "
+                       f"must be multiples of {m}, for instance {fit[0]}x{fit[1]}; set data.image_size to that.")
+    if hasattr(self.module, "check_size"):
+      self.module.check_size(height, width)
