@@ -1,0 +1,1 @@
+"""Diffusion as pure functions of arrays: noise schedules, the corruption process, samplers."""

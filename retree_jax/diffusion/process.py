@@ -1,0 +1,113 @@
+"""The corruption process: noising, what a network may predict, and how a loss weighs it.
+
+Variance preserving, with alpha**2 + sigma**2 = 1 at every noise level:
+
+    x_t = alpha x0 + sigma eps                       (1)  Ho et al., arXiv 2006.11239, eq. 4
+    v   = alpha eps - sigma x0                       (2)  Salimans & Ho, arXiv 2202.00512, appendix D
+    x0  = (x_t - sigma eps) / alpha = alpha x_t - sigma v
+    eps = (x_t - alpha x0) / sigma  = sigma x_t + alpha v
+
+A network predicts one of the kinds "eps", "x0" and "v". Everything here takes images [B, H, W, C] and
+`alpha`, `sigma` of shape [B] (one noise level per sample) or [] (one for all).
+"""
+
+import jax
+import jax.numpy as jnp
+
+KINDS = ("eps", "x0", "v")
+
+
+def _check(kind: str) -> None:
+  if kind not in KINDS:
+    raise ValueError(f"prediction kind {kind!r} is unknown; write one of {', '.join(map(repr, KINDS))}.")
+
+
+def expand(level: jax.Array, x: jax.Array) -> jax.Array:
+  """A noise level [] or [B], in x's dtype and shaped [B, 1, ...] so that it multiplies x [B, ...]."""
+  level = jnp.asarray(level, x.dtype)
+  return level.reshape(level.shape + (1,) * (x.ndim - level.ndim)) if level.ndim else level
+
+
+def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+  """numerator / denominator, and 0 where the denominator is 0 (value and gradient both finite)."""
+  usable = denominator > 0
+  return jnp.where(usable, numerator / jnp.where(usable, denominator, 1), 0)
+
+
+def corrupt(x0: jax.Array, noise: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
+  """Noisy images x_t = alpha x0 + sigma noise, eq. (1); shape of x0."""
+  return expand(alpha, x0) * x0 + expand(sigma, x0) * noise
+
+
+def target(x0: jax.Array, noise: jax.Array, alpha: jax.Array, sigma: jax.Array, kind: str) -> jax.Array:
+  """What a network of this kind should answer; shape of x0. ValueError for an unknown kind."""
+  _check(kind)
+  if kind == "eps":
+    return noise
+  if kind == "x0":
+    return x0
+  return expand(alpha, x0) * noise - expand(sigma, x0) * x0
+
+
+def to_x0(pred: jax.Array, xt: jax.Array, alpha: jax.Array, sigma: jax.Array, kind: str) -> jax.Array:
+  """The clean images that a prediction implies; shape of xt.
+
+  Where alpha is 0 (zero terminal SNR) x_t is all noise and an "eps" prediction says nothing about x0: the
+  result there is 0, the middle of the range, not NaN. Train "v" or "x0" on such a schedule.
+  """
+  _check(kind)
+  alpha, sigma = expand(alpha, xt), expand(sigma, xt)
+  if kind == "eps":
+    return _ratio(xt - sigma * pred, alpha)
+  if kind == "x0":
+    return pred
+  return alpha * xt - sigma * pred
+
+
+def to_eps(pred: jax.Array, xt: jax.Array, alpha: jax.Array, sigma: jax.Array, kind: str) -> jax.Array:
+  """The noise that a prediction implies; shape of xt. 0 where sigma is 0 and the kind "x0": none is left."""
+  _check(kind)
+  alpha, sigma = expand(alpha, xt), expand(sigma, xt)
+  if kind == "eps":
+    return pred
+  if kind == "x0":
+    return _ratio(xt - alpha * pred, sigma)
+  return sigma * xt + alpha * pred
+
+
+def to_v(pred: jax.Array, xt: jax.Array, alpha: jax.Array, sigma: jax.Array, kind: str) -> jax.Array:
+  """The velocity, eq. (2), that a prediction implies; shape of xt."""
+  _check(kind)
+  if kind == "v":
+    return pred
+  x0, eps = to_x0(pred, xt, alpha, sigma, kind), to_eps(pred, xt, alpha, sigma, kind)
+  return expand(alpha, xt) * eps - expand(sigma, xt) * x0
+
+
+def loss_weight(
+    alpha: jax.Array, sigma: jax.Array, kind: str, min_snr_gamma: float | None = None) -> jax.Array:
+  """Weight of a sample's squared error, in the space that the network predicts; shape of alpha.
+
+  All ones without `min_snr_gamma` (g). With it the min-SNR weight of Hang et al., arXiv 2303.09556, section
+  3.4, which is min(SNR, g) for an error in x0; seen from the other predictions, min(SNR, g) / SNR for "eps"
+  and min(SNR, g) / (SNR + 1) for "v", with SNR = alpha**2 / sigma**2. Their g is 5. Finite at both ends.
+
+  Note that for "x0" and "v" the weight goes to 0 with the SNR: on a zero-terminal-SNR schedule the first
+  sampling step then rests on what the network learnt from its neighbours.
+
+  Raises:
+    ValueError: unknown kind, or min_snr_gamma not positive.
+  """
+  _check(kind)
+  alpha, sigma = jnp.asarray(alpha), jnp.asarray(sigma)
+  if min_snr_gamma is None:
+    return jnp.ones_like(alpha)
+  if not min_snr_gamma > 0:
+    raise ValueError(f"min_snr_gamma is {min_snr_gamma}; write a positive number such as 5.0, or None.")
+  # min(SNR, g) = clipped / sigma**2, and SNR + 1 = 1 / sigma**2: only x0 and eps must guard a division.
+  clipped = jnp.minimum(alpha**2, min_snr_gamma * sigma**2)
+  if kind == "v":
+    return clipped
+  if kind == "eps":
+    return jnp.where(alpha > 0, clipped / jnp.where(alpha > 0, alpha, 1) ** 2, 1)
+  return jnp.where(sigma > 0, clipped / jnp.where(sigma > 0, sigma, 1) ** 2, min_snr_gamma)

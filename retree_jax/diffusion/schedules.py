@@ -1,0 +1,170 @@
+"""Noise schedules: how much of the image and how much noise each timestep holds.
+
+A schedule has T timesteps, 0 (least noise) to T - 1 (most). Step i adds noise of variance beta_i, so that
+with alpha_bar_i = prod_{j <= i} (1 - beta_j) the image at step i is x_i = alpha x0 + sigma eps, alpha =
+sqrt(alpha_bar_i), sigma = sqrt(1 - alpha_bar_i) (Ho et al., arXiv 2006.11239, eq. 4).
+
+Between the whole timesteps a schedule is read by linear interpolation of the angle phi with alpha = cos(phi)
+and sigma = sin(phi). The angle is finite at both ends, where the log-SNR is not, so zero terminal SNR needs
+no exception.
+"""
+
+import dataclasses
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+  """A noise schedule, made by `make`. Hashed by identity, so it may be a static argument of a jitted function.
+
+  Attributes:
+    name: what it was made from.
+    beta: [T] float64, noise variances in (0, 1]; 1 only at the last step, where it means zero terminal SNR.
+    alpha_bar: [T] float64, strictly falling.
+  """
+
+  name: str
+  beta: np.ndarray
+  alpha_bar: np.ndarray
+
+  @property
+  def num_steps(self) -> int:
+    """The number of timesteps, T."""
+    return len(self.beta)
+
+  @property
+  def quarter_turns(self) -> np.ndarray:
+    """[T] float64: the angle phi of each timestep in units of pi / 2, rising, 1 exactly at zero SNR."""
+    return np.arctan2(np.sqrt(1 - self.alpha_bar), np.sqrt(self.alpha_bar)) * (2 / np.pi)
+
+  def alpha_sigma(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(alpha, sigma) at timesteps t, whole or fractional, of any shape; beyond 0 .. T - 1, the nearer end.
+
+    Float32, or float64 for a float64 t. Differentiable in t; the derivative jumps at whole timesteps. At zero
+    terminal SNR alpha is exactly 0 and sigma exactly 1.
+    """
+    t = jnp.asarray(t)
+    t = jnp.clip(t.astype(jnp.promote_types(t.dtype, jnp.float32)), 0, self.num_steps - 1)
+    below = jnp.minimum(jnp.floor(t), self.num_steps - 2).astype(jnp.int32)
+    turns = jnp.asarray(self.quarter_turns, t.dtype)
+    share = t - below
+    turn = turns[below] * (1 - share) + turns[below + 1] * share
+    # sin(pi/2 (1 - u)) and not cos(pi/2 u): the latter is -4e-8 at u = 1, a negative alpha.
+    return jnp.sin((1 - turn) * (np.pi / 2)), jnp.sin(turn * (np.pi / 2))
+
+  def log_snr(self, t: jax.Array) -> jax.Array:
+    """Natural log of alpha**2 / sigma**2 at timesteps t (as in `alpha_sigma`); -inf at zero terminal SNR."""
+    alpha, sigma = self.alpha_sigma(t)
+    return 2 * (jnp.log(alpha) - jnp.log(sigma))
+
+  def levels(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`alpha_sigma` in numpy and float64, for the constants that samplers are compiled with."""
+    turn = np.interp(t, np.arange(self.num_steps), self.quarter_turns)
+    return np.sin((1 - turn) * (np.pi / 2)), np.sin(turn * (np.pi / 2))
+
+  def time_of(self, ratio: np.ndarray) -> np.ndarray:
+    """Fractional timesteps (float64) at which sigma / alpha is `ratio`; beyond the schedule, its ends."""
+    turn = np.arctan(np.asarray(ratio, np.float64)) * (2 / np.pi)
+    return np.interp(turn, self.quarter_turns, np.arange(self.num_steps))
+
+
+def _paper_beta(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
+  """The original's schedule: |beta_end cos(pi/2 i/(T-1)) - (beta_end - beta_start)|.
+
+  It was to fall from beta_end's cosine and was made positive by the absolute value: from beta_start it falls
+  to about 0 at 6 % of the way, then rises to nearly beta_end. Its last alpha_bar, 0.0031 for T = 800, is not
+  0 although sampling starts from pure noise.
+  """
+  i = np.arange(num_steps, dtype=np.float64)
+  return np.abs(beta_end * np.cos(np.pi / 2 * i / max(num_steps - 1, 1)) - (beta_end - beta_start))
+
+
+def _linear_beta(
+    num_steps: int, beta_start: float | None = None, beta_end: float | None = None) -> np.ndarray:
+  """Ho et al., arXiv 2006.11239, section 4: 1e-4 to 0.02 for T = 1000; times 1000/T otherwise, unless given."""
+  scale = 1000 / num_steps
+  beta_start = 1e-4 * scale if beta_start is None else beta_start
+  beta_end = 0.02 * scale if beta_end is None else beta_end
+  return np.minimum(np.linspace(beta_start, beta_end, num_steps), 0.999)
+
+
+def _cosine_beta(num_steps: int, offset: float = 0.008, max_beta: float = 0.999) -> np.ndarray:
+  """Nichol & Dhariwal, arXiv 2102.09672, eq. 17, with their cap on beta."""
+  u = np.arange(num_steps + 1) / num_steps
+  return _from_alpha_bar(np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2, max_beta)
+
+
+def _sigmoid_beta(
+    num_steps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999,
+) -> np.ndarray:
+  """Jabri et al., arXiv 2212.11972, and Chen, arXiv 2301.10972, section 2.1."""
+  u = np.arange(num_steps + 1) / num_steps
+  value = 1 / (1 + np.exp(-(start + (end - start) * u) / tau))
+  return _from_alpha_bar((value[-1] - value) / (value[-1] - value[0]), max_beta)
+
+
+def _from_alpha_bar(alpha_bar: np.ndarray, max_beta: float) -> np.ndarray:
+  """beta [T] from a continuous alpha_bar read at the T + 1 bounds of the steps."""
+  return np.minimum(1 - np.maximum(alpha_bar[1:], 0) / alpha_bar[:-1], max_beta)
+
+
+_BETAS = {"paper": _paper_beta, "linear": _linear_beta, "cosine": _cosine_beta, "sigmoid": _sigmoid_beta}
+NAMES = tuple(_BETAS)
+
+
+def make(
+    name: str, num_steps: int, zero_terminal_snr: bool = False, shift: float = 1.0, **options: float,
+) -> Schedule:
+  """A noise schedule.
+
+  Args:
+    name: "paper" (options beta_start=1e-4, beta_end=0.02; the paper has T = 800 for trees, 1000 for
+      photographs), "linear" (beta_start, beta_end; by default 1e-4 and 0.02, times 1000/T), "cosine"
+      (offset=0.008, max_beta=0.999) or "sigmoid" (start=-3, end=3, tau=1, max_beta=0.999).
+    num_steps: T, at least 2.
+    zero_terminal_snr: rescale sqrt(alpha_bar) so that its last value is 0 and its first stays: Lin et al.,
+      arXiv 2305.08891, algorithm 1. Sampling from pure noise then matches training; needs a "v" or "x0"
+      network.
+    shift: image size over the size that the schedule was made for, e.g. 4 for 256 pixels with a 64-pixel
+      schedule: the log-SNR falls by 2 log(shift), since larger images are more redundant (Hoogeboom et al.,
+      arXiv 2301.11093, eq. 9). Applied before the rescaling. 1 leaves the schedule alone.
+    **options: as listed under name.
+
+  Raises:
+    ValueError: unknown name or option, or a value that gives no schedule.
+  """
+  if name not in _BETAS:
+    raise ValueError(f"schedule {name!r} is unknown; write one of {', '.join(map(repr, NAMES))}.")
+  try:
+    steps = operator.index(num_steps)
+  except TypeError:
+    steps = 0
+  if steps < 2:
+    raise ValueError(f"a schedule needs a whole number of timesteps, at least 2, not {num_steps!r}; write 1000.")
+  if not 0 < shift < np.inf:
+    raise ValueError(f"schedule shift is {shift}; write a positive number, 1 for none.")
+  code = _BETAS[name].__code__
+  valid = code.co_varnames[1:code.co_argcount]
+  if unknown := sorted(set(options) - set(valid)):
+    raise ValueError(f"schedule {name!r} has no option {unknown[0]!r}; its options are {', '.join(valid)}.")
+  with np.errstate(all="ignore"):  # judged in a sentence below
+    beta = _BETAS[name](steps, **options)
+    alpha_bar = np.cumprod(1 - beta)
+    if shift != 1:
+      alpha_bar = alpha_bar / (alpha_bar + shift**2 * (1 - alpha_bar))  # logit(alpha_bar) - 2 log(shift)
+    if zero_terminal_snr:
+      root = np.sqrt(alpha_bar)
+      alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    if shift != 1 or zero_terminal_snr:
+      beta = 1 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]])
+  falling = np.all(np.diff(alpha_bar) < 0) and 0 < alpha_bar[0] < 1 and alpha_bar[-1] >= 0
+  if not (np.all(np.isfinite(alpha_bar)) and falling):
+    raise ValueError(
+        f"schedule {name!r} with {options} does not add noise at every one of its {steps} timesteps; "
+        "bring its options nearer to their defaults.")
+  beta.flags.writeable = alpha_bar.flags.writeable = False
+  return Schedule(name, beta, alpha_bar)

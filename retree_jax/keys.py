@@ -1,0 +1,75 @@
+"""Named, per-step and per-sample random keys.
+
+Every random number in the project is a pure function of (seed, name of its use, position): a training step
+asks for `at_step(stream(seed, "noise"), step)`, sample k for `per_sample(seed, [k], "trees")`. No key is ever
+carried along, so the order of calls, a restart, the batch size and the number of devices cannot change a
+draw.
+
+The generator is threefry, always: its draws for one key depend on nothing but that key, whereas the `rbg`
+generator gives other numbers for other batch shapes. Names are hashed with CRC-32, because Python's own hash
+changes per process.
+"""
+
+import operator
+import zlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+
+def stream(seed: int, name: str) -> jax.Array:
+  """Key of one named use of randomness, e.g. `stream(config.seed, "dropout")`.
+
+  Args:
+    seed: whole number in 0 .. 2**32 - 1.
+    name: what the randomness is for; another name gives an independent stream.
+
+  Returns:
+    A typed threefry key, shape [].
+
+  Raises:
+    ValueError: the seed is not a whole number in that range, or the name is empty.
+  """
+  try:
+    number = operator.index(seed)
+  except TypeError:
+    number = -1
+  if not 0 <= number < 2**32:
+    raise ValueError(f"seed {seed!r} is not a whole number from 0 to 2**32 - 1; write one, e.g. seed=0.")
+  if not isinstance(name, str) or not name:
+    raise ValueError(f"the name of a random stream must be a non-empty string, not {name!r}.")
+  return jax.random.fold_in(jax.random.key(number, impl="threefry2x32"), zlib.crc32(name.encode("utf-8")))
+
+
+def at_step(key: jax.Array, step: int | jax.Array) -> jax.Array:
+  """Key of training (or sampling) step `step`, a whole number >= 0 that may be traced; shape []."""
+  return jax.random.fold_in(key, step)
+
+
+def per_sample(seed: int, indices: jax.Array | Sequence[int], name: str) -> jax.Array:
+  """One key per sample; the key of sample k depends on (seed, k, name) alone.
+
+  Args:
+    seed: as for `stream`.
+    indices: [B] whole numbers in 0 .. 2**32 - 1, the samples' numbers in the whole set; may be traced or
+      sharded.
+    name: as for `stream`. Give each use its own name: `per_sample(s, [k], n)` is `at_step(stream(s, n), k)`.
+
+  Returns:
+    Typed threefry keys, shape [B].
+
+  Raises:
+    ValueError: the indices are not a one-dimensional array of whole numbers; or as `stream`.
+  """
+  indices = jnp.asarray(indices)
+  if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
+    raise ValueError(
+        f"sample indices must be a one-dimensional array of whole numbers, not {indices.dtype} of shape "
+        f"{indices.shape}; for samples 0 to 7 write jnp.arange(8).")
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(stream(seed, name), indices)
+
+
+def normal(keys: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
+  """Standard normal noise [B, *shape], row k from `keys[k]` alone; for keys [B] and one sample's shape."""
+  return jax.vmap(lambda key: jax.random.normal(key, tuple(shape), dtype))(keys)
