@@ -1,4 +1,4 @@
-"""Networks by name: `build({"name": "denoiser", "widths": (64, 128)})` gives a `Network` with `init` and `apply`.
+"""Networks by name: `build({"name": "denoiser", "widths": (64, 128)})` gives a `Network` with `init`, `apply`.
 
 Only this package knows Flax; the rest of the project sees parameters as plain nested dicts and networks as
 `apply(params, x, t, cond)`.
@@ -15,7 +15,7 @@ from retree_jax.models.network import Network
 
 __all__ = ["Network", "build", "defaults"]
 
-# name -> (module of this package, class). Imported when asked for, so that a user of one network loads one file.
+# name -> (module of this package, class). Imported when asked for: a user of one network loads one file.
 _NETWORKS = {
   "paper_denoiser": ("paper", "PaperDenoiser"),
   "denoiser": ("denoiser", "Denoiser"),
@@ -30,15 +30,15 @@ def build(settings: Mapping[str, Any]) -> Network:
   """Makes the network that `settings` describe.
 
   Args:
-    settings: "name" (one of paper_denoiser, denoiser, discriminator, superres, superres_discriminator, segmenter) and
-      any of that network's own fields; what is left out keeps its default. A ConfigDict or a dict read from JSON will
-      do: lists are taken for tuples.
+    settings: "name" (one of paper_denoiser, denoiser, discriminator, superres, superres_discriminator,
+      segmenter) and any of that network's own fields; what is left out keeps its default. A ConfigDict or a dict
+      read from JSON will do: lists are taken for tuples.
 
   Returns:
     The network; no parameters are made yet.
 
   Raises:
-    ValueError: an unknown name or field, or a value that the field cannot take; the sentence lists what it can.
+    ValueError: an unknown name or field, or a value that the field cannot take; the sentence lists what can be.
   """
   given = dict(settings)
   name = given.pop("name", None)
@@ -47,7 +47,8 @@ def build(settings: Mapping[str, Any]) -> Network:
     if field not in fields:
       near = difflib.get_close_matches(field, fields, n=1)
       hint = f"did you mean {near[0]!r}? " if near else ""
-      raise ValueError(f"The network {name!r} has no setting {field!r}: {hint}it has {', '.join(sorted(fields))}.")
+      raise ValueError(f"The network {name!r} has no setting {field!r}: {hint}"
+                       f"it has {', '.join(sorted(fields))}.")
     given[field] = _checked(name, field, value, fields[field])
   module = _class(name)(**given)
   if hasattr(module, "check_settings"):
@@ -56,7 +57,7 @@ def build(settings: Mapping[str, Any]) -> Network:
 
 
 def defaults(name: str) -> dict[str, Any]:
-  """All settings of the network `name` with their defaults, "name" among them; ValueError if there is none such."""
+  """All settings of the network `name` with their defaults, "name" among them; ValueError if there is none."""
   return {"name": name, **_fields(name)}
 
 
@@ -67,7 +68,7 @@ def _class(name: str) -> type:
 
 def _fields(name: str) -> dict[str, Any]:
   if name not in _NETWORKS:
-    raise ValueError(f"There is no network {name!r}: set network.name to one of {', '.join(sorted(_NETWORKS))}.")
+    raise ValueError(f"There is no network {name!r}: set its name to one of {', '.join(sorted(_NETWORKS))}.")
   # Flax adds the last two to every module.
   return {f.name: f.default for f in dataclasses.fields(_class(name)) if f.name not in ("parent", "name")}
 

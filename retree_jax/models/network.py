@@ -27,8 +27,8 @@ class Network:
 
     Args:
       key: PRNG key.
-      x: input [B, H, W, C], or a `jax.ShapeDtypeStruct` of it: only the shape counts, and any batch size gives
-        the same parameters.
+      x: input [B, H, W, C], or a `jax.ShapeDtypeStruct` of it: only the shape counts, and any batch size
+        gives the same parameters.
       t: timesteps [B], likewise, for networks that know a time.
       cond: condition [B, H, W, D], likewise, for networks that will be given one.
 
@@ -69,21 +69,19 @@ class Network:
     """
     self.check_size(*x.shape[1:3])
     if cond is not None and cond.shape[:3] != x.shape[:3]:
-      raise ValueError(f"The condition has shape {cond.shape} and the input {x.shape}: batch, height and width of "
-                       "the two must be equal, so resize or repeat one of them.")
+      raise ValueError(f"The condition has shape {cond.shape} and the input {x.shape}: batch, height and width "
+                       "of the two must be equal, so resize or repeat one of them.")
     if key is not None:
       kw = {"train": True, "rngs": {"dropout": key}, **kw}
     try:
       return self.module.apply({"params": params}, x, t, cond, **kw)
     except flax.errors.ScopeParamShapeError as error:
-      raise ValueError(
-        f"These parameters do not fit the network {self.settings['name']!r} with an input of {x.shape[-1]} and a "
-        f"condition of {0 if cond is None else cond.shape[-1]} channels: use the settings and channels that the "
-        f"parameters were made with (first misfit: {str(error).split(' (')[0].rstrip('.')}).") from None
+      channels = f"{x.shape[-1]} channels and a condition of {0 if cond is None else cond.shape[-1]}"
+      raise ValueError(f"These parameters do not fit the network {self._name!r} with an input of {channels}: use "
+                       f"the settings and channels they were made with (first misfit: {_short(error)}).") from None
     except (flax.errors.ScopeParamNotFoundError, flax.errors.ScopeCollectionNotFound) as error:
-      raise ValueError(
-        f"These parameters are not those of the network {self.settings['name']!r} as it is set: use the settings "
-        f"that they were made with (first one missing: {str(error).split(' (')[0].rstrip('.')}).") from None
+      raise ValueError(f"These are not parameters of the network {self._name!r} as it is set: use the settings "
+                       f"they were made with (first one missing: {_short(error)}).") from None
 
   @property
   def size_multiple(self) -> int:
@@ -93,9 +91,18 @@ class Network:
   def check_size(self, height: int, width: int) -> None:
     """Raises ValueError, with sizes that will do, if the network cannot take height x width pixels."""
     m = self.size_multiple
-    if height % m or width % m or height < m or width < m:
-      fit = tuple(max(m, round(s / m) * m) for s in (height, width))
-      raise ValueError(f"The network {self.settings['name']!r} cannot take {height}x{width} pixels: height and width "
-                       f"must be multiples of {m}, for instance {fit[0]}x{fit[1]}; set data.image_size to that.")
+    if height % m or width % m or min(height, width) < m:
+      fit = "x".join(str(max(m, round(size / m) * m)) for size in (height, width))
+      raise ValueError(f"The network {self._name!r} cannot take {height}x{width} pixels: height and width must be "
+                       f"multiples of {m}, for instance {fit}; set data.image_size to that.")
     if hasattr(self.module, "check_size"):
       self.module.check_size(height, width)
+
+  @property
+  def _name(self) -> str:
+    return self.settings["name"]
+
+
+def _short(error: Exception) -> str:
+  """Flax's message without its advice on where to read more."""
+  return str(error).split(" (http")[0].rstrip(". ")
