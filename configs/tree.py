@@ -1,0 +1,51 @@
+"""The tree stage: noise → vessel tree (and its field of view).
+
+    python -m retree_jax.main --config configs/tree.py:tiny                        # phantom retinas, minutes on two CPU cores
+    python -m retree_jax.main --config configs/tree.py:cpu --config.data.source=folder:PATH     # 128×128, an hour on two CPU cores
+    python -m retree_jax.main --config configs/tree.py --config.data.source=folder:PATH         # 256×256, one accelerator and up
+    python -m retree_jax.main --config configs/tree.py:paper --config.data.source=folder:PATH   # the original, 64×64
+    python -m retree_jax.main --config configs/tree.py --mode sample --num 16                   # PNG trees, a grid, a manifest
+"""
+
+from retree_jax import defaults
+
+
+def get_config(variant: str = ""):
+  c = defaults.base("tree", variant)
+  defaults.add_diffusion(c)
+
+  if variant == "paper":
+    # Alimanov & Islam 2023: 64×64 trees alone, ε-prediction on their schedule with T = 800, RTT, AdamW, no EMA.
+    c.data.image_size = (64, 64)
+    c.data.fit = "crop"
+    c.data.target = ("tree",)
+    c.data.augment = defaults.no_augmentation()
+    c.data.augment.hflip = c.data.augment.vflip = 0.5
+    c.model.update(name="paper_denoiser", dim=4096, time_dim=256)
+    c.diffusion.update(schedule="paper", num_steps=800, zero_terminal_snr=False, prediction="eps", time_sampling="uniform",
+                       first_step=1)
+    c.loss.min_snr_gamma = 0.0
+    c.train.update(batch_size=8, ema_decay=0.0, rtt=True)
+    c.optimizer.update(learning_rate=3e-4, warmup_steps=0, b2=0.999, weight_decay=0.01, clip_norm=0.0)
+    c.sampler.update(name="ddpm", num_steps=800, spacing="full", clip=False)
+    return c
+
+  # Our best, sized for one accelerator and up: v-prediction down to pure noise, attention at 32×32 and 16×16.
+  c.model.update(name="denoiser", patch=2, widths=(128, 256, 384, 512), blocks=2, attention=(2, 3), dtype="bfloat16")
+  if variant == "cpu":
+    c.data.image_size = (128, 128)
+    c.model.update(widths=(48, 96, 160), attention=(2,), dtype="float32")
+    c.train.update(batch_size=16, num_steps=6000, ema_decay=0.999)
+    c.optimizer.update(learning_rate=5e-4, warmup_steps=100)
+  if variant == "tiny":
+    c.data.image_size = (64, 64)
+    c.data.source = "phantom:100"
+    c.model.update(widths=(32, 64, 96), blocks=1, attention=(2,), dtype="float32")
+    c.train.update(batch_size=16, num_steps=1000, ema_decay=0.99)
+    c.optimizer.update(learning_rate=1e-3, warmup_steps=50)
+  if variant in ("tiny", "cpu"):
+    c.evaluate.update(every=500, num=16)
+    c.preview.update(every=500, num=8)
+    c.checkpoint.every = 250
+    c.log.every = 25
+  return c

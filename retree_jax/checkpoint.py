@@ -1,0 +1,262 @@
+"""Orbax in one place: saving, exact resume, and loading for inference on any number of devices.
+
+A workdir holds `config.json` and `checkpoints/STEP/` with four items: `state` (parameters, optimizer, random state), `ema`,
+`data` (position in the data) and `config`. Shipped weights are the same thing with `ema` and `config` alone. The items restore
+independently, so a notebook reads the average without the optimizer, and onto other devices than wrote them.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from etils import epath
+from jax.sharding import SingleDeviceSharding
+
+from retree_jax import models, sharding
+from retree_jax.data import writing
+from retree_jax.state import TrainState
+
+# What a resumed run may change: how long, how often and where, never what is being learnt or on what.
+_FREE_FIELDS = ("train.num_steps", "log.", "checkpoint.", "sampler.", "mesh.", "evaluate.", "preview.", "data.num_threads",
+                "data.prefetch", "name")
+
+
+class Checkpoints:
+  """The checkpoints of one training run.
+
+  Args:
+    workdir: folder of the run; `checkpoints/` is made inside.
+    keep_latest: number of newest checkpoints to keep, at least 1.
+    keep_best: number of checkpoints with the lowest held-out loss to keep besides; the newest is never deleted for it.
+  """
+
+  def __init__(self, workdir, keep_latest: int = 2, keep_best: int = 1):
+    from orbax.checkpoint import v1 as ocp
+
+    if keep_latest < 1:
+      raise ValueError(f"config.checkpoint.keep_latest={keep_latest} would delete the newest checkpoint: use 1 or more")
+    policies = ocp.training.preservation_policies
+    keep = [policies.LatestN(keep_latest)]
+    if keep_best:
+      keep.append(policies.BestN(
+          get_metric_fn=lambda m: m["loss"], reverse=True, n=keep_best, keep_checkpoints_without_metrics=False))
+    self._writer = ocp.training.Checkpointer(
+        epath.Path(workdir).absolute() / "checkpoints",
+        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+        preservation_policy=policies.AnyPreservationPolicy(keep),
+        cleanup_tmp_directories=jax.process_index() == 0 or jax.process_count() > 1)
+
+  def latest_step(self) -> int | None:
+    """Step of the newest complete checkpoint, or None."""
+    return None if self._writer.latest is None else self._writer.latest.step
+
+  def save(self, state: TrainState, data_position: dict, config: ml_collections.ConfigDict, loss: float | None = None) -> None:
+    """Starts an asynchronous save; arrays are copied before this returns, so the state may be donated.
+
+    Args:
+      state: the run's state; its step names the checkpoint.
+      data_position: JSON-able position of the data iterator.
+      config: the run's config.
+      loss: held-out loss for keep_best; None if not evaluated at this step.
+    """
+    step = int(state.step)
+    if self._writer.latest is not None and self._writer.latest.step == step:
+      return
+    items = {
+        "state": dataclasses.replace(state, ema=None).__dict__, "ema": state.ema, "data": data_position,
+        "config": to_json(config)}
+    self._writer.save_checkpointables_async(step, items, metrics=None if loss is None else {"loss": float(loss)})
+
+  def restore(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
+    """The newest checkpoint, laid out like `abstract`, and the position in the data; None if there is none.
+
+    Args:
+      abstract: state of `jax.ShapeDtypeStruct` with shardings, on whatever devices this run has.
+
+    Raises:
+      ValueError: the checkpoint is of another architecture.
+    """
+    if self._writer.latest is None:
+      return None
+    path = self._writer.directory / str(self._writer.latest.step)
+    want = {"state": dataclasses.replace(abstract, ema=None).__dict__, "ema": abstract.ema}
+    _check_same_shapes(path, want["ema"])
+    items = self._writer.load_checkpointables(self._writer.latest, {**want, "data": None})
+    return TrainState(**{**items["state"], "ema": items["ema"]}), items["data"]
+
+  def close(self) -> None:
+    """Waits for the save in flight."""
+    self._writer.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """A trained network, ready for inference.
+
+  Attributes:
+    config: the config it was trained with.
+    params: averaged parameters (EMA), float32.
+    network: the `retree_jax.models.Network`.
+    step: training step of the checkpoint.
+    path: where it was read.
+  """
+
+  config: ml_collections.ConfigDict
+  params: Any
+  network: Any
+  step: int
+  path: str
+
+  @property
+  def apply(self) -> Callable:
+    """(params, x, t=None, cond=None) -> array: the network as a pure function."""
+    return self.network.apply
+
+  def identity(self) -> str:
+    """First 16 hex digits of SHA-256 over the parameters and the network's settings: names these weights, wherever they lie."""
+    digest = hashlib.sha256(json.dumps(to_json(self.config.model), sort_keys=True).encode())
+    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(self.params), key=lambda item: str(item[0])):
+      digest.update(str(path).encode())
+      digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load(path_or_name, step: int | str = "best", mesh=None, stage: str | None = None) -> Loaded:
+  """Restores averaged parameters and config on any number of devices, whatever wrote them.
+
+  Args:
+    path_or_name: a workdir, one checkpoint folder, or the name of shipped weights (`shipped_names()`).
+    step: "best" (lowest held-out loss, else the latest), "latest", or a number.
+    mesh: devices to hold the parameters, replicated; the first local device by default.
+    stage: if given, the stage that the checkpoint must be of ("tree", "fundus", "superres", "segmentation", "filter").
+
+  Raises:
+    ValueError: nothing there, no such step, or a checkpoint of another stage.
+  """
+  from orbax.checkpoint import v1 as ocp
+
+  path = _find(path_or_name, step)
+  try:
+    config = ml_collections.ConfigDict(ocp.load_checkpointables(path, {"config": None})["config"])
+  except (ValueError, KeyError, OSError) as error:
+    raise ValueError(f"{path} holds no checkpoint of retree_jax: give a workdir of a training run") from error
+  if stage is not None and config.stage != stage:
+    raise ValueError(f"{path_or_name} is a checkpoint of the {config.stage} stage, not of the {stage} stage: give the workdir "
+                     f"of `python -m retree_jax.main --config configs/{stage}.py`")
+  where = SingleDeviceSharding(jax.local_devices()[0]) if mesh is None else sharding.replicated(mesh)
+  shapes = ocp.checkpointables_metadata(path).metadata["ema"]
+  abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=where), shapes)
+  params = ocp.load_checkpointables(path, {"ema": abstract})["ema"]
+  params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+  digits = path.name if path.name.isdigit() else str(config.get("trained_steps", 0))
+  return Loaded(config, params, models.build(config.model), int(digits), str(path))
+
+
+def shipped_names() -> list[str]:
+  """Names of the weights inside the package."""
+  root = _shipped_root()
+  return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.exists() else []
+
+
+def export(loaded: Loaded, path, dtype=jnp.bfloat16) -> None:
+  """Writes averaged parameters at 16 bits, with their config, as a small checkpoint that `load` reads.
+
+  Args:
+    loaded: what `load` returned.
+    path: new folder.
+    dtype: storage type; computing stays in float32.
+  """
+  from orbax.checkpoint import v1 as ocp
+
+  config = to_json(loaded.config) | {"trained_steps": loaded.step}
+  params = jax.tree.map(lambda x: x.astype(dtype), loaded.params)
+  ocp.save_checkpointables(epath.Path(path).absolute(), {"ema": params, "config": config}, overwrite=True)
+
+
+def to_json(config) -> dict:
+  """A ConfigDict as plain JSON (tuples become lists)."""
+  return json.loads(config.to_json_best_effort() if hasattr(config, "to_json_best_effort") else json.dumps(config))
+
+
+def claim_workdir(workdir, config: ml_collections.ConfigDict) -> None:
+  """Writes workdir/config.json, or checks that the run there has the same config.
+
+  Raises:
+    ValueError: the workdir belongs to another config; the sentence names the fields that differ.
+  """
+  path = epath.Path(workdir) / "config.json"
+  ours = _flat(to_json(config))
+  if path.exists():
+    try:
+      theirs = _flat(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+      raise ValueError(f"{path} is not readable JSON: restore it, or use another --workdir") from error
+    differ = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k) and not k.startswith(_FREE_FIELDS)]
+    if differ:
+      shown = ", ".join(f"{k} ({theirs.get(k)!r} there, {ours.get(k)!r} here)" for k in differ[:4])
+      more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
+      raise ValueError(f"{workdir} belongs to a run with another config: {shown}{more}. Use another --workdir, or that config")
+  if jax.process_index() == 0:
+    writing.write_text(path, json.dumps(to_json(config), indent=1) + "\n")
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+  flat = {}
+  for key, value in tree.items():
+    name = f"{prefix}{key}"
+    flat.update(_flat(value, name + ".") if isinstance(value, dict) and value else {name: value})
+  return flat
+
+
+def _shipped_root():
+  return epath.Path(str(resources.files("retree_jax") / "weights"))
+
+
+def _find(path_or_name, step) -> epath.Path:
+  path = epath.Path(path_or_name)
+  if not path.exists() and str(path_or_name) in shipped_names():
+    return _shipped_root() / str(path_or_name)
+  if not path.exists():
+    raise ValueError(f"{path_or_name} does not exist: give a workdir, a checkpoint folder or one of the shipped weights "
+                     f"({', '.join(shipped_names()) or 'none in this installation'})")
+  path = path.absolute()
+  folder = path / "checkpoints"
+  if not folder.exists():
+    return path
+  from orbax.checkpoint import v1 as ocp
+
+  with ocp.training.Checkpointer(folder) as reader:
+    infos = list(reader.checkpoints)
+  if not infos:
+    raise ValueError(f"{path_or_name} holds no finished checkpoint yet: train longer, or lower config.checkpoint.every")
+  if step == "best":
+    scored = [i for i in infos if i.metrics]
+    chosen = min(scored, key=lambda i: i.metrics["loss"]) if scored else infos[-1]
+  elif step == "latest":
+    chosen = infos[-1]
+  else:
+    found = [i for i in infos if i.step == int(step)]
+    if not found:
+      raise ValueError(f"{path_or_name} holds no step {step}: it has {', '.join(str(i.step) for i in infos)}")
+    chosen = found[0]
+  return folder / str(chosen.step)
+
+
+def _check_same_shapes(path, abstract) -> None:
+  from orbax.checkpoint import v1 as ocp
+
+  def shapes(tree):
+    return {jax.tree_util.keystr(k): tuple(v.shape) for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+
+  stored, wanted = shapes(ocp.checkpointables_metadata(path).metadata["ema"]), shapes(abstract)
+  if stored != wanted:
+    name = next(k for k in sorted({*stored, *wanted}) if stored.get(k) != wanted.get(k))
+    raise ValueError(f"{path} is a checkpoint of another architecture: {name} has shape {stored.get(name, 'none')} there and "
+                     f"{wanted.get(name, 'none')} in this config; use the config that wrote it, or another --workdir")

@@ -1,0 +1,181 @@
+"""Every field of a config, with its default and what it means. `configs/STAGE.py` changes a few of them per variant."""
+
+import json
+
+from ml_collections import ConfigDict
+
+VARIANTS = ("", "tiny", "cpu", "paper")
+
+
+def base(stage: str, variant: str = "") -> ConfigDict:
+  """The fields that all stages share, for one accelerator and up.
+
+  Args:
+    stage: "tree", "fundus", "superres", "segmentation" or "filter".
+    variant: "" (default), "tiny", "cpu" or "paper".
+
+  Raises:
+    ValueError: unknown variant.
+  """
+  if variant not in VARIANTS:
+    raise ValueError(f"variant {variant!r} is unknown: write configs/{stage}.py alone, or with :tiny, :cpu or :paper")
+  c = ConfigDict()
+  c.stage = stage
+  c.variant = variant or "default"
+  # Root of all randomness of a run: parameters, data order, augmentation, noise.
+  c.seed = 0
+
+  c.data = ConfigDict()
+  # "phantom[:NUM]", "folder:PATH", "tfds:NAME[:DIR]"; several joined by "+", each with an optional weight "*W".
+  c.data.source = "phantom:400"
+  # (height, width) in pixels that the stage works at.
+  c.data.image_size = (256, 256)
+  # How a photograph is brought to that size: "fov" (crop to the visible disc, pad black), "pad", "crop", "squash".
+  c.data.fit = "fov"
+  # Fields that the network makes, and those it is given.
+  c.data.target = ("tree", "fov")
+  c.data.condition = ()
+  # Augmentation; see retree_jax.data.transforms.Augment.
+  c.data.augment = augmentation()
+  # Threads that read and augment.
+  c.data.num_threads = 4
+  # Batches kept ready on the devices.
+  c.data.prefetch = 2
+
+  c.model = ConfigDict()
+  c.optimizer = ConfigDict()
+  # Peak learning rate of AdamW, reached after warmup_steps.
+  c.optimizer.learning_rate = 2e-4
+  c.optimizer.warmup_steps = 1000
+  # "constant", or "cosine" down to 0 at decay_steps.
+  c.optimizer.schedule = "constant"
+  c.optimizer.decay_steps = 0
+  c.optimizer.b1 = 0.9
+  c.optimizer.b2 = 0.99
+  c.optimizer.eps = 1e-8
+  c.optimizer.weight_decay = 0.01
+  # Gradients with a greater global L2 norm are scaled down to it; 0 switches this off.
+  c.optimizer.clip_norm = 1.0
+
+  c.train = ConfigDict()
+  # Optimizer batches to train for; a finished run can be continued with a greater number.
+  c.train.num_steps = 100_000
+  # Examples per step over all devices and hosts.
+  c.train.batch_size = 64
+  # Parts in which a batch is computed one after the other, to save memory.
+  c.train.accumulate = 1
+  # Decay of the parameters' moving average, which is what samples; 0 = the parameters themselves.
+  c.train.ema_decay = 0.9995
+
+  c.evaluate = ConfigDict()
+  # Steps between evaluations on held-out examples; 0 = never.
+  c.evaluate.every = 2500
+  # At most this many held-out examples.
+  c.evaluate.num = 64
+
+  c.preview = ConfigDict()
+  # Steps between preview pictures; 0 = never.
+  c.preview.every = 5000
+  # Samples in a preview.
+  c.preview.num = 8
+
+  c.checkpoint = ConfigDict()
+  # Steps between checkpoints.
+  c.checkpoint.every = 2500
+  # Newest checkpoints to keep, and those of lowest held-out loss to keep besides.
+  c.checkpoint.keep_latest = 2
+  c.checkpoint.keep_best = 1
+
+  c.log = ConfigDict()
+  # Steps between lines of metrics.jsonl and TensorBoard.
+  c.log.every = 100
+  c.log.tensorboard = True
+  # First step and number of steps of a profiler trace into workdir/profile; 0 steps = none.
+  c.log.profile_start = 20
+  c.log.profile_steps = 0
+
+  c.mesh = ConfigDict()
+  # Devices that share one copy of the parameters (FSDP); 1 = every device has its own, -1 = all share one.
+  c.mesh.fsdp = 1
+  return c
+
+
+def augmentation() -> ConfigDict:
+  """Augmentation for a few dozen eyes; the colour fields act on photographs alone."""
+  a = ConfigDict()
+  # Probability of a left-right flip (laterality) and of an up-down flip (anatomically wrong, so off).
+  a.hflip = 0.5
+  a.vflip = 0.0
+  # Greatest rotation in degrees, scale range, greatest shift as a share of the side.
+  a.rotation = 20.0
+  a.scale = (0.9, 1.15)
+  a.shift = 0.04
+  # Standard deviation of the elastic displacement as a share of the side.
+  a.elastic = 0.01
+  # Strength of colour changes (1 = the default ranges), and of uneven illumination.
+  a.colour = 1.0
+  a.illumination = 1.0
+  return a
+
+
+def no_augmentation() -> ConfigDict:
+  """Everything off, then switch on what you want."""
+  a = augmentation()
+  for name in a:
+    a[name] = (1.0, 1.0) if name == "scale" else 0.0
+  return a
+
+
+def add_diffusion(c: ConfigDict) -> None:
+  """Adds the fields of the denoising stages: corruption, loss and sampler."""
+  c.diffusion = ConfigDict()
+  # "cosine" (Nichol & Dhariwal), "linear" (Ho et al.), "sigmoid" (Jabri et al.), "paper" (the original's).
+  c.diffusion.schedule = "cosine"
+  # Number of time steps T.
+  c.diffusion.num_steps = 1000
+  # Rescale so that the last step is pure noise (Lin et al. 2305.08891).
+  c.diffusion.zero_terminal_snr = True
+  # Resolution shift of the noise level (Hoogeboom et al. 2301.11093); 1 = none, below 1 = more noise.
+  c.diffusion.shift = 1.0
+  # What the network predicts: "v", "x0" or "eps".
+  c.diffusion.prediction = "v"
+  # "stratified" over the batch, or "uniform"; and the first time step ever drawn.
+  c.diffusion.time_sampling = "stratified"
+  c.diffusion.first_step = 0
+  # Probability that the tree of a training pair is hidden, which guidance and unlabelled photographs need.
+  c.diffusion.condition_dropout = 0.0
+
+  c.loss = ConfigDict()
+  # Weights of the squared and the absolute error.
+  c.loss.mse = 1.0
+  c.loss.l1 = 1.0
+  # min-SNR weighting (Hang et al. 2303.09556); 0 = none.
+  c.loss.min_snr_gamma = 5.0
+  # Weight of pixels outside the field of view.
+  c.loss.outside_fov = 1.0
+  # Repetitive training technique of the original: up to rtt_repeats optimizer steps on the same noised batch.
+  c.train.rtt = False
+  c.train.rtt_repeats = 5
+
+  c.sampler = ConfigDict()
+  # "dpmpp_2m", "heun", "ddim" or "ddpm"; and its number of steps.
+  c.sampler.name = "dpmpp_2m"
+  c.sampler.num_steps = 20
+  # Spacing of the steps in time: "logsnr", "trailing", "karras" or "full" (ddpm's own grid).
+  c.sampler.spacing = "trailing"
+  # Noise that ddim adds, 0 = none, 1 = as much as ddpm.
+  c.sampler.eta = 0.0
+  # Clip the estimate of the clean image to [-1, 1] at every step.
+  c.sampler.clip = True
+  # Classifier-free guidance scale; 1 = none.
+  c.sampler.guidance = 1.0
+  # Samples per device and compiled call, and how many of them the network sees at once (0 = one on a CPU, all elsewhere).
+  c.sampler.batch_size = 16
+  c.sampler.block = 0
+  # Root of the samples' randomness.
+  c.sampler.seed = 0
+
+
+def dumps(config: ConfigDict) -> str:
+  """The config as JSON text."""
+  return json.dumps(json.loads(config.to_json_best_effort()), indent=1)

@@ -1,0 +1,140 @@
+"""From a trained denoiser and seeds to pixels: the one sampling path of previews, `--mode sample`, generate and notebooks.
+
+Sample k is a function of (weights, seed, k, its condition) alone. Each device runs the same program on blocks of
+`config.sampler.block` samples; the block, not the batch or the number of devices, is what the compiled network sees, so
+neither changes a bit.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from retree_jax import keys, sharding
+from retree_jax.diffusion import process, samplers, schedules
+
+# Channels of every field of a batch.
+CHANNELS = {"tree": 1, "fov": 1, "image": 3}
+
+
+def make_schedule(config) -> schedules.Schedule:
+  """The noise schedule that `config.diffusion` describes."""
+  return schedules.make(
+      config.schedule, config.num_steps, zero_terminal_snr=config.zero_terminal_snr, shift=config.shift)
+
+
+class Sampler:
+  """A compiled sampling loop over a mesh.
+
+  Args:
+    config: the config that the weights were trained with; `config.sampler` says how to sample.
+    network: `retree_jax.models.Network`.
+    mesh: devices; one local device by default.
+  """
+
+  def __init__(self, config, network, mesh=None):
+    self.config, self.network = config, network
+    self.mesh = sharding.make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
+    self.target, self.condition = tuple(config.data.target), tuple(config.data.condition)
+    self.size = tuple(config.data.image_size)
+    self._schedule = make_schedule(config.diffusion)
+    options = config.sampler
+    self._grid = samplers.time_grid(self._schedule, options.num_steps, spacing=options.spacing)
+    if options.name not in samplers.NAMES:
+      raise ValueError(f"config.sampler.name={options.name!r} is unknown: use {', '.join(samplers.NAMES)}")
+    if options.guidance != 1.0 and not config.diffusion.condition_dropout:
+      raise ValueError(f"config.sampler.guidance={options.guidance} needs a model trained with config.diffusion.condition_dropout"
+                       " above 0: use 1.0")
+    on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+    # One sample at a time on a CPU: as quick there, and the same bits whatever the batch.
+    self.block = options.block or (1 if on_cpu else options.batch_size)
+    spec = PartitionSpec(("data", "fsdp"))
+    self._run = jax.jit(jax.shard_map(
+        self._on_device, mesh=self.mesh, in_specs=(PartitionSpec(), spec, spec), out_specs=spec, check_vma=False))
+
+  def __call__(self, params, indices, condition: dict | None = None, seed: int | None = None) -> dict[str, np.ndarray]:
+    """Samples, in as many compiled batches as it takes.
+
+    Args:
+      params: the network's parameters.
+      indices: [N] int, numbers of the samples.
+      condition: uint8 arrays [N, H, W, C] for each field of `config.data.condition`.
+      seed: root of the randomness; `config.sampler.seed` by default.
+
+    Returns:
+      uint8 arrays [N, H, W, C] for each field of `config.data.target`, on every host.
+    """
+    indices = np.asarray(indices, np.int64)
+    seed = self.config.sampler.seed if seed is None else seed
+    total, step = len(indices), self.batch_size
+    parts = []
+    for start in range(0, total, step):
+      rows = slice(start, min(start + step, total))
+      parts.append(self._batch(params, indices[rows], {k: v[rows] for k, v in (condition or {}).items()}, seed))
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+  @property
+  def batch_size(self) -> int:
+    """Samples per compiled call, over all devices."""
+    blocks = max(1, self.config.sampler.batch_size // self.block)
+    return self.block * blocks * self.mesh.size
+
+  def _batch(self, params, indices, condition, seed):
+    n, h, w = len(indices), *self.size
+    # Padded to whole blocks on every device: at most a few sizes are ever compiled.
+    unit = self.block * self.mesh.size
+    pad = -n % unit
+    cond = np.zeros((n, h, w, 0), np.uint8)
+    if self.condition:
+      missing = [f for f in self.condition if f not in condition]
+      if missing:
+        raise ValueError(f"sampling needs the condition {missing[0]!r} of shape [{n}, {h}, {w}, {CHANNELS[missing[0]]}]")
+      cond = np.concatenate([condition[f] for f in self.condition], axis=-1)
+      if cond.shape[:3] != (n, h, w):
+        raise ValueError(f"the condition has shape {cond.shape[:3]} but the model takes [{n}, {h}, {w}]: resize it")
+    sample_keys = keys.per_sample(seed, np.pad(indices, (0, pad), mode="edge"), f"{self.config.stage} samples")
+    key_data = np.asarray(jax.random.key_data(sample_keys))
+    cond = np.pad(cond, ((0, pad), (0, 0), (0, 0), (0, 0)), mode="edge")
+    split = sharding.batch_sharding(self.mesh)
+    x = self._run(params, *(jax.make_array_from_callback(a.shape, split, lambda i, a=a: a[i]) for a in (key_data, cond)))
+    pixels = sharding.to_host(x)[:n]
+    out, start = {}, 0
+    for name in self.target:
+      out[name] = pixels[..., start:start + CHANNELS[name]]
+      start += CHANNELS[name]
+    if "image" in out and "fov" in self.condition:
+      out["image"] = np.where(condition["fov"] >= 128, out["image"], 0).astype(np.uint8)
+    return out
+
+  def _on_device(self, params, key_data, cond):
+    """One device's share: blocks one after the other. key_data [b, 2] uint32, cond [b, H, W, C] uint8 → uint8."""
+    def blocks(x):
+      return x.reshape(x.shape[0] // self.block, self.block, *x.shape[1:])
+
+    def one(args):
+      return self._block(params, *args)
+
+    out = jax.lax.map(one, (blocks(key_data), blocks(cond)))
+    return out.reshape(-1, *out.shape[2:])
+
+  def _block(self, params, key_data, cond):
+    options, config = self.config.sampler, self.config.diffusion
+    sample_keys = jax.random.wrap_key_data(key_data, impl="threefry2x32")
+    channels = sum(CHANNELS[f] for f in self.target)
+    start_keys, step_keys = (jax.vmap(jax.random.fold_in, (0, None))(sample_keys, i) for i in range(2))
+    x = keys.normal(start_keys, (*self.size, channels))
+    cond = cond.astype(jnp.float32) / 127.5 - 1.0 if self.condition else None
+
+    def predict_x0(x, t, cond=cond):
+      alpha, sigma = self._schedule.alpha_sigma(t)
+      prediction = self.network.apply(params, x, t, cond)
+      return process.to_x0(prediction, x, alpha, sigma, config.prediction)
+
+    predict = predict_x0
+    if options.guidance != 1.0:
+      blank = jnp.concatenate([
+          (jnp.zeros_like if f == "tree" else lambda c: c)(cond[..., i:i + 1]) for i, f in enumerate(self.condition)], -1)
+      predict = samplers.guided(predict_x0, lambda x, t: predict_x0(x, t, blank), options.guidance)
+    extra = {"eta": options.eta} if options.name == "ddim" else {}
+    x = samplers.sample(options.name, predict, x, self._grid, step_keys, clip=options.clip, **extra)
+    return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)

@@ -1,0 +1,124 @@
+"""Meshes, shardings and multi-host start: where arrays live, and nothing about what they mean.
+
+One mesh with two axes serves every stage. `data` splits the batch; `fsdp` splits the batch and the parameters
+(ZeRO-3 as sharding annotations: jit inserts the gathers). One device is a 1×1 mesh. Axes are of type Auto: the
+compiler propagates shardings, the mathematics holds no collectives.
+"""
+
+import os
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+BATCH = PartitionSpec(("data", "fsdp"))
+REPLICATED = PartitionSpec()
+
+
+def initialize_distributed(mode: str = "auto", coordinator: str | None = None, num_processes: int | None = None,
+                           process_id: int | None = None) -> None:
+  """Joins the processes of one job. Must run before any JAX device is touched; a no-op on a single host.
+
+  Args:
+    mode: "auto" joins on a Cloud TPU pod, under Slurm with several tasks, or when a coordinator is named; "on" always joins;
+      "off" never.
+    coordinator: "host:port" of process 0, for clusters that JAX does not recognise.
+    num_processes: with `coordinator`, the number of processes.
+    process_id: with `coordinator`, this process's rank in [0, num_processes).
+
+  Raises:
+    ValueError: unknown mode, or a coordinator without its two companions.
+  """
+  if mode not in ("auto", "on", "off"):
+    raise ValueError(f"--distributed={mode} is unknown: use auto, on or off")
+  if coordinator is not None and (num_processes is None or process_id is None):
+    raise ValueError("--coordinator needs --num_processes and --process_id beside it")
+  if mode == "off":
+    return
+  if coordinator is not None:
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+    return
+  workers = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+  slurm_tasks = int(os.environ.get("SLURM_NTASKS", "1") or 1) if "SLURM_PROCID" in os.environ else 1
+  if mode == "on" or "," in workers or slurm_tasks > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ:
+    jax.distributed.initialize()
+
+
+def make_mesh(fsdp: int = 1, devices=None) -> Mesh:
+  """Mesh ("data", "fsdp") over all devices of all hosts.
+
+  Args:
+    fsdp: number of devices that share one copy of the parameters; -1 shares it among all.
+    devices: list of devices; all of them by default.
+
+  Raises:
+    ValueError: `fsdp` does not divide the number of devices.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  fsdp = len(devices) if fsdp == -1 else fsdp
+  if fsdp < 1 or len(devices) % fsdp:
+    raise ValueError(
+        f"config.mesh.fsdp={fsdp} does not divide the {len(devices)} devices: use a divisor of {len(devices)}, or -1 for all")
+  grid = np.asarray(devices).reshape(len(devices) // fsdp, fsdp)
+  return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The first axis split over every device."""
+  return NamedSharding(mesh, BATCH)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """A whole copy on every device."""
+  return NamedSharding(mesh, REPLICATED)
+
+
+def infer_shardings(abstract_tree, mesh: Mesh, min_size: int = 2**16):
+  """Shardings of a state: every large array split along its largest axis that `fsdp` divides, the rest replicated.
+
+  Args:
+    abstract_tree: pytree of arrays or `jax.ShapeDtypeStruct`.
+    mesh: mesh with an axis "fsdp".
+    min_size: arrays with fewer elements are replicated, since a gather costs more than their memory.
+
+  Returns:
+    pytree of `NamedSharding` of the same structure.
+  """
+  parts = mesh.shape["fsdp"]
+
+  def leaf(x):
+    if parts == 1 or x.size < min_size or jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      return replicated(mesh)
+    axes = [axis for axis in np.argsort(x.shape)[::-1] if x.shape[axis] % parts == 0]
+    if not axes:
+      return replicated(mesh)
+    spec = [None] * x.ndim
+    spec[axes[0]] = "fsdp"
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  return jax.tree.map(leaf, abstract_tree)
+
+
+def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+  """Raises ValueError unless `batch_size` splits evenly over the devices and the accumulation steps."""
+  devices = mesh.size
+  if batch_size % (devices * accumulate):
+    good = max(1, round(batch_size / (devices * accumulate))) * devices * accumulate
+    raise ValueError(
+        f"config.train.batch_size={batch_size} is not divisible by {devices} devices × {accumulate} accumulation steps: "
+        f"use for example --config.train.batch_size={good}")
+
+
+def to_global(batch, mesh: Mesh):
+  """This host's rows of a batch (pytree of numpy arrays [b, ...]) as global arrays [b × hosts, ...] split over the mesh."""
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.ascontiguousarray(x)), batch)
+
+
+def to_host(tree):
+  """Global arrays as whole numpy arrays on every host. All hosts must call it."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  from jax.experimental import multihost_utils
+
+  return multihost_utils.process_allgather(tree, tiled=True)

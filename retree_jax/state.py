@@ -1,0 +1,99 @@
+"""What a training run carries from step to step: parameters, their average, the optimizer, the random state."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """Everything that a resumed run needs besides the position in the data.
+
+  Attributes:
+    step: int32 scalar, number of batches consumed.
+    params: float32 parameters; a GAN keeps {"generator": ..., "discriminator": ...}.
+    ema: exponential moving average of the parameters that are used for inference (of the generator, in a GAN).
+    opt_state: optimizer state (a dict of two in a GAN).
+    key: typed PRNG key, the root of all noise of the run; step i uses fold_in(key, i).
+    extra: what a task needs besides, e.g. the bar of the repetitive training technique; {} otherwise.
+  """
+
+  step: jax.Array
+  params: Any
+  ema: Any
+  opt_state: Any
+  key: jax.Array
+  extra: Any
+
+  def replace(self, **changes) -> "TrainState":
+    """A copy with some fields changed."""
+    return dataclasses.replace(self, **changes)
+
+
+def make_schedule(config):
+  """Learning rate as a function of the optimizer step: linear warm-up, then constant or cosine to zero."""
+  peak, warmup = config.learning_rate, config.warmup_steps
+  if config.schedule == "constant":
+    return optax.schedules.warmup_constant_schedule(0.0 if warmup else peak, peak, max(warmup, 1))
+  if config.schedule == "cosine":
+    if config.decay_steps <= warmup:
+      raise ValueError(
+          f"config.optimizer.decay_steps={config.decay_steps} must exceed warmup_steps={warmup} for schedule 'cosine'")
+    return optax.schedules.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, config.decay_steps)
+  raise ValueError(f"config.optimizer.schedule={config.schedule!r} is unknown: use 'constant' or 'cosine'")
+
+
+def make_optimizer(config) -> optax.GradientTransformation:
+  """AdamW (Loshchilov & Hutter 2019) behind a global-norm clip.
+
+  Args:
+    config: `config.optimizer` with learning_rate, warmup_steps, schedule, decay_steps, b1, b2, eps, weight_decay and
+      clip_norm (0 = no clipping).
+  """
+  adamw = optax.adamw(make_schedule(config), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay)
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm > 0 else adamw
+
+
+def ema_update(ema, params, step, decay: float):
+  """Moving average with the warm-up min(decay, (1 + step) / (10 + step)), so that early steps are forgotten soon.
+
+  Args:
+    ema, params: pytrees of the same structure.
+    step: int scalar, steps taken before this update.
+    decay: in [0, 1); 0 makes the average equal to the parameters.
+  """
+  rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if decay > 0 else 0.0
+  return jax.tree.map(lambda e, p: e + (1.0 - rate) * (p - e), ema, params)
+
+
+def value_and_gradients(loss_fn, params, batch, accumulate: int = 1):
+  """Mean loss, its gradients and mean metrics of one batch, in `accumulate` equal parts to save memory.
+
+  Args:
+    loss_fn: (params, part of the batch) -> (scalar mean loss, dict of scalar metrics).
+    params: pytree.
+    batch: pytree of arrays with the same first axis B; part k takes rows k, k + accumulate, ...: strided, so that each
+      part stays spread over all devices.
+    accumulate: number of parts; must divide B.
+
+  Returns:
+    (loss, metrics, gradients), float32 means over the whole batch: the same numbers as in one part, to rounding.
+  """
+  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+  if accumulate == 1:
+    (loss, metrics), grads = grad_fn(params, batch)
+    return loss, metrics, grads
+  parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), 1, 0), batch)
+  shapes = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], parts))
+  zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+  def body(total, part):
+    return jax.tree.map(jnp.add, total, grad_fn(params, part)), None
+
+  total, _ = jax.lax.scan(body, zero, parts)
+  (loss, metrics), grads = jax.tree.map(lambda x: x / accumulate, total)
+  return loss, metrics, grads

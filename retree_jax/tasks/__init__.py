@@ -1,0 +1,32 @@
+"""What each stage is to the training loop: five functions of a state and a batch.
+
+A task offers `init`, `train_step`, `evaluate`, `preview` and the example fields it needs; the loop in `retree_jax.train` knows
+nothing else of a stage, and a task knows nothing of the loop, meshes or files.
+"""
+
+import importlib
+
+# stage -> (module of this package, class). Imported when asked for.
+_TASKS = {
+    "tree": ("diffusion", "DiffusionTask"),
+    "fundus": ("diffusion", "DiffusionTask"),
+    "superres": ("superres", "SuperresTask"),
+    "segmentation": ("segmentation", "SegmentationTask"),
+    "filter": ("tree_filter", "TreeFilterTask"),
+}
+
+
+def make(config, num_examples: int = 0):
+  """The task of `config.stage`.
+
+  Args:
+    config: a whole config (see `retree_jax.defaults`).
+    num_examples: training examples in the source; tells the repetitive training technique how long an epoch is.
+
+  Raises:
+    ValueError: unknown stage, or a value that the stage cannot take.
+  """
+  if config.stage not in _TASKS:
+    raise ValueError(f"config.stage={config.stage!r} is unknown: use {', '.join(_TASKS)}")
+  module, name = _TASKS[config.stage]
+  return getattr(importlib.import_module(f"retree_jax.tasks.{module}"), name)(config, num_examples)
