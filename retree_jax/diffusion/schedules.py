@@ -1,4 +1,4 @@
-"""Noise schedules: how much of the image and how much noise each timestep holds.
+"""Noise schedules (how much image and how much noise each timestep holds) and the grids that samplers visit.
 
 A schedule has T timesteps, 0 (least noise) to T - 1 (most). Step i adds noise of variance beta_i, so that
 with alpha_bar_i = prod_{j <= i} (1 - beta_j) the image at step i is x_i = alpha x0 + sigma eps, alpha =
@@ -19,7 +19,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:
-  """A noise schedule, made by `make`. Hashed by identity, so it may be a static argument of a jitted function.
+  """A noise schedule, made by `make`. Hashed by identity: it may be a static argument of a jitted function.
 
   Attributes:
     name: what it was made from.
@@ -85,7 +85,7 @@ def _paper_beta(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02
 
 def _linear_beta(
     num_steps: int, beta_start: float | None = None, beta_end: float | None = None) -> np.ndarray:
-  """Ho et al., arXiv 2006.11239, section 4: 1e-4 to 0.02 for T = 1000; times 1000/T otherwise, unless given."""
+  """Ho et al., arXiv 2006.11239, section 4: 1e-4 to 0.02 for T = 1000; times 1000/T for others."""
   scale = 1000 / num_steps
   beta_start = 1e-4 * scale if beta_start is None else beta_start
   beta_end = 0.02 * scale if beta_end is None else beta_end
@@ -114,6 +114,7 @@ def _from_alpha_bar(alpha_bar: np.ndarray, max_beta: float) -> np.ndarray:
 
 _BETAS = {"paper": _paper_beta, "linear": _linear_beta, "cosine": _cosine_beta, "sigmoid": _sigmoid_beta}
 NAMES = tuple(_BETAS)
+SPACINGS = ("full", "trailing", "logsnr", "karras")
 
 
 def make(
@@ -144,7 +145,7 @@ def make(
   except TypeError:
     steps = 0
   if steps < 2:
-    raise ValueError(f"a schedule needs a whole number of timesteps, at least 2, not {num_steps!r}; write 1000.")
+    raise ValueError(f"a schedule needs a whole number of timesteps, at least 2, not {num_steps!r}.")
   if not 0 < shift < np.inf:
     raise ValueError(f"schedule shift is {shift}; write a positive number, 1 for none.")
   code = _BETAS[name].__code__
@@ -168,3 +169,99 @@ def make(
         "bring its options nearer to their defaults.")
   beta.flags.writeable = alpha_bar.flags.writeable = False
   return Schedule(name, beta, alpha_bar)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Grid:
+  """The noise levels that a sampler visits, from noise to image; `time_grid` makes them. Hashed by identity.
+
+  Attributes:
+    t: [n + 1] timesteps as the network sees them; the last is where sampling ends and is never given to a
+    network. alpha, sigma: [n + 1] levels there, with sigma / alpha strictly falling; sigma may be 0 only at
+    the end.
+    schedule: where the levels were read from; only churn needs it.
+
+  Raises:
+    ValueError: the arrays are no such levels.
+  """
+
+  t: np.ndarray
+  alpha: np.ndarray
+  sigma: np.ndarray
+  schedule: Schedule | None = None
+
+  def __post_init__(self):
+    for field in ("t", "alpha", "sigma"):
+      object.__setattr__(self, field, np.asarray(getattr(self, field), np.float64))
+    if not (self.t.ndim == 1 and len(self.t) >= 2 and self.t.shape == self.alpha.shape == self.sigma.shape):
+      raise ValueError("a sampling grid needs t, alpha and sigma as 1-D arrays of one length, at least 2.")
+    if not (np.all(self.alpha >= 0) and np.all(self.sigma >= 0) and np.all(np.diff(self.ratio) < 0)):
+      raise ValueError("the noise levels of a sampling grid must fall at every step, from noise to image.")
+
+  @property
+  def num_steps(self) -> int:
+    """Number of steps, n."""
+    return len(self.t) - 1
+
+  @property
+  def ratio(self) -> np.ndarray:
+    """[n + 1] sigma / alpha, EDM's sigma; infinite where alpha is 0."""
+    return np.divide(self.sigma, self.alpha, out=np.full_like(self.sigma, np.inf), where=self.alpha > 0)
+
+
+def time_grid(
+    schedule: Schedule, num_steps: int | None = None, spacing: str = "trailing", *,
+    sigma_min: float | None = None, sigma_max: float | None = None, rho: float = 7.0) -> Grid:
+  """The levels that a sampler of `num_steps` steps visits.
+
+  Args:
+    schedule: the one that the network was trained with.
+    num_steps: n; `predict_x0` is called n times (2 n - 1 times by `heun`). For "full" leave it out.
+    spacing: "full", the paper's: every timestep from T - 1 to 1, T - 1 steps, ending at the level of timestep
+      0, which the paper takes for the image. The others end at the clean image, alpha = 1 and sigma = 0:
+      "trailing", n whole timesteps evenly from T - 1 down (Lin et al., arXiv 2305.08891, table 2); "logsnr",
+      evenly in log(sigma / alpha) (Lu et al., arXiv 2211.01095, section 6); "karras", evenly in (sigma /
+      alpha)**(1 / rho) (Karras et al., arXiv 2206.00364, eq. 5).
+    sigma_min, sigma_max: ends of "logsnr" and "karras" as sigma / alpha; by default EDM's 0.002 and 80. Cut
+    to what
+      the schedule holds. At sigma_max the image is taken for pure noise.
+    rho: as above; larger puts more steps near the image.
+
+  Raises:
+    ValueError: unknown spacing, or a number of steps that the schedule does not have.
+  """
+  if spacing not in SPACINGS:
+    raise ValueError(f"time spacing {spacing!r} is unknown; write one of {', '.join(map(repr, SPACINGS))}.")
+  last = schedule.num_steps - 1
+  if spacing == "full":
+    if num_steps not in (None, last):
+      raise ValueError(f"the full grid of this schedule has {last} steps, not {num_steps}; leave it out "
+                       "or write spacing='trailing'.")
+    t = np.arange(last, -1, -1.0)
+    return Grid(t, *schedule.levels(t), schedule)
+  try:
+    steps = operator.index(num_steps)
+  except TypeError:
+    steps = 0
+  if steps < 1:
+    raise ValueError(f"the number of sampling steps must be a whole number, at least 1, not {num_steps!r}.")
+  if spacing == "trailing":
+    if steps > schedule.num_steps:
+      raise ValueError(f"{steps} sampling steps are more than the schedule's {schedule.num_steps} timesteps; "
+                       "write fewer, or spacing='logsnr'.")
+    t = np.round(np.linspace(schedule.num_steps, 0, steps + 1))[:-1] - 1
+  else:
+    alpha, sigma = schedule.levels(np.array([0.0, last]))
+    low = max(0.002 if sigma_min is None else sigma_min, sigma[0] / alpha[0])
+    high = min(80.0 if sigma_max is None else sigma_max, sigma[1] / alpha[1] if alpha[1] > 0 else np.inf)
+    if not 0 < low < high < np.inf or not rho > 0:
+      raise ValueError(f"no grid falls from sigma_max={sigma_max} to sigma_min={sigma_min} with rho={rho} on "
+                       "this schedule; leave the three out for the usual ones.")
+    place = np.linspace(0, 1, steps)
+    if spacing == "logsnr":
+      ratio = np.exp(np.log(high) + place * np.log(low / high))
+    else:
+      ratio = (high ** (1 / rho) + place * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    t = schedule.time_of(ratio)
+  alpha, sigma = schedule.levels(t)
+  return Grid(np.append(t, 0.0), np.append(alpha, 1.0), np.append(sigma, 0.0), schedule)
