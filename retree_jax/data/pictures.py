@@ -1,0 +1,155 @@
+"""From a picture file to an array, and from a photograph to the disc that shows the retina."""
+
+import io
+import pathlib
+import warnings
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+# EyePACS, the largest photographs in the field, stay below 20 million pixels; a file that claims more than
+# this is a mistake or a bomb.
+MAX_PIXELS = 64_000_000
+
+
+def decode(data: bytes | pathlib.Path, name: str) -> np.ndarray:
+  """Reads one picture file, 8 or 16 bits, to uint8 [H, W] (grey, palettes of grey included) or [H, W, 3].
+
+  Args:
+    data: a path or the file's bytes.  name: what messages call the file.
+
+  Raises:
+    ValueError: not a picture, damaged, or more than `MAX_PIXELS` pixels.
+  """
+  limit = MAX_PIXELS // 10**6
+  too_big = f"{name} has more than {limit} million pixels: shrink it, or remove it if it is no photograph."
+  try:
+    with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as picture:
+      if picture.size[0] * picture.size[1] > MAX_PIXELS:
+        raise ValueError(too_big)
+      picture.load()
+      if picture.mode in ("1", "L"):
+        return np.asarray(picture.convert("L"))
+      if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.nan_to_num(np.asarray(picture, np.float64))
+        # 16-bit files hold 0..65535; ones whose values stay below 256 are 8-bit pictures in a wide container
+        scale = 257.0 if values.max(initial=0) > 255 else 1.0
+        return np.clip(np.round(values / scale), 0, 255).astype(np.uint8)
+      if picture.mode == "LA":
+        return np.asarray(picture.getchannel(0))
+      colour = np.asarray(picture.convert("RGB"))
+      is_grey = (
+        picture.mode == "P"
+        and (colour[..., 0] == colour[..., 1]).all()
+        and (colour[..., 1] == colour[..., 2]).all()
+      )
+      return np.ascontiguousarray(colour[..., 0]) if is_grey else colour
+  except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    raise ValueError(too_big) from None
+  except FileNotFoundError:
+    raise ValueError(f"{name} is gone: it was there when the folder was listed; start again.") from None
+  except ValueError as error:
+    if str(error) == too_big:
+      raise
+    raise ValueError(f"Cannot read {name} ({error}): replace or remove it.") from None
+  except (OSError, SyntaxError, EOFError, MemoryError, TypeError, IndexError) as error:
+    what = (
+      "not a picture Pillow can read"
+      if isinstance(error, Image.UnidentifiedImageError)
+      else str(error) or "damaged"
+    )
+    raise ValueError(f"Cannot read {name} ({what}): replace the damaged file or remove it.") from None
+
+
+def as_photograph(picture: np.ndarray) -> np.ndarray:
+  """Decoded picture -> uint8 [H, W, 3]; grey ones are repeated."""
+  return np.repeat(picture[..., None], 3, axis=-1) if picture.ndim == 2 else picture
+
+
+def as_mask(picture: np.ndarray, name: str) -> np.ndarray:
+  """Decoded picture -> uint8 0/255 [H, W, 1].
+
+  A mask is binary when more than 98 % of its pixels lie within 5 (of 255) of zero or of its maximum, which
+  lets masks that went through JPEG pass and stops grey-level maps, probability maps and files with several
+  classes.
+
+  Raises:
+    ValueError: it is not binary; the sentence says how to make it so.
+  """
+  grey = picture.max(axis=-1) if picture.ndim == 3 else picture
+  top = int(grey.max(initial=0))
+  if top == 0:
+    return np.zeros((*grey.shape, 1), np.uint8)
+  slack = 5 * top // 255
+  counts = np.bincount(grey.ravel(), minlength=256)
+  share = (counts[: slack + 1].sum() + counts[top - slack :].sum()) / grey.size
+  if share <= 0.98:
+    raise ValueError(
+      f"{name} is no binary mask ({100 * (1 - share):.0f} % of its pixels are neither background nor "
+      "vessel): binarise it first, "
+      "e.g. with Pillow: Image.open(f).convert('L').point(lambda v: 255 * (v >= 128)).save(f)."
+    )
+  return ((grey.astype(np.int32) * 2 > top) * np.uint8(255))[..., None]
+
+
+def picture_size(path: pathlib.Path) -> tuple[int, int]:
+  """(height, width) from the header alone; `ValueError` where there is no readable header."""
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+      with Image.open(path) as picture:
+        return picture.size[1], picture.size[0]
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    raise ValueError(
+      f"Cannot read {path}: it is no picture or it is damaged; replace or remove it."
+    ) from None
+
+
+def find_fov(image: np.ndarray) -> np.ndarray:
+  """Finds the visible disc of a photograph: threshold just above the black surround, largest component,
+  filled, convex.
+
+  Args:
+    image: uint8 [H, W, 3].
+
+  Returns:
+    uint8 0/255 [H, W, 1]. All 255 where there is no dark surround to tell apart (a photograph cropped inside
+    its disc).
+
+  The brightest channel is thresholded, because the retina is always red and often dark in green and blue; the
+  threshold is a small share of the way from the surround (the median of the four corners' darkest) to the
+  retina's typical brightness, because the rim is much darker than the middle. A disc, whole or cut by the
+  frame, is convex, so the hull gives back what dark lesions or shadows took.
+  """
+  height, width = image.shape[:2]
+  stride = max(1, round(max(height, width) / 640))
+  bright = image[::stride, ::stride].max(axis=-1)
+  bright = ndimage.uniform_filter(bright.astype(np.float32), 3, mode="nearest")
+  typical = float(np.percentile(bright, 90))
+  side = max(2, min(bright.shape) // 40)
+  corners = [
+    float(np.median(bright[ys, xs]))
+    for ys in (slice(side), slice(-side, None))
+    for xs in (slice(side), slice(-side, None))
+  ]
+  dark = min(corners)
+  threshold = dark + 0.12 * (typical - dark)
+  everything = np.full((height, width, 1), 255, np.uint8)
+  if dark > 0.35 * typical or typical < 8:
+    return everything
+  labels, count = ndimage.label(bright > threshold)
+  if not count:
+    return everything
+  largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+  # a morphological opening takes away bright text or reflections that touch the rim before the hull would
+  # span them
+  opened = ndimage.binary_opening(largest, iterations=max(1, min(bright.shape) // 80))
+  mask = opened if opened.sum() > 0.5 * largest.sum() else largest
+  from skimage.morphology import convex_hull_image  # 0.3 s to import: only those who need a FOV pay
+
+  mask = convex_hull_image(mask)
+  if mask.mean() < 0.1:
+    return everything
+  whole = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR)
+  return ((np.asarray(whole) >= 128) * np.uint8(255))[..., None]

@@ -1,0 +1,255 @@
+"""Where eyes come from: one spec string -> a random-access source of examples.
+
+    phantom                 200 procedural eyes            phantom:1000            as many as you say
+    folder:PATH             photographs and masks on disk  tfds:NAME[:DIR]         a TFDS data set (see
+    data/builders) folder:A*3+folder:B     several joined by "+"; "*3" draws each eye of A three times as
+    often as each eye of B
+
+An *example* is a dict: "name" str; "image" uint8 [H, W, 3]; "tree" uint8 0/255 [H, W, 1]; "fov" uint8 0/255
+[H, W, 1]; "label", who drew the tree: "expert", "predicted", "phantom" or "generated". "image" or "tree" is
+absent where there is none.
+"""
+
+import functools
+import hashlib
+import json
+import pathlib
+import re
+import zlib
+
+import numpy as np
+
+from retree_jax.data import folders
+
+SPLITS = ("train", "test", "all")
+FIELDS = ("image", "tree", "fov", "image?", "tree?")
+HOLD_OUT = 0.2
+# eyes of one person must not lie on both sides of a split: 10_left and 10_right, Image_01L and Image_01R are
+# one patient
+_SIDE = re.compile(r"(?<=[\d_\-.])[_\-.]?(left|right|od|os|l|r)$", re.IGNORECASE)
+_JOIN = re.compile(r"\+(?=(?:phantom|folder:|tfds:))")
+_WEIGHT = re.compile(r"\*([0-9]*\.?[0-9]+(?:e[+-]?\d+)?)$")
+
+
+def hold_out(names) -> tuple[list[str], list[str]]:
+  """Splits names into (train, test), about one in five to test, by a hash of the patient's part of the name.
+
+  The hash looks at one name at a time, so adding eyes never moves an eye from train to test (but for the "at
+  least one" of very small sets); the two eyes of one patient stay together.
+
+  Raises:
+    ValueError: fewer than two patients, so that one of the sides would be empty.
+  """
+  groups: dict[str, list[str]] = {}
+  for name in names:
+    groups.setdefault(_SIDE.sub("", folders.pairing_key(name)), []).append(name)
+  if len(groups) < 2:
+    raise ValueError(
+      f"Cannot hold out a test split from {folders.some(names) or 'nothing'}: add eyes of at least two "
+      "patients, or write splits.json."
+    )
+  order = sorted(groups, key=lambda group: hashlib.sha256(group.encode()).digest())
+  chosen = {group for group in order if hashlib.sha256(group.encode()).digest()[0] < 256 * HOLD_OUT} or {
+    order[0]
+  }
+  if len(chosen) == len(groups):
+    chosen.discard(order[-1])
+  test = sorted(name for group in chosen for name in groups[group])
+  return sorted(set(names) - set(test)), test
+
+
+def read_splits(path: pathlib.Path, names) -> tuple[list[str], list[str]]:
+  """(train, test) from `splits.json`: {"train": [stems], "test": [stems]}; other keys are passed over.
+
+  Raises:
+    ValueError: not such a file, a stem without a file, or one in both lists.
+  """
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    lists = [[str(stem) for stem in content[key]] for key in ("train", "test")]
+  except (OSError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+    raise ValueError(
+      f'{path} is no split: write {{"train": [stems], "test": [stems]}} or remove it for a hold-out by hash.'
+    ) from None
+  exact, loose = set(names), {folders.pairing_key(name): name for name in names}
+  resolved = []
+  for stems in lists:
+    missing = [stem for stem in stems if stem not in exact and folders.pairing_key(stem) not in loose]
+    if missing:
+      raise ValueError(
+        f"{path} names {folders.some(missing)}, for which there is no file: add the files or correct the "
+        "list."
+      )
+    resolved.append([stem if stem in exact else loose[folders.pairing_key(stem)] for stem in stems])
+  both = set(resolved[0]) & set(resolved[1])
+  if both:
+    raise ValueError(
+      f"{path} puts {folders.some(sorted(both))} into both train and test: a test eye must never be trained "
+      "on."
+    )
+  return resolved[0], resolved[1]
+
+
+class PhantomSource:
+  """Procedural eyes (`retree_jax.data.phantom`), drawn when asked for and kept.
+
+  Eye i of the train split has the phantom seed 2·(seed·10⁶ + i), of the test split that number plus one: the
+  splits never share an eye.
+
+  Attributes:
+    names: phantom_SEED.  title: "phantom".
+  """
+
+  title = "phantom"
+  # about 400 eyes of 512x512: enough for the default set, a bound for larger ones
+  max_cached = 400
+
+  def __init__(self, number: int = 200, split: str = "train", seed: int = 0, size=None):
+    held_out = max(1, round(number * HOLD_OUT))
+    train = [2 * (seed * 1_000_000 + i) for i in range(number)]
+    test = [2 * (seed * 1_000_000 + i) + 1 for i in range(held_out)]
+    self._seeds = {"train": train, "test": test, "all": train + test}[split]
+    self.size = tuple(size or (512, 512))
+    self.names = [f"phantom_{eye_seed}" for eye_seed in self._seeds]
+    self._draw = functools.lru_cache(maxsize=self.max_cached)(self._render)
+
+  def _render(self, eye_seed: int) -> dict:
+    from retree_jax.data import phantom  # here, so that folders can be read without it
+
+    return phantom.eye(eye_seed, self.size)
+
+  def at_size(self, size) -> "PhantomSource":
+    """The same eyes drawn at another size (height, width)."""
+    copy = object.__new__(PhantomSource)
+    copy._seeds, copy.names, copy.size = self._seeds, self.names, tuple(size)
+    copy._draw = functools.lru_cache(maxsize=self.max_cached)(copy._render)
+    return copy
+
+  def __len__(self) -> int:
+    return len(self._seeds)
+
+  def __getitem__(self, index: int) -> dict:
+    example = dict(self._draw(self._seeds[index]))
+    example.update(name=self.names[index], label="phantom")
+    return example
+
+
+class JoinedSource:
+  """Several sources one after another; names get the part's title as a prefix so that they stay unique.
+
+  Attributes:
+    parts: the sources.  weights: one positive number per part: how often an eye of it is drawn, relative to
+      the others' eyes.
+  """
+
+  def __init__(self, parts, weights):
+    self.parts, self.weights = list(parts), [float(weight) for weight in weights]
+    self.title = "+".join(part.title for part in self.parts)
+    self._starts = np.cumsum([0] + [len(part) for part in self.parts])
+    titles = [part.title for part in self.parts]
+    prefixes = [
+      title if titles.count(title) == 1 else f"{title}{number}" for number, title in enumerate(titles, 1)
+    ]
+    self._prefixes = prefixes
+    self.names = [
+      f"{prefix}-{name}" for prefix, part in zip(prefixes, self.parts, strict=True) for name in part.names
+    ]
+
+  def at_size(self, size) -> "JoinedSource":
+    return JoinedSource([at_size(part, size) for part in self.parts], self.weights)
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def __getitem__(self, index: int) -> dict:
+    if not -len(self) <= index < len(self):
+      raise IndexError(index)
+    index %= len(self)
+    part = int(np.searchsorted(self._starts, index, side="right")) - 1
+    return {**self.parts[part][index - int(self._starts[part])], "name": self.names[index]}
+
+
+def at_size(source, size):
+  """The source drawn at `size` where it has no resolution of its own (phantoms); any other source
+  unchanged.
+  """
+  return source.at_size(size) if hasattr(source, "at_size") else source
+
+
+def _open_one(spec: str, split: str, fields, seed: int, size):
+  kind, _, rest = spec.partition(":")
+  if kind == "phantom":
+    if rest and not (rest.isdigit() and int(rest) > 0):
+      raise ValueError(
+        f"{spec!r}: write phantom or phantom:NUM with a whole number of eyes above 0, e.g. phantom:200."
+      )
+    return PhantomSource(int(rest or 200), split, seed, size)
+  if kind == "folder" and rest:
+    source = folders.FolderSource(rest, fields)
+    if split != "all":
+      splits = source.path / "splits.json"
+      train, test = read_splits(splits, source.names) if splits.is_file() else hold_out(source.names)
+      chosen = train if split == "train" else test
+      if not chosen:
+        raise ValueError(
+          f"{splits} has an empty {split} list: name at least one eye there, or use split 'all'."
+        )
+      source.keep(chosen)
+    return source
+  if kind == "tfds" and rest:
+    from retree_jax.data.builders import (
+      reading,
+    )  # imports tensorflow_datasets: seconds that only its users should pay
+
+    return reading.TfdsSource(rest, split=split, fields=fields)
+  raise ValueError(
+    f"Unknown data source {spec!r}: write phantom[:NUM], folder:PATH or tfds:NAME[:DIR], several joined by "
+    "'+'."
+  )
+
+
+def open_source(spec: str, *, split: str = "train", fields=("image", "tree"), seed: int = 0, size=None):
+  """Opens a data source.
+
+  Args:
+    spec: see the top of this file.
+    split: "train", "test" or "all". A folder's `splits.json` is honoured; without it about one eye in five is
+      held out by a hash of its name.
+    fields: what each example must have, of "image", "tree", "fov"; "tree?" and "image?" are taken where they
+      are and may be missing, so that unlabelled photographs can be mixed with labelled ones. Every example
+      has a "fov".
+    seed: which phantom eyes; other sources do not depend on it.
+    size: (height, width) at which phantoms are drawn, default 512x512; other sources keep their own
+      resolution.
+
+  Returns:
+    A source: `len(source)`, `source[i]` -> example, `source.names`.
+
+  Raises:
+    ValueError: an unknown spec, split or field, or anything wrong with the files; the sentence says what to
+    do.
+  """
+  if split not in SPLITS:
+    raise ValueError(f"Unknown split {split!r}: write one of {', '.join(SPLITS)}.")
+  fields = tuple(fields)
+  unknown = [field for field in fields if field not in FIELDS]
+  if unknown or not fields:
+    raise ValueError(f"Unknown fields {unknown}: write some of {', '.join(FIELDS)}.")
+  if not isinstance(spec, str) or not spec.strip():
+    raise ValueError(
+      "The data source is empty: write phantom[:NUM], folder:PATH or tfds:NAME[:DIR], several joined by '+'."
+    )
+  parts, weights = [], []
+  for piece in _JOIN.split(spec.strip()):
+    weight = _WEIGHT.search(piece)
+    # a folder may have a star in its name; only a number after the last one is a weight
+    if weight and float(weight[1]) <= 0:
+      raise ValueError(f"The weight in {piece!r} must be above 0: leave the source out instead.")
+    weights.append(float(weight[1]) if weight else 1.0)
+    parts.append(_open_one(piece[: weight.start()] if weight else piece, split, fields, seed, size))
+  return parts[0] if len(parts) == 1 else JoinedSource(parts, weights)
+
+
+def fingerprint(source) -> int:
+  """A 32-bit number of the names in a source, to notice that the data changed under a running experiment."""
+  return zlib.crc32("\n".join(source.names).encode())
