@@ -20,27 +20,27 @@ def get_config(variant: str = ""):
     c.data.fit = "crop"
     c.data.target = ("tree",)
     c.data.augment = defaults.no_augmentation()
-    c.data.augment.hflip = c.data.augment.vflip = 0.5
+    c.data.augment.horizontal_flip = c.data.augment.vertical_flip = 0.5
     c.model.update(name="paper_denoiser", dim=4096, time_dim=256)
     c.diffusion.update(schedule="paper", num_steps=800, zero_terminal_snr=False, prediction="eps", time_sampling="uniform",
                        first_step=1)
     c.loss.min_snr_gamma = 0.0
     c.train.update(batch_size=8, ema_decay=0.0, rtt=True)
     c.optimizer.update(learning_rate=3e-4, warmup_steps=0, b2=0.999, weight_decay=0.01, clip_norm=0.0)
-    c.sampler.update(name="ddpm", num_steps=800, spacing="full", clip=False)
+    c.sampler.update(name="ddpm", num_steps=800, spacing="full", clip="none")
     return c
 
   # Our best, sized for one accelerator and up: v-prediction down to pure noise, attention at 32×32 and 16×16.
-  c.model.update(name="denoiser", patch=2, widths=(128, 256, 384, 512), blocks=2, attention=(2, 3), dtype="bfloat16")
+  c.model.update(name="denoiser", patch=2, widths=(128, 256, 384, 512), blocks=(2,), attention=(2, 3), dtype="bfloat16")
   if variant == "cpu":
     c.data.image_size = (128, 128)
-    c.model.update(widths=(48, 96, 160), attention=(2,), dtype="float32")
+    c.model.update(widths=(48, 96, 160), blocks=(2,), attention=(2,), middle=2, head_width=32, detail=16, time_dim=256, dtype="float32")
     c.train.update(batch_size=16, num_steps=6000, ema_decay=0.999)
     c.optimizer.update(learning_rate=5e-4, warmup_steps=100)
   if variant == "tiny":
     c.data.image_size = (64, 64)
     c.data.source = "phantom:100"
-    c.model.update(widths=(32, 64, 96), blocks=1, attention=(2,), dtype="float32")
+    c.model.update(widths=(32, 64, 96), blocks=(1,), attention=(2,), middle=1, head_width=32, detail=16, time_dim=128, dtype="float32")
     c.train.update(batch_size=16, num_steps=1000, ema_decay=0.99)
     c.optimizer.update(learning_rate=1e-3, warmup_steps=50)
   if variant in ("tiny", "cpu"):

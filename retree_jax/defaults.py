@@ -101,29 +101,36 @@ def base(stage: str, variant: str = "") -> ConfigDict:
 
 
 def augmentation() -> ConfigDict:
-  """Augmentation for a few dozen eyes; the colour fields act on photographs alone."""
+  """Augmentation for a few dozen eyes (`retree_jax.data.transforms.Augment`); the colour fields act on photographs alone."""
   a = ConfigDict()
-  # Probability of a left-right flip (laterality) and of an up-down flip (anatomically wrong, so off).
-  a.hflip = 0.5
-  a.vflip = 0.0
-  # Greatest rotation in degrees, scale range, greatest shift as a share of the side.
+  # Probability of a left-right flip (the other eye), and of an up-down flip (no eye looks so: off).
+  a.horizontal_flip = 0.5
+  a.vertical_flip = 0.0
+  # Greatest rotation in degrees either way.
   a.rotation = 20.0
-  a.scale = (0.9, 1.15)
-  a.shift = 0.04
-  # Standard deviation of the elastic displacement as a share of the side.
-  a.elastic = 0.01
-  # Strength of colour changes (1 = the default ranges), and of uneven illumination.
-  a.colour = 1.0
-  a.illumination = 1.0
+  # Greatest relative zoom, and greatest shift as a share of the side, either way.
+  a.scale = 0.1
+  a.shift = 0.03
+  # Standard deviation of the smooth displacement, as a share of the shorter side.
+  a.elastic = 0.008
+  # Greatest relative change of brightness, contrast and saturation; of hue, as a share of a full turn.
+  a.brightness = 0.1
+  a.contrast = 0.1
+  a.saturation = 0.1
+  a.hue = 0.01
+  # Greatest exponent: the photograph is raised to exp(±gamma).
+  a.gamma = 0.1
+  # Greatest relative brightening across the disc.
+  a.illumination = 0.12
+  # Greatest radius of a blur in pixels, greatest standard deviation of noise in grey levels.
+  a.blur = 0.4
+  a.noise = 2.0
   return a
 
 
 def no_augmentation() -> ConfigDict:
-  """Everything off, then switch on what you want."""
-  a = augmentation()
-  for name in a:
-    a[name] = (1.0, 1.0) if name == "scale" else 0.0
-  return a
+  """Everything off; switch on what you want."""
+  return ConfigDict({name: 0.0 for name in augmentation()})
 
 
 def add_diffusion(c: ConfigDict) -> None:
@@ -135,7 +142,7 @@ def add_diffusion(c: ConfigDict) -> None:
   c.diffusion.num_steps = 1000
   # Rescale so that the last step is pure noise (Lin et al. 2305.08891).
   c.diffusion.zero_terminal_snr = True
-  # Resolution shift of the noise level (Hoogeboom et al. 2301.11093); 1 = none, below 1 = more noise.
+  # Resolution shift (Hoogeboom et al. 2301.11093): image size over the size the schedule was made for; above 1 = more noise.
   c.diffusion.shift = 1.0
   # What the network predicts: "v", "x0" or "eps".
   c.diffusion.prediction = "v"
@@ -161,12 +168,12 @@ def add_diffusion(c: ConfigDict) -> None:
   # "dpmpp_2m", "heun", "ddim" or "ddpm"; and its number of steps.
   c.sampler.name = "dpmpp_2m"
   c.sampler.num_steps = 20
-  # Spacing of the steps in time: "logsnr", "trailing", "karras" or "full" (ddpm's own grid).
+  # Spacing of the steps in time: "trailing", "logsnr", "karras", or "full" (the paper's, every time step).
   c.sampler.spacing = "trailing"
   # Noise that ddim adds, 0 = none, 1 = as much as ddpm.
   c.sampler.eta = 0.0
-  # Clip the estimate of the clean image to [-1, 1] at every step.
-  c.sampler.clip = True
+  # What keeps the estimate of the clean image within [-1, 1] at every step: "static", "dynamic" or "none".
+  c.sampler.clip = "static"
   # Classifier-free guidance scale; 1 = none.
   c.sampler.guidance = 1.0
   # Samples per device and compiled call, and how many of them the network sees at once (0 = one on a CPU, all elsewhere).

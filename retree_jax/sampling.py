@@ -11,10 +11,9 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from retree_jax import keys, sharding
+from retree_jax.data.pipeline import CHANNELS
 from retree_jax.diffusion import process, samplers, schedules
 
-# Channels of every field of a batch.
-CHANNELS = {"tree": 1, "fov": 1, "image": 3}
 
 
 def make_schedule(config) -> schedules.Schedule:
@@ -39,7 +38,7 @@ class Sampler:
     self.size = tuple(config.data.image_size)
     self._schedule = make_schedule(config.diffusion)
     options = config.sampler
-    self._grid = samplers.time_grid(self._schedule, options.num_steps, spacing=options.spacing)
+    self._grid = samplers.time_grid(self._schedule, None if options.spacing == "full" else options.num_steps, spacing=options.spacing)
     if options.name not in samplers.NAMES:
       raise ValueError(f"config.sampler.name={options.name!r} is unknown: use {', '.join(samplers.NAMES)}")
     if options.guidance != 1.0 and not config.diffusion.condition_dropout:
@@ -52,7 +51,8 @@ class Sampler:
     self._run = jax.jit(jax.shard_map(
         self._on_device, mesh=self.mesh, in_specs=(PartitionSpec(), spec, spec), out_specs=spec, check_vma=False))
 
-  def __call__(self, params, indices, condition: dict | None = None, seed: int | None = None) -> dict[str, np.ndarray]:
+  def __call__(self, params, indices, condition: dict | None = None, seed: int | None = None,
+               stream: str = "samples") -> dict[str, np.ndarray]:
     """Samples, in as many compiled batches as it takes.
 
     Args:
@@ -60,6 +60,7 @@ class Sampler:
       indices: [N] int, numbers of the samples.
       condition: uint8 arrays [N, H, W, C] for each field of `config.data.condition`.
       seed: root of the randomness; `config.sampler.seed` by default.
+      stream: name of the randomness: another name gives other samples for the same seed.
 
     Returns:
       uint8 arrays [N, H, W, C] for each field of `config.data.target`, on every host.
@@ -70,7 +71,7 @@ class Sampler:
     parts = []
     for start in range(0, total, step):
       rows = slice(start, min(start + step, total))
-      parts.append(self._batch(params, indices[rows], {k: v[rows] for k, v in (condition or {}).items()}, seed))
+      parts.append(self._batch(params, indices[rows], {k: v[rows] for k, v in (condition or {}).items()}, seed, stream))
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
   @property
@@ -79,7 +80,7 @@ class Sampler:
     blocks = max(1, self.config.sampler.batch_size // self.block)
     return self.block * blocks * self.mesh.size
 
-  def _batch(self, params, indices, condition, seed):
+  def _batch(self, params, indices, condition, seed, stream):
     n, h, w = len(indices), *self.size
     # Padded to whole blocks on every device: at most a few sizes are ever compiled.
     unit = self.block * self.mesh.size
@@ -92,7 +93,7 @@ class Sampler:
       cond = np.concatenate([condition[f] for f in self.condition], axis=-1)
       if cond.shape[:3] != (n, h, w):
         raise ValueError(f"the condition has shape {cond.shape[:3]} but the model takes [{n}, {h}, {w}]: resize it")
-    sample_keys = keys.per_sample(seed, np.pad(indices, (0, pad), mode="edge"), f"{self.config.stage} samples")
+    sample_keys = keys.per_sample(seed, np.pad(indices, (0, pad), mode="edge"), f"{self.config.stage} {stream}")
     key_data = np.asarray(jax.random.key_data(sample_keys))
     cond = np.pad(cond, ((0, pad), (0, 0), (0, 0), (0, 0)), mode="edge")
     split = sharding.batch_sharding(self.mesh)

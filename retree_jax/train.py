@@ -44,10 +44,11 @@ def train(config, workdir, *, arrays: Mapping[str, np.ndarray] | None = None, de
   # --- mesh, task, data -------------------------------------------------------------------------------------------------
   mesh = sharding.make_mesh(config.mesh.fsdp, devices)
   sharding.check_batch(config.train.batch_size, mesh, config.train.accumulate)
-  data = _Data(config, arrays)
-  task = tasks.make(config, data.num_train)
+  task = tasks.make(config)
+  data = _Data(config, arrays, task.fields)
+  task.epoch_steps = max(1, data.num_train // config.train.batch_size)
   checkpoint.claim_workdir(workdir, config)
-  iterator = data.train_iterator(task.fields)
+  iterator = data.train_iterator()
 
   # --- state: shapes, then shardings, then straight onto the devices ------------------------------------------------------
   init = lambda: task.init(keys.stream(config.seed, f"{config.stage} training"))  # noqa: E731
@@ -134,19 +135,19 @@ def train(config, workdir, *, arrays: Mapping[str, np.ndarray] | None = None, de
 class _Data:
   """Training and held-out examples of a run, from `config.data.source` or from arrays."""
 
-  def __init__(self, config, arrays):
-    self.config, self.arrays = config, arrays
+  def __init__(self, config, arrays, fields):
+    self.config, self.arrays, self.fields = config, arrays, fields
     if arrays is None:
-      fields = tuple(dict.fromkeys((*config.data.target, *config.data.condition)))
-      required = tuple(f for f in fields if f != "fov")
-      self.train = sources.open_source(config.data.source, split="train", fields=required, seed=config.seed)
-      self.heldout = sources.open_source(config.data.source, split="test", fields=required, seed=config.seed)
+      size, fields = tuple(config.data.image_size), tuple(f for f in fields if f != "fov")
+      self.train = sources.open_source(config.data.source, split="train", fields=fields, seed=config.seed, size=size)
+      self.heldout = sources.open_source(config.data.source, split="test", fields=fields, seed=config.seed, size=size)
       self.num_train = len(self.train)
     else:
       self.num_train = len(next(iter(arrays["train"].values())))
 
-  def train_iterator(self, fields):
-    c = self.config
+  def train_iterator(self):
+    """Endless shuffled, augmented batches."""
+    c, fields = self.config, self.fields
     augment = transforms.Augment(**c.data.augment)
     common = dict(batch_size=c.train.batch_size, seed=c.seed, augment=augment,
                   process_index=jax.process_index(), process_count=jax.process_count())
@@ -155,14 +156,15 @@ class _Data:
     return pipeline.train_iterator(self.train, size=tuple(c.data.image_size), fit=c.data.fit, fields=fields,
                                    num_threads=c.data.num_threads, **common)
 
-  def examples(self, split: str, fields, num: int) -> dict[str, np.ndarray]:
+  def examples(self, split: str, num: int) -> dict[str, np.ndarray]:
     """The first `num` examples of a split, unaugmented, as uint8 arrays [n, H, W, C]."""
     if self.arrays is not None:
       chosen = self.arrays.get(split) or self.arrays["train"]
-      return {f: np.asarray(chosen[f][:num]) for f in fields}
-    source = self.train if split == "train" else self.heldout
-    c = self.config
-    return pipeline.examples(source, range(min(num, len(source))), size=tuple(c.data.image_size), fit=c.data.fit, fields=fields)
+      return {f: np.asarray(chosen[f][:num]) for f in self.fields}
+    source, c = self.train if split == "train" else self.heldout, self.config
+    batch = next(iter(pipeline.evaluation_batches(
+        source, size=tuple(c.data.image_size), batch_size=min(num, len(source)), fit=c.data.fit, fields=self.fields)))
+    return {k: v for k, v in batch.items() if k not in ("valid", "index")}
 
 
 class _Evaluator:
@@ -186,7 +188,7 @@ class _Evaluator:
 
   def _examples(self, split):
     if split not in self._cache:
-      self._cache[split] = self._data.examples(split, self._task.fields, self._config.evaluate.num)
+      self._cache[split] = self._data.examples(split, self._config.evaluate.num)
     return self._cache[split]
 
   def _run(self, ema, split) -> dict[str, float]:

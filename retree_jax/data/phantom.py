@@ -96,7 +96,7 @@ def _anatomy(seed):
   side = "right" if rng.random() < 0.5 else "left"
   fovea = (phantom_tree.FOVEA[0] + rng.normal(0, 0.6), phantom_tree.FOVEA[1] + rng.normal(0, 0.6))
   disc = phantom_tree.DISC_RADIUS * math.exp(rng.normal(0, 0.06))
-  vein = 0.30 * np.exp(rng.normal(0, 0.08, 2))
+  vein = 0.27 * np.exp(rng.normal(0, 0.08, 2))
   artery = vein * rng.normal(0.70, 0.03, 2)  # artery-vein ratio about 2/3 to 3/4 (Hubbard et al. 1999)
   tortuosity = 0.03 * math.exp(rng.normal(0, 0.35))
   arteries = phantom_tree.grow_kind(rng, "artery", fovea, None, 0.8 * tortuosity, artery)
@@ -294,8 +294,8 @@ def _photograph(rng, eye_anatomy, view, x, y, artery, vein, reflex):
 
   # Pigmentation: from orange (blond fundus, choroid shows) to dark brown-red; exposure and camera tint vary apart.
   pigment = rng.beta(2.0, 2.0)
-  red = rng.uniform(150, 215) - 25 * pigment
-  green = red * (rng.uniform(0.36, 0.50) - 0.08 * pigment)
+  red = rng.uniform(170, 235) - 35 * pigment
+  green = red * (rng.uniform(0.34, 0.48) - 0.06 * pigment)
   blue = green * rng.uniform(0.15, 0.50)
 
   # Illumination: vignette, a gradient across the field, slow unevenness.
@@ -352,11 +352,11 @@ def _paint_disc(rng, picture, eye_anatomy, view, x, y):
   if rng.random() < 0.35:  # a pale crescent of bare choroid or sclera on the temporal side
     pale = _soft(np.hypot((x - 0.14 * radius) * tall**0.5, y / tall**0.5) - 1.06 * radius, 0.12)
     picture *= (1 + rng.uniform(0.15, 0.4) * pale)[..., None] * np.array([1.0, 1.1, 1.15], np.float32) ** pale[..., None]
-  bright = rng.uniform(1.12, 1.3)
   base = np.median(picture[::8, ::8], axis=(0, 1))
-  rim = np.minimum(np.array([base[0] * bright, base[1] * bright * rng.uniform(1.55, 1.95),
-                             base[2] * rng.uniform(1.6, 2.2) + 6]), (250, 205, 150))
-  cup = np.minimum(rim * np.array([1.08, rng.uniform(1.22, 1.4), rng.uniform(1.4, 1.9)]), (255, 238, 190))
+  rim_red = min(base[0] * rng.uniform(1.15, 1.35), 252)
+  rim = np.array([rim_red, rim_red * rng.uniform(0.52, 0.64), rim_red * rng.uniform(0.16, 0.32)])
+  cup_red = min(rim_red * 1.08, 255)
+  cup = np.array([cup_red, cup_red * rng.uniform(0.72, 0.86), cup_red * rng.uniform(0.34, 0.58)])
   edge = rng.uniform(0.10, 0.22)
   inside = _soft(distance - radius, edge)
   share = rng.uniform(0.3, 0.6)  # cup-to-disc ratio

@@ -30,7 +30,7 @@ DISC_RADIUS = 2.75    # mean; 5.5 degrees is about 1.7 mm
 FOVEA = (15.5, -1.6)  # mean position: 15.5 degrees temporal of the disc and a little below it
 FOVEAL_ZONE = 1.2     # radius around the fovea that no vessel enters, degrees (growth keeps further away, see grow_kind)
 DOMAIN = (10.5, 0.0, 26.5, 25.0)  # centre x, y and semi-axes of the ellipse that vessels grow in
-PASSES = ((4.6, 3.2, 0.16), (2.6, 1.9, 0.30), (1.7, 1.35, 0.45))  # attractors' spacing, kill distance, share of sprouting nodes
+PASSES = ((5.2, 3.6, 0.12), (3.3, 2.5, 0.20), (2.2, 1.75, 0.30))  # attractors' spacing, kill distance, share of sprouting nodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,36 +81,56 @@ def _along(points, step=STEP):
   return CubicSpline(knots, points)(np.arange(0, knots[-1], step))
 
 
+def _branch(rng, origin, heading, side, length):
+  """A first-order branch that leaves a trunk at `origin` and ends up running along `heading` (radians, 90 is up)."""
+  reach = np.linspace(0, 1, 5) ** 1.4 * length
+  bend = heading + math.radians(rng.normal(0, 9)) * np.linspace(-1, 1, 5)
+  x = origin[0] + np.cumsum(np.diff(reach, prepend=0) * np.cos(bend))
+  y = origin[1] + side * np.cumsum(np.diff(reach, prepend=0) * np.sin(bend))
+  return _along(np.stack([x, y], -1))[1:]
+
+
 def _trunks(rng, kind, fovea):
-  """The vessels that every retina has: node positions [n, 2] and parents [n] of two trees of two branches each."""
+  """The vessels that every retina has: node positions [n, 2] and parents [n], two trees of several branches each."""
   position, parent = [], []
   artery = kind == "artery"
-  start = rng.normal((-0.55 if artery else -0.15, 0.0), (0.2, 0.15))
-  for side in (1.0, -1.0):
-    height = rng.normal(9.0 if artery else 8.2, 0.9)
-    lean = rng.normal(-0.1 if artery else 0.3, 0.45)
-    wide = rng.normal(1.0, 0.12)
-    fork = rng.uniform(1.4, 3.6)
-    controls = [(start[0], start[1] + 0.1 * side), (start[0] + 0.3 * lean, 1.3), (0.1 + lean, 2.9),
-                (1.7 * wide + lean, 5.0), (4.8 * wide + lean, 0.86 * height), (10.0, height),
-                (15.5, height - rng.uniform(0.0, 0.8)), (21.5, height - rng.uniform(1.6, 3.2)),
-                (28.0, height - rng.uniform(2.5, 6.0))]
-    controls = np.array([(x, y if i == 0 else y * side + fovea[1] * max(x, 0) / fovea[0])
-                         for i, (x, y) in enumerate(controls)])
-    arcade = _along(controls)
-    base = len(position)
-    position.extend(arcade)
-    parent.extend([-1, *range(base, base + len(arcade) - 1)])
-    at = int(np.argmin(np.abs(np.abs(arcade[:12, 1]) - fork)))
-    heading = math.radians(rng.normal(122, 9))
-    x0, y0 = arcade[at]
-    reach = np.array([0.0, 2.0, 6.0, 12.0, 19.0])
-    bend = heading + np.radians(rng.normal(0, 12)) * np.linspace(-1, 1, 5)
-    bend[1] = 0.6 * bend[1] + 0.4 * math.radians(85)
-    nasal = _along(np.stack([x0 + reach * np.cos(bend), y0 + side * reach * np.sin(bend)], -1))[1:]
+  start = rng.normal((-0.6 if artery else -0.1, 0.0), (0.25, 0.2))
+
+  def attach(line, at):
     first = len(position)
-    position.extend(nasal)
-    parent.extend([base + at, *range(first, first + len(nasal) - 1)])
+    position.extend(line)
+    parent.extend([at, *range(first, first + len(line) - 1)])
+    return first
+
+  for side in (1.0, -1.0):
+    height = rng.normal(10.6 if artery else 9.8, 1.2)
+    lean = rng.normal(-0.2 if artery else 0.4, 0.5)
+    wide = rng.normal(1.0, 0.15)
+    drop = rng.uniform(0.2, 2.5)
+    controls = [(start[0], 0.1), (start[0] + 0.3 * lean, 1.3), (0.1 + lean, 2.9), (1.5 * wide + lean, 5.0),
+                (4.6 * wide + lean, 0.84 * height), (10.0, height), (15.5, height - 0.25 * drop),
+                (21.5, height - drop), (28.0, height - 2.2 * drop)]
+    controls = np.array([(x, start[1] + y * side + fovea[1] * max(x, 0) / fovea[0]) for x, y in controls])
+    arcade = _along(controls)
+    # Beyond a random point past its crest the arcade has no course of its own: it divides as space asks.
+    arcade = arcade[arcade[:, 0] < rng.uniform(11, 24)]
+    base = attach(arcade, -1)
+
+    def at_height(degrees, arcade=arcade, base=base):
+      return base + int(np.argmin(np.abs(np.abs(arcade[:16, 1]) - degrees)))
+
+    nasal_fork = at_height(rng.uniform(1.3, 2.6))
+    nasal = attach(_branch(rng, position[nasal_fork], math.radians(rng.normal(116, 8)), side, rng.uniform(9, 18)),
+                   nasal_fork)
+    if rng.random() < 0.8:  # a second nasal branch, near the horizontal
+      fork = nasal + int(rng.integers(1, 5))
+      attach(_branch(rng, position[fork], math.radians(rng.normal(152, 9)), side, rng.uniform(8, 15)), fork)
+    if rng.random() < 0.75:  # a branch straight up (or down) from the arcade's beginning
+      fork = at_height(rng.uniform(4.2, 6.2))
+      attach(_branch(rng, position[fork], math.radians(rng.normal(82, 9)), side, rng.uniform(8, 14)), fork)
+    if rng.random() < 0.6:  # a macular branch
+      fork = at_height(rng.uniform(3.2, 4.0))
+      attach(_branch(rng, position[fork], math.radians(rng.normal(18, 8)), side, rng.uniform(5, 8)), fork)
   return np.array(position), np.array(parent)
 
 
@@ -172,14 +192,19 @@ class _Forest:
       distance = cdist(goals, self.position[nodes])
       nearest = distance.argmin(1)
       pull = (goals - self.position[nodes[nearest]]) / np.maximum(distance.min(1), 1e-9)[:, None]
+      # A goal beside or behind a vessel is none: tips that turn back would curl.
+      ahead = (pull * self.heading[nodes[nearest]]).sum(1)
+      pull[ahead < np.where(self.children[nodes[nearest]] == 0, 0.35, 0.0)] = 0
       total = np.zeros((len(nodes), 2))
       np.add.at(total, nearest, pull)
       norm = np.hypot(*total.T)
       grows = norm > 1e-6
+      if not grows.any():
+        break
       nodes, total, norm = nodes[grows], total[grows], norm[grows]
       tip = self.children[nodes] == 0
-      heading = total / norm[:, None] + np.where(tip, 0.9, 0.35)[:, None] * self.heading[nodes]
-      heading += 0.5 * _flow(self.position[nodes], fovea) + rng.normal(0, 0.12, heading.shape)
+      heading = total / norm[:, None] + np.where(tip, 1.5, 0.25)[:, None] * self.heading[nodes]
+      heading += 0.8 * _flow(self.position[nodes], fovea) + rng.normal(0, 0.12, heading.shape)
       heading /= np.maximum(np.hypot(*heading.T), 1e-9)[:, None]
       new = self.position[nodes] + STEP * heading
       # A new piece that would enter the foveal zone, or touch another vessel of its kind, is not grown.
@@ -203,7 +228,7 @@ class _Forest:
     return first_new
 
 
-def _pruned(position, parent, shortest=3):
+def _pruned(position, parent, shortest=4):
   """Without twigs of fewer than `shortest` steps, which are buds and not vessels."""
   while True:
     n = len(parent)
@@ -240,7 +265,7 @@ def _murray(rng, position, parent, trunk_radius):
   cx, cy, ax, ay = DOMAIN
   edge = ((position[:, 0] - cx) / ax) ** 2 + ((position[:, 1] - cy) / ay) ** 2 > 0.8
   # A tip at the edge of the domain is no tip: it feeds retina beyond, so it is wider.
-  tip = np.exp(rng.normal(0, 0.3, n)) * np.where(edge, 1.5, 1.0)
+  tip = np.exp(rng.normal(0, 0.4, n)) * np.where(edge, 1.7, 1.0)
   cube = np.where(children == 0, tip**3, 0.0).tolist()
   up = parent.tolist()
   for i in range(n - 1, -1, -1):

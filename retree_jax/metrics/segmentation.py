@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from retree_jax.metrics import topology
+from retree_jax.metrics.intervals import mean_with_interval
 from retree_jax.metrics.masks import as_mask
 from retree_jax.metrics.skeleton import skeletonize
 
@@ -120,19 +121,8 @@ def summary(scores: Sequence[Mapping[str, float]], num_bootstrap: int = 1000, se
   result = {}
   for name in scores[0]:
     values = np.array([one[name] for one in scores], float)
-    result[name] = _mean_with_interval(values[~np.isnan(values)], num_bootstrap, seed)
+    result[name] = mean_with_interval(values[~np.isnan(values)], num_bootstrap, seed)
   return result
-
-
-def _mean_with_interval(values: np.ndarray, num_bootstrap: int, seed: int) -> dict[str, float]:
-  nan = float("nan")
-  if values.size < 2:
-    return {"mean": float(values[0]) if values.size else nan, "std": nan, "low": nan, "high": nan,
-            "count": int(values.size)}
-  chosen = np.random.default_rng(seed).integers(values.size, size=(num_bootstrap, values.size))
-  low, high = np.percentile(values[chosen].mean(1), (2.5, 97.5))
-  return {"mean": float(values.mean()), "std": float(values.std(ddof=1)), "low": float(low), "high": float(high),
-          "count": int(values.size)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -232,7 +232,8 @@ def _segments(chains, nodes, node_radii, mask, radius, sigma) -> list[Segment]:
   shift[ends - sizes] *= closed
   shift[ends - 1] *= closed
   points = smooth(points + shift[:, None] * normal, sizes, closed, sigma)
-  half = (left + right) / 2
+  # A path of one pixel has no direction to look across.
+  half = np.where(np.repeat(sizes, sizes) > 1, (left + right) / 2, at_radius)
   result = []
   for (pixels, start, end, loop), last, size in zip(chains, ends, sizes, strict=True):
     inside = slice(last - size, last)
@@ -296,7 +297,8 @@ def _normals(points, sizes, closed) -> np.ndarray:
 def _to_wall(mask, points, direction, radius, step: float = 0.5) -> np.ndarray:
   """Distance [n] from each point along its direction to where the bilinearly interpolated mask falls below 1/2.
 
-  Looks no further than 1.5 times the inscribed radius + 1, beyond which lies another vessel.
+  Looks no further than 1.5 times the inscribed radius + 1: what it would meet beyond is another vessel's wall, and it
+  takes the inscribed radius instead.
   """
   limit = 1.5 * np.maximum(radius, 0.5) + 1
   distance = np.full(len(points), np.nan)
@@ -314,7 +316,7 @@ def _to_wall(mask, points, direction, radius, step: float = 0.5) -> np.ndarray:
     out = now < 0.5
     distance[active[out]] = reach - step * (0.5 - now[out]) / (before[out] - now[out])
     stop = ~out & (reach >= limit[active])
-    distance[active[stop]] = limit[active[stop]]
+    distance[active[stop]] = radius[active[stop]]
     stay = ~out & ~stop
     active, before = active[stay], now[stay]
   return distance

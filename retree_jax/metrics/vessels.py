@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import stats
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from retree_jax.metrics import topology
+from retree_jax.metrics.intervals import mean_with_interval
 from retree_jax.metrics.masks import as_mask
-from retree_jax.metrics.segmentation import _mean_with_interval
 from retree_jax.metrics.skeleton import Segment, Skeleton, smooth, trace
 
 # name -> (unit, definition). The order is that of reports.
@@ -29,8 +31,8 @@ BIOMARKERS: dict[str, tuple[str, str]] = {
                 "count once"),
   "endpoints": ("count", "free ends of vessels"),
   "branching_angle": ("degrees", "mean over forks of three vessels of the angle between the two children: the smallest "
-                      "of the three angles between the vessels' directions, each taken between 1.5 and 4.5 radii (at "
-                      "least 10 px) down the centreline"),
+                      "of the three angles between the vessels' directions, each taken over 3 radii (at least 15 px) "
+                      "of centreline that begin 1.5 radii + 4 px from the fork"),
   "branching_angle_median": ("degrees", "median of the same angles"),
   "tortuosity": ("ratio", "arc length over chord of the stretches between forks and ends that are longer than 10 px, "
                  "mean weighted by length; 1 is straight; loops without chord are left out"),
@@ -46,6 +48,8 @@ BIOMARKERS: dict[str, tuple[str, str]] = {
 
 _SHORTEST = 10.0  # pixels; shorter stretches say more about the pixel grid than about tortuosity (as in PVBM)
 _CURVATURE_SIGMA = 6.0
+_FORK_BLUR = 4.0  # pixels from a fork that the smoothing of the paths, anchored there, may bend
+_BRIDGE = 2.0  # pixels by which two forks' discs may miss each other and still be one crossing: they lie on a grid
 
 
 def biomarkers(tree, fov=None) -> dict[str, float]:
@@ -147,7 +151,7 @@ def distances(a: Sequence[Mapping[str, float]], b: Sequence[Mapping[str, float]]
       test = stats.ks_2samp(x, y, method="exact" if max(x.size, y.size) <= 500 else "asymp")
       entry["ks"], entry["ks_p"] = float(test.statistic), float(test.pvalue)
     for side, values in (("a", x), ("b", y)):
-      entry |= {f"{key}_{side}": value for key, value in _mean_with_interval(values, num_bootstrap, seed).items()}
+      entry |= {f"{key}_{side}": value for key, value in mean_with_interval(values, num_bootstrap, seed).items()}
     result[name] = entry
   return result
 
@@ -194,16 +198,14 @@ def _merge_nodes(skeleton: Skeleton) -> tuple[np.ndarray, set[int], np.ndarray]:
   Returns:
     node_of: [m] the junction that each node belongs to.
     bridges: indices of the segments inside a junction.
-    degree: [m] how many vessels leave each junction (0 for nodes that joined another).
+    degree: [m] how many vessels leave each junction.
   """
-  node_of = np.arange(len(skeleton.nodes))
-  bridges = set()
-  for i, segment in enumerate(skeleton.segments):
-    if segment.start < 0 or segment.end < 0 or segment.start == segment.end:
-      continue
-    if segment.length() <= segment.start_radius + segment.end_radius:
-      bridges.add(i)
-      node_of[node_of == node_of[segment.end]] = node_of[segment.start]
+  bridges = {i for i, segment in enumerate(skeleton.segments) if segment.start >= 0 and segment.end >= 0
+             and segment.length() <= segment.start_radius + segment.end_radius + _BRIDGE}
+  size = len(skeleton.nodes)
+  ends = np.array([(skeleton.segments[i].start, skeleton.segments[i].end) for i in bridges], int).reshape(-1, 2)
+  graph = coo_array((np.ones(len(ends), bool), ends.T), shape=(size, size))
+  node_of = connected_components(graph, directed=False)[1] if size else np.zeros(0, int)
   degree = np.zeros(len(node_of), int)
   for i, segment in enumerate(skeleton.segments):
     for node in (segment.start, segment.end):
@@ -233,8 +235,8 @@ def _branching_angles(skeleton: Skeleton, node_of, bridges, degree) -> list[floa
 def _direction(points: np.ndarray, radius: float) -> np.ndarray | None:
   """Unit direction in which a vessel leaves a fork, beyond the fork's own disc; None where it is too short to tell."""
   along = np.insert(np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1)), 0, 0)
-  near = 1.5 * radius
-  far = min(near + max(10.0, 3 * radius), along[-1])
+  near = 1.5 * radius + _FORK_BLUR
+  far = min(near + max(15.0, 3 * radius), along[-1])
   if far - near < 5:
     return None
   first, last = (np.array([np.interp(s, along, points[:, axis]) for axis in (0, 1)]) for s in (near, far))

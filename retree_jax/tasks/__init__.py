@@ -16,12 +16,11 @@ _TASKS = {
 }
 
 
-def make(config, num_examples: int = 0):
+def make(config):
   """The task of `config.stage`.
 
   Args:
     config: a whole config (see `retree_jax.defaults`).
-    num_examples: training examples in the source; tells the repetitive training technique how long an epoch is.
 
   Raises:
     ValueError: unknown stage, or a value that the stage cannot take.
@@ -29,4 +28,4 @@ def make(config, num_examples: int = 0):
   if config.stage not in _TASKS:
     raise ValueError(f"config.stage={config.stage!r} is unknown: use {', '.join(_TASKS)}")
   module, name = _TASKS[config.stage]
-  return getattr(importlib.import_module(f"retree_jax.tasks.{module}"), name)(config, num_examples)
+  return getattr(importlib.import_module(f"retree_jax.tasks.{module}"), name)(config)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from retree_jax import keys, losses, models, sampling, state
+from retree_jax.data.pipeline import CHANNELS
 from retree_jax.diffusion import process
-from retree_jax.sampling import CHANNELS
 from retree_jax.tasks import batches
 
 _EVALUATION_LEVELS = 8  # noise levels per held-out example, at the middles of eight equal spans of time
@@ -19,17 +19,18 @@ class DiffusionTask:
 
   Args:
     config: `config.diffusion`, `config.loss`, `config.optimizer`, `config.model`, `config.data` and `config.train` are read.
-    num_examples: size of an epoch, for the repetitive training technique.
   """
 
-  def __init__(self, config, num_examples: int = 0):
+  def __init__(self, config):
     self.config = config
     self.target = tuple(config.data.target)
     self.condition = tuple(config.data.condition)
     unknown = [f for f in (*self.target, *self.condition) if f not in CHANNELS]
     if unknown:
       raise ValueError(f"config.data names the unknown field {unknown[0]!r}: use {', '.join(CHANNELS)}")
-    self.fields = tuple(dict.fromkeys((*self.target, *self.condition)))
+    # With condition dropout, photographs without a tree can be learnt from too.
+    optional = "tree" in self.condition and config.diffusion.condition_dropout > 0
+    self.fields = tuple("tree?" if optional and f == "tree" else f for f in dict.fromkeys((*self.target, *self.condition)))
     self.channels = sum(CHANNELS[f] for f in self.target)
     self.size = tuple(config.data.image_size)
     self.network = models.build({**config.model, "out_channels": self.channels})
@@ -38,7 +39,7 @@ class DiffusionTask:
     if config.diffusion.prediction not in process.KINDS:
       raise ValueError(f"config.diffusion.prediction={config.diffusion.prediction!r} is unknown: use {', '.join(process.KINDS)}")
     self.optimizer = state.make_optimizer(config.optimizer)
-    self.epoch_steps = max(1, num_examples // config.train.batch_size)
+    self.epoch_steps = 1  # set by the loop, which knows the data: the repetitive training technique counts epochs
 
   # --- state -----------------------------------------------------------------------------------------------------------
 
@@ -64,7 +65,7 @@ class DiffusionTask:
 
     Args:
       current: the state.
-      batch: uint8 fields [B, H, W, C], and optionally "labelled" [B] (0 where the condition's tree is unknown).
+      batch: uint8 fields [B, H, W, C], and optionally "has_tree" [B] (False where the condition's tree is unknown).
 
     Returns:
       The next state and scalar metrics.
@@ -136,8 +137,8 @@ class DiffusionTask:
   def _condition(self, batch, keep):
     """The condition's channels, with trees blanked to 0 (neither vessel nor background) where dropped or unknown."""
     cond = batches.stack_signed(batch, self.condition)
-    if "labelled" in batch:
-      keep = keep * batch["labelled"].astype(jnp.float32)
+    if "has_tree" in batch:
+      keep = keep * batch["has_tree"].astype(jnp.float32)
     kept = jnp.concatenate([jnp.broadcast_to(
         (keep if f == "tree" else jnp.ones_like(keep))[:, None], (keep.shape[0], CHANNELS[f])) for f in self.condition], -1)
     return cond * kept[:, None, None, :]
@@ -195,7 +196,7 @@ class DiffusionTask:
     cond = None
     count = self.config.preview.num
     if self.condition:
-      count = min(count, len(batch[self.fields[0]]))
+      count = min(count, len(batch[self.condition[0]]))
       cond = {f: batch[f][:count] for f in self.condition}
     out = sampler(ema, np.arange(count), cond)
     pictures = {f"samples_{name}": pixels for name, pixels in out.items()}

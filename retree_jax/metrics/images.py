@@ -1,0 +1,304 @@
+"""Distances between sets of pictures: Fréchet, kernel, precision, recall, density, coverage, over any features.
+
+A distance means nothing without the features it was taken over, the number of images on each side, and what
+two halves of the real images score against each other. `compare` gives all of it; the parts are here as
+well.
+
+Features come from an `Extractor`, a named function of pictures. "inception" and "vgg19" need weights that
+the user brings; "scattering" needs none and so is there on every machine, but its numbers compare with
+nothing published. An own network is wrapped as `Extractor("name", function)`.
+
+Intervals are 95 %: delete-a-group jackknife (Efron and Stein, 1981) for the two distances, because a
+bootstrap repeats images and a repeated image is a near neighbour of itself, which pulls both distances up;
+binomial (Wilson, 1927) for the shares, given the other set.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from retree_jax.models import inception, vgg
+
+EXTRACTORS = ("inception", "vgg19", "scattering")
+_BLOCK = 2048  # rows of a kernel or distance matrix held at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+  """One number with what is needed to read it.
+
+  Attributes:
+    value: the estimate.
+    low, high: its 95 % interval; NaN where there are too few images for one.
+    num_a, num_b: images on either side.
+    note: empty, or one sentence of caution.
+  """
+
+  value: float
+  low: float
+  high: float
+  num_a: int
+  num_b: int
+  note: str = ""
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray, groups: int = 10, seed: int = 0) -> Measurement:
+  """Squared Fréchet distance between Gaussians fitted to two sets of features (Heusel et al. 2017, eq. 6).
+
+  |mean_a - mean_b|² + tr(A + B - 2 (A B)^½), with unbiased covariances A and B as in the reference
+  implementation. Written through the nuclear norm of X_a X_bᵀ (X: centred features over √(n-1)), whose
+  singular values are the square roots of the eigenvalues of A B: no square root of a nearly singular matrix
+  is taken, so nothing turns complex, and few images of many features are cheap.
+
+  Args:
+    a: [n, d] features.   b: [m, d].
+    groups: of the jackknife; 0 leaves the interval out (d = 2048 takes seconds per group).
+    seed: which images form a group.
+
+  Raises:
+    ValueError: fewer than 2 images on a side, different d, not finite.
+  """
+  a, b = _pair(a, b, 2)
+
+  def value(rows_a, rows_b):
+    x, y = a[rows_a], b[rows_b]
+    mean = x.mean(0) - y.mean(0)
+    x, y = ((z - z.mean(0)) / math.sqrt(len(z) - 1) for z in (x, y))
+    traces = np.sum(x * x) + np.sum(y * y)
+    # A = XᵀX = RᵀR: more images than features shrink to a d × d triangle first.
+    x, y = (np.linalg.qr(z, mode="r") if len(z) > z.shape[1] else z for z in (x, y))
+    return float(mean @ mean + traces - 2 * np.linalg.svd(x @ y.T, compute_uv=False).sum())
+
+  note = ""
+  if min(len(a), len(b)) <= a.shape[1]:
+    note = (f"{min(len(a), len(b))} images are fewer than the {a.shape[1]} features: the Fréchet distance is biased "
+            "upwards, so compare it only at equal counts and trust the kernel distance.")
+  return _with_interval(value, len(a), len(b), groups, seed, note)
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray, subset_size: int = 1000, num_subsets: int = 100, seed: int = 0,
+                    groups: int = 10) -> Measurement:
+  """Kernel inception distance: unbiased squared MMD with the kernel (x·y / d + 1)³ (Bińkowski et al. 2018, eq. 4).
+
+  With more than subset_size images on both sides the value is the mean over random subsets, the usual way;
+  with fewer it is the estimate over all images, which has the same expectation. It may be slightly
+  negative. Not multiplied by 100 or 1000.
+
+  Args:
+    a: [n, d] features.   b: [m, d].
+    subset_size, num_subsets, seed: of the subsets.
+    groups: of the jackknife, over all images; 0 leaves the interval out.
+
+  Raises:
+    ValueError: fewer than 2 images on a side, different d, not finite, subset_size below 2.
+  """
+  a, b = _pair(a, b, 2)
+  if subset_size < 2 or num_subsets < 1:
+    raise ValueError(f"subset_size {subset_size} and num_subsets {num_subsets} must be at least 2 and 1.")
+  rng = np.random.default_rng(seed)
+  group_a, group_b = (rng.permutation(len(x)) % max(1, min(groups, len(a) // 2, len(b) // 2)) for x in (a, b))
+  # Sums of the kernel between groups: every leave-a-group-out estimate follows from these without a new product.
+  within_a, within_b = _kernel_sums(a, a, group_a, group_a), _kernel_sums(b, b, group_b, group_b)
+  between = _kernel_sums(a, b, group_a, group_b)
+  sizes_a, sizes_b = np.bincount(group_a), np.bincount(group_b)
+
+  def without(g):
+    keep = np.arange(len(sizes_a)) != g
+    n, m = sizes_a[keep].sum(), sizes_b[keep].sum()
+    return (within_a[np.ix_(keep, keep)].sum() / (n * (n - 1)) + within_b[np.ix_(keep, keep)].sum() / (m * (m - 1))
+            - 2 * between[np.ix_(keep, keep)].sum() / (n * m))
+
+  value, note = without(-1), ""
+  if subset_size < min(len(a), len(b)):
+    value = float(np.mean([
+      _mmd(a[rng.choice(len(a), subset_size, replace=False)], b[rng.choice(len(b), subset_size, replace=False)])
+      for _ in range(num_subsets)]))
+  elif min(len(a), len(b)) < 50:
+    note = f"Only {min(len(a), len(b))} images on one side: read the interval, not the value."
+  deviation = 1.96 * _jackknife([without(g) for g in range(len(sizes_a))]) if groups else math.nan
+  return Measurement(float(value), float(value - deviation), float(value + deviation), len(a), len(b), note)
+
+
+def precision_recall_density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, Measurement]:
+  """Quality and variety apart, from k-nearest-neighbour balls.
+
+  precision: share of fakes within some real's ball; recall: share of reals within some fake's ball
+  (Kynkäänniemi et al. 2019, eq. 1-2). density: mean number of reals' balls around a fake, over k; coverage:
+  share of reals with a fake in their ball (Naeem et al. 2020, eq. 3-4), which single outliers cannot
+  inflate. A ball reaches to the k-th nearest other member of its own set, border included.
+
+  Args:
+    real: [n, d] features.   fake: [m, d].
+    k: neighbours; 3 in the first paper, 5 in the second.
+
+  Returns:
+    {"precision", "recall", "density", "coverage"}: num_a counts the reals.
+
+  Raises:
+    ValueError: a set has k images or fewer, different d, not finite, k below 1.
+  """
+  real, fake = _pair(real, fake, 2)
+  if k < 1 or min(len(real), len(fake)) <= k:
+    raise ValueError(f"{len(real)} real and {len(fake)} generated images are too few for {k} nearest neighbours: "
+                     f"give at least {k + 1} of each or a smaller k (k at least 1).")
+  radius_real, radius_fake = _radii(real, k), _radii(fake, k)
+  inside = np.zeros(len(fake))  # reals' balls around each fake
+  covered, recalled = np.zeros(len(real), bool), np.zeros(len(real), bool)
+  for rows in _blocks(len(real)):
+    squared = _squared_distances(real[rows], fake)
+    within = squared <= radius_real[rows, None]
+    inside += within.sum(0)
+    covered[rows] = within.any(1)
+    recalled[rows] = (squared <= radius_fake).any(1)
+  note = f"Fewer than 50 images on one side make these shares coarse (k = {k})." if min(len(real), len(fake)) < 50 else ""
+
+  def share(hits):
+    low, high = wilson(int(np.sum(hits)), len(hits))
+    return Measurement(float(np.mean(hits)), low, high, len(real), len(fake), note)
+
+  density = inside / k
+  deviation = 1.96 * float(density.std(ddof=1)) / math.sqrt(len(fake))
+  mean = float(density.mean())
+  return {"precision": share(inside > 0), "recall": share(recalled), "coverage": share(covered),
+          "density": Measurement(mean, max(0.0, mean - deviation), mean + deviation, len(real), len(fake), note)}
+
+
+def floor(real: np.ndarray, distance: Callable[..., Measurement] = kernel_distance, repeats: int = 20, seed: int = 0,
+          size: int | None = None) -> Measurement:
+  """What the distance says of real against real: the mean over random splits into two halves.
+
+  Args:
+    real: [n, d] features of real images, at least 4.
+    distance: `kernel_distance` or `frechet_distance`.
+    repeats: random splits; low and high are the 2.5th and 97.5th percentile over them.
+    seed: of the splits.
+    size: images per half; default n // 2. The Fréchet distance depends on it: compare at the same count.
+
+  Raises:
+    ValueError: fewer than 4 images, or halves larger than n // 2.
+  """
+  real, _ = _pair(real, real, 4)
+  size = size or len(real) // 2
+  if not 2 <= size <= len(real) // 2:
+    raise ValueError(f"Halves of {size} images cannot be split off {len(real)}: write 2 to {len(real) // 2}.")
+  rng, values = np.random.default_rng(seed), []
+  for _ in range(repeats):
+    rows = rng.permutation(len(real))
+    values.append(distance(real[rows[:size]], real[rows[size:2 * size]], groups=0).value)
+  low, high = np.percentile(values, [2.5, 97.5])
+  return Measurement(float(np.mean(values)), float(low), float(high), size, size,
+                     f"Mean over {repeats} random splits of {len(real)} real images.")
+
+
+def compare(real: np.ndarray, generated: np.ndarray, k: int = 5, seed: int = 0) -> dict[str, Measurement]:
+  """Everything a report says about two sets of features.
+
+  Returns:
+    "frechet" and "kernel" over all images; "kernel_floor"; "frechet_matched" and "frechet_floor", both at
+    half the real images (or all generated, if fewer) on each side, so that the two can be compared;
+    "precision", "recall", "density", "coverage" where there are more than k images. Floors are absent for
+    fewer than 4 real images.
+
+  Raises:
+    ValueError: as the parts.
+  """
+  real, generated = _pair(real, generated, 2)
+  found = {"frechet": frechet_distance(generated, real, seed=seed), "kernel": kernel_distance(generated, real, seed=seed)}
+  if len(real) >= 4:
+    size = min(len(real) // 2, len(generated))
+    rng = np.random.default_rng(seed)
+    values = [frechet_distance(generated[rng.permutation(len(generated))[:size]],
+                               real[rng.permutation(len(real))[:size]], groups=0).value for _ in range(5)]
+    low, high = np.percentile(values, [2.5, 97.5])
+    found["frechet_matched"] = Measurement(float(np.mean(values)), float(low), float(high), size, size,
+                                           "Mean over 5 random draws of equal size.")
+    found["frechet_floor"] = floor(real, frechet_distance, 5, seed, size)
+    found["kernel_floor"] = floor(real, kernel_distance, 20, seed)
+  if min(len(real), len(generated)) > k:
+    found |= precision_recall_density_coverage(real, generated, k)
+  return found
+
+
+def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
+  """95 % interval of a share (Wilson 1927): sensible at 0 and at 1, unlike the normal one."""
+  share, middle = hits / total, (hits + z * z / 2) / (total + z * z)
+  half = z / (total + z * z) * math.sqrt(total * share * (1 - share) + z * z / 4)
+  return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _finite(x: np.ndarray, what: str) -> None:
+  if not np.isfinite(x).all():
+    rows = np.flatnonzero(~np.isfinite(x).all(1))
+    raise ValueError(f"{what} of {len(rows)} image(s), first number {rows[0]}, are not finite: remove these images.")
+
+
+def _pair(a: np.ndarray, b: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
+  """Both sets as float64, checked."""
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+    raise ValueError(f"Features of both sets must be [images, d] with the same d, not {a.shape} and {b.shape}.")
+  if min(len(a), len(b)) < least:
+    raise ValueError(f"{min(len(a), len(b))} image(s) are too few for this distance: give at least {least} in each set.")
+  _finite(a, "Features in the first set")
+  _finite(b, "Features in the second set")
+  return a, b
+
+
+def _jackknife(values: Sequence[float]) -> float:
+  """Standard error from leave-a-group-out values; NaN with fewer than three groups."""
+  if len(values) < 3:
+    return math.nan
+  return math.sqrt((len(values) - 1) * float(np.var(values)))
+
+
+def _with_interval(value, n, m, groups, seed, note) -> Measurement:
+  """value(rows_a, rows_b) over all rows, and its jackknife with group g left out of both sets at once."""
+  rng = np.random.default_rng(seed)
+  groups = min(groups, n // 2, m // 2)
+  group_a, group_b = rng.permutation(n) % max(groups, 1), rng.permutation(m) % max(groups, 1)
+  estimate = value(slice(None), slice(None))
+  deviation = 1.96 * _jackknife([value(group_a != g, group_b != g) for g in range(groups)]) if groups > 2 else math.nan
+  return Measurement(estimate, estimate - deviation, estimate + deviation, n, m, note)
+
+
+def _blocks(total: int):
+  return (slice(i, min(i + _BLOCK, total)) for i in range(0, total, _BLOCK))
+
+
+def _kernel_sums(x, y, groups_x, groups_y) -> np.ndarray:
+  """Sums of the cubic kernel between groups of rows; the diagonal is left out where both sets are one."""
+  sums = np.zeros((groups_x.max() + 1, groups_y.max() + 1))
+  member = np.eye(sums.shape[1])[groups_y]  # [m, groups]
+  for rows in _blocks(len(x)):
+    kernel = (x[rows] @ y.T / x.shape[1] + 1) ** 3
+    if x is y:
+      kernel[np.arange(len(kernel)), np.arange(rows.start, rows.stop)] = 0
+    np.add.at(sums, groups_x[rows], kernel @ member)
+  return sums
+
+
+def _mmd(x: np.ndarray, y: np.ndarray) -> float:
+  one = np.zeros(len(x), int)
+  n = len(x)
+  within = _kernel_sums(x, x, one, one) + _kernel_sums(y, y, one, one)
+  return float(within[0, 0] / (n * (n - 1)) - 2 * _kernel_sums(x, y, one, one)[0, 0] / n**2)
+
+
+def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  return np.maximum(0, (x * x).sum(1)[:, None] - 2 * (x @ y.T) + (y * y).sum(1))
+
+
+def _radii(x: np.ndarray, k: int) -> np.ndarray:
+  """Squared distance of each row to its k-th nearest other row."""
+  found = np.empty(len(x))
+  for rows in _blocks(len(x)):
+    squared = _squared_distances(x[rows], x)
+    squared[np.arange(len(squared)), np.arange(rows.start, rows.stop)] = np.inf
+    found[rows] = np.partition(squared, k - 1, axis=1)[:, k - 1]
+  return found

@@ -1,0 +1,31 @@
+"""Means over few images, with their uncertainty."""
+
+import numpy as np
+
+
+def mean_with_interval(values, num_bootstrap: int = 1000, seed: int = 0) -> dict[str, float]:
+  """Mean of some numbers, their spread, and a 95 % percentile bootstrap interval of the mean (Efron 1979).
+
+  Args:
+    values: [n], without NaN.
+    num_bootstrap: resamples, with replacement.
+    seed: of the resampling.
+
+  Returns:
+    {"mean", "std", "low", "high", "count"}; std has n - 1 in its denominator. With one value std, low and high are
+    NaN, with none everything but the count is.
+  """
+  values = np.asarray(values, float)
+  nan = float("nan")
+  if values.size < 2:
+    mean = float(values[0]) if values.size else nan
+    return {"mean": mean, "std": nan, "low": nan, "high": nan, "count": int(values.size)}
+  generator = np.random.default_rng(seed)
+  # In blocks, so that thousands of values do not make a matrix of a thousand times that.
+  block = max(1, 2_000_000 // values.size)
+  means = np.concatenate([
+    values[generator.integers(values.size, size=(min(block, num_bootstrap - done), values.size))].mean(1)
+    for done in range(0, num_bootstrap, block)])
+  low, high = np.percentile(means, (2.5, 97.5))
+  return {"mean": float(values.mean()), "std": float(values.std(ddof=1)), "low": float(low), "high": float(high),
+          "count": int(values.size)}

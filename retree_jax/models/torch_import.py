@@ -1,0 +1,241 @@
+"""Reads checkpoints that the original PyTorch code published into our parameters.
+
+    settings, params = torch_import.convert(torch_import.read("tree.pth.tar"))
+    network = models.build(settings)
+
+`convert` knows the names and shapes of the original's parameters and nothing of PyTorch; only `read` needs
+PyTorch, and reads tensors alone: a file cannot run code (`weights_only`).
+"""
+
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from retree_jax import models
+
+
+class Entry(NamedTuple):
+  """Where one of the original's parameters goes.
+
+  Attributes:
+    path: keys into our nested dict.
+    turn: its array in the original's axis order -> in ours.
+  """
+
+  path: tuple[str, ...]
+  turn: Callable[[np.ndarray], np.ndarray]
+
+
+def read(path) -> dict[str, np.ndarray]:
+  """Reads a checkpoint file of the original (.pth.tar, .pth).
+
+  Args:
+    path: the file; either {"state_dict": ..., "optimizer": ...} or the state dict itself.
+
+  Returns:
+    {parameter name: float32 array}. A leading "module." (DataParallel) is dropped.
+
+  Raises:
+    ImportError: PyTorch is not installed.
+    ValueError: no such file, not a PyTorch checkpoint, or nothing in it but what would have to be executed.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise ValueError(f"There is no checkpoint file {path}: give the path of a .pth.tar or .pth file.")
+  try:
+    import torch
+  except ImportError as error:
+    raise ImportError("Reading PyTorch checkpoints needs PyTorch, which is not installed: run "
+                      "`pip install torch`, or convert the file to .npz where it is.") from error
+  try:
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+  except Exception as error:  # torch raises a dozen types here, pickle's own among them
+    raise ValueError(f"{path} is not a PyTorch checkpoint of plain tensors ({type(error).__name__}): only such "
+                     "are read, since others could run code; save its state_dict alone again.") from error
+  tensors = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
+  if not isinstance(tensors, Mapping) or not tensors or not all(
+      isinstance(value, torch.Tensor) for value in tensors.values()):
+    raise ValueError(f"{path} holds no state_dict of tensors: give a checkpoint that the original's training "
+                     "wrote.")
+  return {name.removeprefix("module."): value.float().numpy() for name, value in tensors.items()}
+
+
+def convert(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict]:
+  """The original's parameters as ours, the denoisers' and the discriminators'.
+
+  Args:
+    state_dict: {the original's parameter name: array}, for instance from `read`.
+
+  Returns:
+    settings for `models.build`, with dim, time_dim and channels as the shapes tell; and the parameters,
+    float32 numpy arrays in a nested dict. Head width cannot be told from shapes: it is the original's 64.
+
+  Raises:
+    ValueError: a name is missing or unknown, or a shape does not fit the others.
+  """
+  arrays = {name: np.asarray(value, np.float32) for name, value in state_dict.items()}
+  if "bottleneck_blocks.0.double_conv.0.weight" in arrays:
+    settings = _denoiser_settings(arrays)
+  elif "last.weight" in arrays:
+    settings = _discriminator_settings(arrays)
+  else:
+    some = ", ".join(list(arrays)[:3]) or "nothing"
+    raise ValueError(f"This is no checkpoint of the original's denoiser or discriminator (it has {some}): give "
+                     "the state_dict that the original's training saved.")
+  entries = names(settings)
+  _refuse("is missing", [name for name in entries if name not in arrays])
+  _refuse("is not one that the original has", [name for name in arrays if name not in entries])
+
+  params: dict = {}
+  for name, entry in entries.items():
+    value = entry.turn(arrays[name])
+    inner = params
+    for key in entry.path[:-1]:
+      inner = inner.setdefault(key, {})
+    inner[entry.path[-1]] = np.array(value, order="C")
+  _check_shapes(settings, params, arrays, entries)
+  return settings, params
+
+
+def names(settings: Mapping[str, Any]) -> dict[str, Entry]:
+  """Every parameter of the original that network `settings` describe, and where it goes among ours."""
+  if settings["name"] == "discriminator":
+    return _discriminator_names(settings["depth"])
+  return _denoiser_names(settings["depth"])
+
+
+def _same(value: np.ndarray) -> np.ndarray:
+  return value
+
+
+def _conv(value: np.ndarray) -> np.ndarray:
+  return value.transpose(2, 3, 1, 0)
+
+
+def _dense(value: np.ndarray) -> np.ndarray:
+  """A dense layer's or a 1x1 convolution's weight [out, in, (1, 1)] -> [in, out]."""
+  return value.reshape(value.shape[:2]).T
+
+
+def _layer(theirs: str, ours: tuple[str, ...], turn: Callable | None, bias: bool = True) -> dict[str, Entry]:
+  """Weight and bias of a layer; `turn` None for a norm, whose weight is our "scale"."""
+  weight = Entry((*ours, "kernel"), turn) if turn else Entry((*ours, "scale"), _same)
+  entries = {f"{theirs}.weight": weight}
+  if bias:
+    entries[f"{theirs}.bias"] = Entry((*ours, "bias"), _same)
+  return entries
+
+
+def _transformer_names(theirs: str, ours: str, depth: int) -> dict[str, Entry]:
+  entries = {}
+  for i in range(depth):
+    attention, mlp = f"{theirs}.layers.{i}.0.fn", f"{theirs}.layers.{i}.1.fn"
+    entries |= _layer(f"{attention}.norm", (ours, f"norm_{i}_0"), None)
+    entries[f"{attention}.fn.temperature"] = Entry((ours, f"temperature_{i}"), _same)
+    entries |= _layer(f"{attention}.fn.to_qkv", (ours, f"qkv_{i}"), _dense, bias=False)
+    entries |= _layer(f"{attention}.fn.to_out.0", (ours, f"out_{i}"), _dense)
+    entries |= _layer(f"{mlp}.norm", (ours, f"norm_{i}_1"), None)
+    entries |= _layer(f"{mlp}.fn.net.0", (ours, f"mlp_{i}_0"), _dense)
+    entries |= _layer(f"{mlp}.fn.net.3", (ours, f"mlp_{i}_1"), _dense)
+  return entries
+
+
+def _double_conv_names(theirs: str, ours: str) -> dict[str, Entry]:
+  entries = {}
+  for i, (conv, norm) in enumerate(((0, 1), (3, 4))):
+    entries |= _layer(f"{theirs}.double_conv.{conv}", (ours, f"conv_{i}"), _conv, bias=False)
+    entries |= _layer(f"{theirs}.double_conv.{norm}", (ours, f"norm_{i}"), None)
+  return entries
+
+
+def _denoiser_names(depth: int) -> dict[str, Entry]:
+  entries = _layer("initial.0", ("initial_conv",), _conv, bias=False) | _layer("initial.1", ("initial_norm",), None)
+  for kind, num, convs, first in (("down", 2, "maxpool_conv", 1), ("up", 4, "conv", 0)):
+    for i in range(num):
+      for j, part in enumerate(("res", "out")):
+        entries |= _double_conv_names(f"{kind}_blocks.{i}.{convs}.{first + j}", f"{kind}_{i}_{part}")
+      entries |= _layer(f"{kind}_blocks.{i}.emb_layer.1", (f"{kind}_{i}_time",), _dense)
+  for i in range(2):
+    entries |= _transformer_names(f"transformer_blocks.{i}", f"vit_{i}", depth)
+  for i in range(3):
+    entries |= _double_conv_names(f"bottleneck_blocks.{i}", f"bottleneck_{i}")
+  return entries | _layer("last.conv", ("head",), _dense)
+
+
+def _discriminator_names(depth: int) -> dict[str, Entry]:
+  entries = _layer("initial.0", ("initial",), _conv) | _layer("last", ("head",), _conv)
+  for i in range(3):
+    entries |= _layer(f"down_blocks.{2 * i}.convolution.0", (f"conv_{i}",), _conv)
+    entries |= _transformer_names(f"down_blocks.{2 * i + 1}", f"vit_{i}", depth)
+  return entries
+
+
+def _denoiser_settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  return {
+    "name": "paper_denoiser",
+    "dim": 32 * _size(arrays, "initial.0.weight", 0, 4),
+    "time_dim": _size(arrays, "down_blocks.0.emb_layer.1.weight", 1, 2),
+    "out_channels": _size(arrays, "last.conv.weight", 0, 4),
+    **_attention_settings(arrays, "transformer_blocks.0"),
+  }
+
+
+def _discriminator_settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  return {
+    "name": "discriminator",
+    "width": _size(arrays, "initial.0.weight", 0, 4),
+    **_attention_settings(arrays, "down_blocks.1"),
+  }
+
+
+def _attention_settings(arrays: Mapping[str, np.ndarray], transformer: str) -> dict[str, int]:
+  inner = _size(arrays, f"{transformer}.layers.0.0.fn.fn.to_out.0.weight", 1, 2)
+  if inner % 64:
+    raise ValueError(f"The attention in this checkpoint is {inner} wide, which is no multiple of the original's "
+                     "head width 64: it was not made by the original's code.")
+  layer = re.compile(re.escape(transformer) + r"\.layers\.(\d+)\.")
+  depth = len({match[1] for match in map(layer.match, arrays) if match})
+  return {"heads": inner // 64, "head_width": 64, "depth": depth}
+
+
+def _size(arrays: Mapping[str, np.ndarray], name: str, axis: int, ndim: int) -> int:
+  if name not in arrays:
+    _refuse("is missing", [name])
+  if arrays[name].ndim != ndim:
+    raise ValueError(f"Parameter {name} of this checkpoint has shape {arrays[name].shape}, where the original "
+                     f"has {ndim} axes: the file is damaged or of another network.")
+  return arrays[name].shape[axis]
+
+
+def _refuse(what: str, wrong: list[str]) -> None:
+  if wrong:
+    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    raise ValueError(f"Parameter {wrong[0]}{more} {what} in this checkpoint: give the whole, unchanged "
+                     "state_dict of the original's denoiser or discriminator.")
+
+
+def _check_shapes(settings: Mapping[str, Any], params: dict, arrays: Mapping[str, np.ndarray],
+                  entries: Mapping[str, Entry]) -> None:
+  """Compares with the shapes that our network of these settings has, the first convolution's input aside."""
+  import jax
+
+  channels = arrays["initial.0.weight"].shape[1]
+  shape = jax.ShapeDtypeStruct
+  network = models.build(settings)
+  wanted = jax.eval_shape(
+    lambda: network.init(jax.random.key(0), shape((1, 64, 64, channels), jnp.float32), shape((1,), jnp.float32)))
+  for name, entry in entries.items():
+    want, have = wanted, params
+    for key in entry.path:
+      want, have = want[key], have[key]
+    if want.shape != have.shape:
+      raise ValueError(f"Parameter {name} of this checkpoint has shape {arrays[name].shape}, which does not fit "
+                       f"a network with {_describe(settings)}: the file is damaged or of another network.")
+
+
+def _describe(settings: Mapping[str, Any]) -> str:
+  return ", ".join(f"{key} {value}" for key, value in settings.items() if key != "name")
