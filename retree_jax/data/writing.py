@@ -1,0 +1,81 @@
+"""Files written whole or not at all, locally and in buckets."""
+
+import io
+import json
+import os
+import uuid
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+
+def write_bytes(path, data: bytes) -> None:
+  """Writes a file so that a reader, or a kill at any moment, finds the old content or the new, never half of it.
+
+  Folders are made as needed. Local files are written beside their place, flushed and renamed; an object in a bucket appears
+  when its upload ends, so it is written directly.
+
+  Args:
+    path: local path or bucket URL.
+    data: the whole content.
+  """
+  path = epath.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if "://" in str(path):
+    path.write_bytes(data)
+    return
+  beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.part"
+  try:
+    with open(beside, "wb") as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(beside, path)
+  except BaseException:
+    beside.unlink(missing_ok=True)
+    raise
+
+
+def write_text(path, text: str) -> None:
+  """`write_bytes` of UTF-8 text."""
+  write_bytes(path, text.encode())
+
+
+def write_json(path, value) -> None:
+  """`write_bytes` of indented JSON.
+
+  Raises:
+    ValueError: NaN or infinity somewhere in it, which JSON cannot hold.
+  """
+  write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_png(path, pixels: np.ndarray) -> None:
+  """Writes an 8-bit PNG.
+
+  Args:
+    path: local path or bucket URL.
+    pixels: uint8 [H, W, 3], [H, W, 1] or [H, W].
+
+  Raises:
+    ValueError: another type or shape.
+  """
+  write_bytes(path, png_bytes(pixels))
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+  """The PNG file of uint8 pixels [H, W, 3], [H, W, 1] or [H, W]; the same pixels always give the same bytes.
+
+  Raises:
+    ValueError: another type or shape.
+  """
+  pixels = np.asarray(pixels)
+  if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
+    raise ValueError(f"a picture must be uint8 of shape [H, W], [H, W, 1] or [H, W, 3], not {pixels.dtype} {pixels.shape}")
+  if pixels.ndim == 3 and pixels.shape[2] == 1:
+    pixels = pixels[..., 0]
+  buffer = io.BytesIO()
+  # Level 4 is half the time of the default 6 for 3 % more bytes.
+  Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)
+  return buffer.getvalue()
