@@ -1,8 +1,8 @@
 """Orbax in one place: saving, exact resume, and loading for inference on any number of devices.
 
-A workdir holds `config.json` and `checkpoints/STEP/` with four items: `state` (parameters, optimizer, random state), `ema`,
-`data` (position in the data) and `config`. Shipped weights are the same thing with `ema` and `config` alone. The items restore
-independently, so a notebook reads the average without the optimizer, and onto other devices than wrote them.
+A workdir holds `config.json` and `checkpoints/STEP/` with two items, `state` (parameters, optimizer, random state) and `ema`,
+and JSON beside them: the config and the position in the data. Shipped weights are the same thing with `ema` alone. The items
+restore independently, so a notebook reads the average without the optimizer, and onto other devices than wrote them.
 """
 
 import dataclasses
@@ -69,10 +69,10 @@ class Checkpoints:
     step = int(state.step)
     if self._writer.latest is not None and self._writer.latest.step == step:
       return
-    items = {
-        "state": dataclasses.replace(state, ema=None).__dict__, "ema": state.ema, "data": data_position,
-        "config": to_json(config)}
-    self._writer.save_checkpointables_async(step, items, metrics=None if loss is None else {"loss": float(loss)})
+    items = {"state": dataclasses.replace(state, ema=None).__dict__, "ema": state.ema}
+    self._writer.save_checkpointables_async(
+        step, items, metrics=None if loss is None else {"loss": float(loss)},
+        custom_metadata={"config": to_json(config), "data": data_position})
 
   def restore(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
     """The newest checkpoint, laid out like `abstract`, and the position in the data; None if there is none.
@@ -88,8 +88,8 @@ class Checkpoints:
     path = self._writer.directory / str(self._writer.latest.step)
     want = {"state": dataclasses.replace(abstract, ema=None).__dict__, "ema": abstract.ema}
     _check_same_shapes(path, want["ema"])
-    items = self._writer.load_checkpointables(self._writer.latest, {**want, "data": None})
-    return TrainState(**{**items["state"], "ema": items["ema"]}), items["data"]
+    items = self._writer.load_checkpointables(self._writer.latest, want)
+    return TrainState(**{**items["state"], "ema": items["ema"]}), _metadata(path).custom_metadata["data"]
 
   def close(self) -> None:
     """Waits for the save in flight."""
@@ -143,16 +143,13 @@ def load(path_or_name, step: int | str = "best", mesh=None, stage: str | None = 
   from orbax.checkpoint import v1 as ocp
 
   path = _find(path_or_name, step)
-  try:
-    config = ml_collections.ConfigDict(ocp.load_checkpointables(path, {"config": None})["config"])
-  except (ValueError, KeyError, OSError) as error:
-    raise ValueError(f"{path} holds no checkpoint of retree_jax: give a workdir of a training run") from error
+  metadata = _metadata(path)
+  config = ml_collections.ConfigDict(metadata.custom_metadata["config"])
   if stage is not None and config.stage != stage:
     raise ValueError(f"{path_or_name} is a checkpoint of the {config.stage} stage, not of the {stage} stage: give the workdir "
                      f"of `python -m retree_jax.main --config configs/{stage}.py`")
   where = SingleDeviceSharding(jax.local_devices()[0]) if mesh is None else sharding.replicated(mesh)
-  shapes = ocp.checkpointables_metadata(path).metadata["ema"]
-  abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=where), shapes)
+  abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=where), metadata.metadata["ema"])
   params = ocp.load_checkpointables(path, {"ema": abstract})["ema"]
   params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
   digits = path.name if path.name.isdigit() else str(config.get("trained_steps", 0))
@@ -177,7 +174,8 @@ def export(loaded: Loaded, path, dtype=jnp.bfloat16) -> None:
 
   config = to_json(loaded.config) | {"trained_steps": loaded.step}
   params = jax.tree.map(lambda x: x.astype(dtype), loaded.params)
-  ocp.save_checkpointables(epath.Path(path).absolute(), {"ema": params, "config": config}, overwrite=True)
+  ocp.save_checkpointables(
+      epath.Path(path).absolute(), {"ema": params}, overwrite=True, custom_metadata={"config": config})
 
 
 def to_json(config) -> dict:
@@ -249,13 +247,29 @@ def _find(path_or_name, step) -> epath.Path:
   return folder / str(chosen.step)
 
 
-def _check_same_shapes(path, abstract) -> None:
+def _metadata(path):
+  """What a checkpoint says of itself.
+
+  Raises:
+    ValueError: it is none of ours.
+  """
   from orbax.checkpoint import v1 as ocp
 
+  refusal = f"{path} holds no checkpoint of retree_jax: give a workdir of a training run"
+  try:
+    metadata = ocp.checkpointables_metadata(path)
+  except (ValueError, KeyError, OSError) as error:  # Orbax's own error for a folder that is no checkpoint is a ValueError
+    raise ValueError(refusal) from error
+  if "config" not in (metadata.custom_metadata or {}) or "ema" not in metadata.metadata:
+    raise ValueError(refusal)
+  return metadata
+
+
+def _check_same_shapes(path, abstract) -> None:
   def shapes(tree):
     return {jax.tree_util.keystr(k): tuple(v.shape) for k, v in jax.tree_util.tree_leaves_with_path(tree)}
 
-  stored, wanted = shapes(ocp.checkpointables_metadata(path).metadata["ema"]), shapes(abstract)
+  stored, wanted = shapes(_metadata(path).metadata["ema"]), shapes(abstract)
   if stored != wanted:
     name = next(k for k in sorted({*stored, *wanted}) if stored.get(k) != wanted.get(k))
     raise ValueError(f"{path} is a checkpoint of another architecture: {name} has shape {stored.get(name, 'none')} there and "

@@ -75,8 +75,10 @@ def _checked_size(size):
   except (TypeError, ValueError):
     exact = False
   if not exact or min(height, width) < SMALLEST:
-    raise ValueError(f"size of a phantom eye must be (height, width) in whole pixels, at least {SMALLEST} each, "
-                     f"for example (512, 512), not {size!r}.")
+    raise ValueError(
+      f"size of a phantom eye must be (height, width) in whole pixels, at least {SMALLEST} each, "
+      f"for example (512, 512), not {size!r}."
+    )
   return height, width
 
 
@@ -86,8 +88,12 @@ def _view(rng, fovea, kind=None):
   kind = kind or drawn
   if kind == "disc":
     return View(kind, (0.8 + 0.9 * jitter[0], 0.9 * jitter[1]), 14.3 + 0.7 * size, 1.0)
-  return View(kind, (0.72 * fovea[0] + 1.2 * jitter[0], 0.5 * fovea[1] + 0.8 * jitter[1]), 22.5 + 1.2 * size,
-              kept if cut < 0.6 else 1.0)
+  return View(
+    kind,
+    (0.72 * fovea[0] + 1.2 * jitter[0], 0.5 * fovea[1] + 0.8 * jitter[1]),
+    22.5 + 1.2 * size,
+    kept if cut < 0.6 else 1.0,
+  )
 
 
 @functools.lru_cache(maxsize=16)
@@ -100,7 +106,7 @@ def _anatomy(seed):
   artery = vein * rng.normal(0.70, 0.03, 2)  # artery-vein ratio about 2/3 to 3/4 (Hubbard et al. 1999)
   tortuosity = 0.03 * math.exp(rng.normal(0, 0.35))
   arteries = phantom_tree.grow_kind(rng, "artery", fovea, None, 0.8 * tortuosity, artery)
-  veins = phantom_tree.grow_kind(rng, "vein", fovea, arteries.position[:arteries.coarse], tortuosity, vein)
+  veins = phantom_tree.grow_kind(rng, "vein", fovea, arteries.position[: arteries.coarse], tortuosity, vein)
   return Anatomy(seed, side, fovea, phantom_tree.FOVEAL_ZONE, disc, arteries, veins, _view(view_rng, fovea))
 
 
@@ -125,8 +131,9 @@ def _chosen_view(seed, kind):
   if kind is None:
     return eye_anatomy, eye_anatomy.view
   if kind not in VIEWS:
-    raise ValueError(f"view of a phantom eye must be one of {', '.join(VIEWS)}, or None for the seed's own, "
-                     f"not {kind!r}.")
+    raise ValueError(
+      f"view of a phantom eye must be one of {', '.join(VIEWS)}, or None for the seed's own, not {kind!r}."
+    )
   return eye_anatomy, _view(_streams(seed)[1], eye_anatomy.fovea, kind)
 
 
@@ -152,8 +159,13 @@ def _strips(vessels, side, view, height, width):
   """Every unbranched vessel piece inside the view: list of (points [n, 2] in pixels, half widths [n] in pixels)."""
   scale = _pixels_per_degree(view, height, width)
   mirror = -1.0 if side == "right" else 1.0
-  points = np.stack([width / 2 + mirror * scale * (vessels.position[:, 0] - view.centre[0]),
-                     height / 2 - scale * (vessels.position[:, 1] - view.centre[1])], -1)
+  points = np.stack(
+    [
+      width / 2 + mirror * scale * (vessels.position[:, 0] - view.centre[0]),
+      height / 2 - scale * (vessels.position[:, 1] - view.centre[1]),
+    ],
+    -1,
+  )
   order = np.lexsort((vessels.depth, vessels.segment))
   starts = np.flatnonzero(np.diff(vessels.segment[order], prepend=-1))
   has_child = np.zeros(len(points), bool)
@@ -224,7 +236,9 @@ def tree(seed, size=(512, 512), *, view=None, binary=False):
   factor = _canvas(height, width)
   layer = Image.new("L", (width * factor, height * factor))
   for vessels in (eye_anatomy.arteries, eye_anatomy.veins):
-    _draw(layer, _strips(vessels, eye_anatomy.side, seen, height * factor, width * factor), 1.0, lambda _: 255)
+    _draw(
+      layer, _strips(vessels, eye_anatomy.side, seen, height * factor, width * factor), 1.0, lambda _: 255
+    )
   fov = _fov(seen, *_degrees(eye_anatomy.side, seen, height, width))
   cover = _coverage([layer], fov, factor)
   return _as_tree(cover, binary)
@@ -246,8 +260,14 @@ def _vessel_layers(eye_anatomy, view, height, width, factor):
     strips = _strips(vessels, eye_anatomy.side, view, *big)
     # A cylinder's depth across its width, 2 sqrt(r^2 - d^2), in three stairs; the blur makes them smooth.
     for share, depth in ((1.0, 0.45), (0.75, 0.8), (0.45, 1.0)):
-      _draw(layer, strips, share, lambda r, share=share, depth=depth:
-            max(1, min(255, int(255 * depth * (r + 0.27) / share / (0.375 * scale)))))
+      _draw(
+        layer,
+        strips,
+        share,
+        lambda r, share=share, depth=depth: max(
+          1, min(255, int(255 * depth * (r + 0.27) / share / (0.375 * scale)))
+        ),
+      )
     layers.append(layer)
   reflex = Image.new("L", big[::-1])
   wide = [s for s in _strips(eye_anatomy.arteries, eye_anatomy.side, view, *big) if s[1][0] > 0.1 * scale]
@@ -268,8 +288,12 @@ def _cloud(rng, view, x, y, side, wavelength, stretch=1.0):
   span_x = (x[0, [0, -1]] - view.centre[0]) * (-1 if side == "right" else 1)
   span_y = -(y[[0, -1], 0] - view.centre[1])
   pad_x, pad_y = np.diff(span_x)[0] / (2 * (x.size - 1)), np.diff(span_y)[0] / (2 * (y.size - 1))
-  box = ((span_x[0] - pad_x + half) / (2 * half) * columns, (span_y[0] - pad_y + half) / (2 * half) * rows,
-         (span_x[1] + pad_x + half) / (2 * half) * columns, (span_y[1] + pad_y + half) / (2 * half) * rows)
+  box = (
+    (span_x[0] - pad_x + half) / (2 * half) * columns,
+    (span_y[0] - pad_y + half) / (2 * half) * rows,
+    (span_x[1] + pad_x + half) / (2 * half) * columns,
+    (span_y[1] + pad_y + half) / (2 * half) * rows,
+  )
   inside = (max(box[0], 0), max(box[1], 0), min(box[2], columns), min(box[3], rows))
   if inside == box:
     return np.asarray(Image.fromarray(grid).resize((x.size, y.size), Image.Resampling.BICUBIC, box=box))
@@ -300,27 +324,38 @@ def _photograph(rng, eye_anatomy, view, x, y, artery, vein, reflex):
 
   # Illumination: vignette, a gradient across the field, slow unevenness.
   tilt = rng.uniform(0, 2 * math.pi)
-  lean = rng.uniform(0.0, 0.16) * (np.cos(tilt) * (x - view.centre[0]) + np.sin(tilt) * (y - view.centre[1])) / view.radius
+  lean = (
+    rng.uniform(0.0, 0.16)
+    * (np.cos(tilt) * (x - view.centre[0]) + np.sin(tilt) * (y - view.centre[1]))
+    / view.radius
+  )
   light = 1 - rng.uniform(0.10, 0.32) * fundus**2 - 0.1 * fundus**6 + lean
   light = light * (1 + 0.05 * _cloud(rng, view, x, y, side, 14.0))
 
   # Choroid: mottling at several scales, and streaks of choroidal vessels where there is little pigment.
-  mottle = (0.5 * _cloud(rng, view, x, y, side, 6.0) + 0.35 * _cloud(rng, view, x, y, side, 2.2)
-            + 0.3 * _cloud(rng, view, x, y, side, 0.9) + 0.2 * _cloud(rng, view, x, y, side, 0.35))
+  mottle = (
+    0.5 * _cloud(rng, view, x, y, side, 6.0)
+    + 0.35 * _cloud(rng, view, x, y, side, 2.2)
+    + 0.3 * _cloud(rng, view, x, y, side, 0.9)
+    + 0.2 * _cloud(rng, view, x, y, side, 0.35)
+  )
   streaks = _cloud(rng, view, x, y, side, 1.1, 2.6) * _cloud(rng, view, x, y, side, 1.4, 1.3)
   texture = rng.uniform(0.018, 0.04) * mottle + rng.uniform(0.0, 0.025) * (1 - pigment) * streaks
 
   fx, fy = x - eye_anatomy.fovea[0], y - eye_anatomy.fovea[1]
   fovea = np.hypot(fx, fy * 1.05)
-  macula = rng.uniform(0.10, 0.22) * np.exp(-(fovea / 3.4) ** 2) + rng.uniform(0.08, 0.2) * np.exp(-(fovea / 1.2) ** 2)
-  yellow = 0.25 * np.exp(-(fovea / 4.0) ** 2)
+  macula = rng.uniform(0.10, 0.22) * np.exp(-((fovea / 3.4) ** 2)) + rng.uniform(0.08, 0.2) * np.exp(
+    -((fovea / 1.2) ** 2)
+  )
+  yellow = 0.25 * np.exp(-((fovea / 4.0) ** 2))
   from_disc = np.hypot(x, y)
   # Nerve fibres: a faint sheen along the arcades, strongest near the disc.
-  fibres = rng.uniform(0.03, 0.13) * np.exp(-(from_disc / 6.5) ** 2) * (0.5 + np.abs(y) / (from_disc + 0.5))
+  fibres = rng.uniform(0.03, 0.13) * np.exp(-((from_disc / 6.5) ** 2)) * (0.5 + np.abs(y) / (from_disc + 0.5))
 
   picture = np.empty((*fundus.shape, 3), np.float32)
-  for channel, (base, mottled, dark, sheen) in enumerate(((red, 0.8, 0.55, 0.35), (green, 1.2, 1.0, 1.0),
-                                                          (blue, 1.0, 1.0, 1.1))):
+  for channel, (base, mottled, dark, sheen) in enumerate(
+    ((red, 0.8, 0.55, 0.35), (green, 1.2, 1.0, 1.0), (blue, 1.0, 1.0, 1.1))
+  ):
     picture[..., channel] = base * (1 + mottled * texture + sheen * fibres) * (1 - dark * macula)
   picture[..., 2] *= 1 - yellow
   _paint_disc(rng, picture, eye_anatomy, view, x, y)
@@ -328,7 +363,9 @@ def _photograph(rng, eye_anatomy, view, x, y, artery, vein, reflex):
   # Vessels absorb by Beer-Lambert, green most; veins hold less oxygen and look darker in red too.
   strength = rng.uniform(0.9, 1.2)
   over_disc = _soft(from_disc - 0.9 * eye_anatomy.disc_radius, 0.3) * 0.25
-  for channel, (in_artery, in_vein, shine) in enumerate(((0.20, 0.50, 0.10), (0.95, 1.10, 0.22), (0.80, 0.90, 0.12))):
+  for channel, (in_artery, in_vein, shine) in enumerate(
+    ((0.20, 0.50, 0.10), (0.95, 1.10, 0.22), (0.80, 0.90, 0.12))
+  ):
     depth = in_artery * artery + in_vein * vein
     picture[..., channel] *= np.exp(-strength * (1 - over_disc) * depth) * (1 + shine * reflex)
   picture *= light[..., None]
@@ -351,7 +388,9 @@ def _paint_disc(rng, picture, eye_anatomy, view, x, y):
   picture *= (1 + glow)[..., None]
   if rng.random() < 0.35:  # a pale crescent of bare choroid or sclera on the temporal side
     pale = _soft(np.hypot((x - 0.14 * radius) * tall**0.5, y / tall**0.5) - 1.06 * radius, 0.12)
-    picture *= (1 + rng.uniform(0.15, 0.4) * pale)[..., None] * np.array([1.0, 1.1, 1.15], np.float32) ** pale[..., None]
+    picture *= (1 + rng.uniform(0.15, 0.4) * pale)[..., None] * np.array(
+      [1.0, 1.1, 1.15], np.float32
+    ) ** pale[..., None]
   base = np.median(picture[::8, ::8], axis=(0, 1))
   rim_red = min(base[0] * rng.uniform(1.15, 1.35), 252)
   rim = np.array([rim_red, rim_red * rng.uniform(0.52, 0.64), rim_red * rng.uniform(0.16, 0.32)])
@@ -403,5 +442,10 @@ def eye(seed, size=(512, 512), *, view=None, binary=False):
   grain = rng.uniform(1.0, 3.0)
   picture += np.float32(grain) * rng.standard_normal(picture.shape, np.float32)
   image = np.where(fov[..., None], np.clip(np.rint(picture), 0, 255), 0).astype(np.uint8)
-  return {"name": f"phantom_{int(seed):08d}", "image": image, "tree": _as_tree(cover, binary),
-          "fov": (fov * np.uint8(255))[..., None], "label": "phantom"}
+  return {
+    "name": f"phantom_{int(seed):08d}",
+    "image": image,
+    "tree": _as_tree(cover, binary),
+    "fov": (fov * np.uint8(255))[..., None],
+    "label": "phantom",
+  }

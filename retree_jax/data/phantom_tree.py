@@ -25,12 +25,18 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.spatial.distance import cdist
 
-STEP = 0.5            # length of one growth step, degrees
-DISC_RADIUS = 2.75    # mean; 5.5 degrees is about 1.7 mm
+STEP = 0.5  # length of one growth step, degrees
+DISC_RADIUS = 2.75  # mean; 5.5 degrees is about 1.7 mm
 FOVEA = (15.5, -1.6)  # mean position: 15.5 degrees temporal of the disc and a little below it
-FOVEAL_ZONE = 1.2     # radius around the fovea that no vessel enters, degrees (growth keeps further away, see grow_kind)
+FOVEAL_ZONE = (
+  1.2  # radius around the fovea that no vessel enters, degrees (growth keeps further away, see grow_kind)
+)
 DOMAIN = (10.5, 0.0, 26.5, 25.0)  # centre x, y and semi-axes of the ellipse that vessels grow in
-PASSES = ((5.2, 3.6, 0.12), (3.3, 2.5, 0.20), (2.2, 1.75, 0.30))  # attractors' spacing, kill distance, share of sprouting nodes
+PASSES = (
+  (5.2, 3.6, 0.12),
+  (3.3, 2.5, 0.20),
+  (2.2, 1.75, 0.30),
+)  # attractors' spacing, kill distance, share of sprouting nodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +113,17 @@ def _trunks(rng, kind, fovea):
     lean = rng.normal(-0.2 if artery else 0.4, 0.5)
     wide = rng.normal(1.0, 0.15)
     drop = rng.uniform(0.2, 2.5)
-    controls = [(start[0], 0.1), (start[0] + 0.3 * lean, 1.3), (0.1 + lean, 2.9), (1.5 * wide + lean, 5.0),
-                (4.6 * wide + lean, 0.84 * height), (10.0, height), (15.5, height - 0.25 * drop),
-                (21.5, height - drop), (28.0, height - 2.2 * drop)]
+    controls = [
+      (start[0], 0.1),
+      (start[0] + 0.3 * lean, 1.3),
+      (0.1 + lean, 2.9),
+      (1.5 * wide + lean, 5.0),
+      (4.6 * wide + lean, 0.84 * height),
+      (10.0, height),
+      (15.5, height - 0.25 * drop),
+      (21.5, height - drop),
+      (28.0, height - 2.2 * drop),
+    ]
     controls = np.array([(x, start[1] + y * side + fovea[1] * max(x, 0) / fovea[0]) for x, y in controls])
     arcade = _along(controls)
     # Beyond a random point past its crest the arcade has no course of its own: it divides as space asks.
@@ -120,8 +134,10 @@ def _trunks(rng, kind, fovea):
       return base + int(np.argmin(np.abs(np.abs(arcade[:16, 1]) - degrees)))
 
     nasal_fork = at_height(rng.uniform(1.3, 2.6))
-    nasal = attach(_branch(rng, position[nasal_fork], math.radians(rng.normal(116, 8)), side, rng.uniform(9, 18)),
-                   nasal_fork)
+    nasal = attach(
+      _branch(rng, position[nasal_fork], math.radians(rng.normal(116, 8)), side, rng.uniform(9, 18)),
+      nasal_fork,
+    )
     if rng.random() < 0.8:  # a second nasal branch, near the horizontal
       fork = nasal + int(rng.integers(1, 5))
       attach(_branch(rng, position[fork], math.radians(rng.normal(152, 9)), side, rng.uniform(8, 15)), fork)
@@ -149,7 +165,9 @@ def _attractors(rng, spacing, fovea, hollow):
 def _flow(points, fovea):
   """Where vessels run on the whole, unit vectors [n, 2]: towards the fovea inside the arcades, else away from the disc."""
   inside = ((points[:, 0] - fovea[0] + 2) / 10.0) ** 2 + ((points[:, 1] - fovea[1]) / 7.0) ** 2 < 1
-  flow = np.where(inside[:, None], np.asarray(fovea) - points, points - np.clip(points[:, :1] * [0.6, 0], 0, 7))
+  flow = np.where(
+    inside[:, None], np.asarray(fovea) - points, points - np.clip(points[:, :1] * [0.6, 0], 0, 7)
+  )
   return flow / np.maximum(np.hypot(*flow.T), 1e-9)[:, None]
 
 
@@ -316,9 +334,11 @@ def _turn_forks(rng, position, parent, radius, forks, reach=4, spread=0.18):
   angles = np.stack(optimal_angles(radius[at], radius[large], radius[small]), -1)
   angles *= np.exp(rng.normal(0, spread, angles.shape))
   incoming = np.arctan2(before[:, 1], before[:, 0])
+
   def turned(child):
     out = position[child] - position[at]
     return (np.arctan2(out[:, 1], out[:, 0]) - incoming + np.pi) % (2 * np.pi) - np.pi
+
   now_large, now_small = turned(large), turned(small)
   side = np.where(now_large > now_small, 1.0, -1.0)
   delta = np.zeros(len(parent))
@@ -351,8 +371,14 @@ def _subdivide(position, parent, main, radius, segment, depth):
   number[low] = n + np.arange(len(low))
   new_parent = np.concatenate([np.where(parent >= 0, number, -1), up])
   new_main = np.concatenate([np.where(main >= 0, number[np.maximum(main, 0)], -1), low])
-  return (np.concatenate([position, middle]), new_parent, new_main, np.concatenate([radius, radius[low]]),
-          np.concatenate([segment, segment[low]]), np.concatenate([2 * depth, 2 * depth[low] - 1]))
+  return (
+    np.concatenate([position, middle]),
+    new_parent,
+    new_main,
+    np.concatenate([radius, radius[low]]),
+    np.concatenate([segment, segment[low]]),
+    np.concatenate([2 * depth, 2 * depth[low] - 1]),
+  )
 
 
 def _warp(rng, position, strength):
@@ -386,11 +412,11 @@ def grow_kind(rng, kind, fovea, occupied=None, tortuosity=0.035, trunk_radius=(0
   forest = _Forest(*_trunks(rng, kind, fovea))
   for spacing, kill, share in PASSES:
     goals = _attractors(rng, spacing, fovea, hollow)
-    goals = goals[cdist(goals, forest.position[:forest.n]).min(1) > kill]
+    goals = goals[cdist(goals, forest.position[: forest.n]).min(1) > kill]
     if occupied is not None and len(goals):
       goals = goals[cdist(goals, occupied).min(1) > 0.35 * kill]
     forest.colonise(rng, goals, kill, share, fovea, hollow)
-  position, parent = _pruned(forest.position[:forest.n], forest.parent[:forest.n])
+  position, parent = _pruned(forest.position[: forest.n], forest.parent[: forest.n])
   radius = _murray(rng, position, parent, np.asarray(trunk_radius, float))
   forks, main = _forks(parent, radius)
   position = _smooth(position, parent, main)

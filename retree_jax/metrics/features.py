@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from retree_jax.models import inception, vgg
+
 EXTRACTORS = ("inception", "vgg19", "scattering")
 
 
@@ -48,16 +50,22 @@ def extractor(name: str, weights_path: str | os.PathLike | None = None) -> Extra
   if kind == "scattering":
     return Extractor("scattering", jax.jit(scattering))
   if weights_path is None:
-    raise ValueError(f"Features {name!r} need a weights file: give its path, or use 'scattering', which needs none.")
+    raise ValueError(
+      f"Features {name!r} need a weights file: give its path, or use 'scattering', which needs none."
+    )
   if kind == "inception":
     preprocessing = variant or "tensorflow"
     if preprocessing not in inception.PREPROCESSING:
-      raise ValueError(f"Feature extractor {name!r} is unknown: write inception:tensorflow or inception:pytorch.")
+      raise ValueError(
+        f"Feature extractor {name!r} is unknown: write inception:tensorflow or inception:pytorch."
+      )
     params = inception.load_weights(weights_path)
     apply = jax.jit(functools.partial(inception.features, preprocessing=preprocessing))
     return Extractor(f"inception-2015-12-05 pool3, {preprocessing} resize", functools.partial(apply, params))
   params = vgg.load_weights(weights_path)
-  layers = [name for name in ("relu1_2", "relu2_2", "relu3_4", "relu4_4", "relu5_4") if name in vgg.available(params)]
+  layers = [
+    name for name in ("relu1_2", "relu2_2", "relu3_4", "relu4_4", "relu5_4") if name in vgg.available(params)
+  ]
   if not layers:
     raise ValueError(f"{weights_path} does not hold even VGG19's first block: use a file with more layers.")
 
@@ -69,7 +77,9 @@ def extractor(name: str, weights_path: str | os.PathLike | None = None) -> Extra
   return Extractor(f"vgg19 means of {', '.join(layers)}", functools.partial(means, params))
 
 
-def extract(images: np.ndarray | Sequence[np.ndarray], extractor: Extractor, batch_size: int = 32) -> np.ndarray:
+def extract(
+  images: np.ndarray | Sequence[np.ndarray], extractor: Extractor, batch_size: int = 32
+) -> np.ndarray:
   """Features of a set of pictures.
 
   Args:
@@ -90,11 +100,13 @@ def extract(images: np.ndarray | Sequence[np.ndarray], extractor: Extractor, bat
     raise ValueError(f"Images differ in size ({sorted(shapes)[:3]} ...): bring them to one size first.")
   shape = shapes.pop()
   if len(shape) != 3 or shape[-1] not in (1, 3) or np.asarray(images[0]).dtype != np.uint8:
-    raise ValueError(f"Features are taken of uint8 images [N, height, width, 1 or 3], not {np.asarray(images[0]).dtype} "
-                     f"[N, {', '.join(map(str, shape))}].")
+    raise ValueError(
+      f"Features are taken of uint8 images [N, height, width, 1 or 3], not {np.asarray(images[0]).dtype} "
+      f"[N, {', '.join(map(str, shape))}]."
+    )
   found = []
   for start in range(0, len(images), batch_size):
-    batch = np.stack(images[start:start + batch_size]).astype(np.float32) / 127.5 - 1
+    batch = np.stack(images[start : start + batch_size]).astype(np.float32) / 127.5 - 1
     count = len(batch)
     if count < batch_size and start:
       batch = np.concatenate([batch, np.zeros((batch_size - count, *shape), np.float32)])
@@ -102,9 +114,20 @@ def extract(images: np.ndarray | Sequence[np.ndarray], extractor: Extractor, bat
     found.append(np.asarray(extractor(jnp.asarray(batch)), np.float32)[:count])
   found = np.concatenate(found)
   if found.ndim != 2:
-    raise ValueError(f"Extractor {extractor.name!r} gave {found.shape}, not one vector per image: pool over space.")
-  _finite(found, f"Features {extractor.name!r}")
+    raise ValueError(
+      f"Extractor {extractor.name!r} gave {found.shape}, not one vector per image: pool over space."
+    )
+  check_finite(found, f"Features {extractor.name!r}")
   return found
+
+
+def check_finite(x: np.ndarray, what: str) -> None:
+  """Raises ValueError, with the first of them, if rows of [n, d] hold NaN or infinity; `what` is called so."""
+  if not np.isfinite(x).all():
+    rows = np.flatnonzero(~np.isfinite(x).all(1))
+    raise ValueError(
+      f"{what} of {len(rows)} image(s), first number {rows[0]}, are not finite: remove these images."
+    )
 
 
 def scattering(images: jax.Array) -> jax.Array:
@@ -129,7 +152,7 @@ def scattering(images: jax.Array) -> jax.Array:
   centres = jnp.linspace(-1, 1, 8)  # a hat of the bins' width: a histogram without jumps
   bins = [jnp.maximum(0, 1 - jnp.abs(colours - c) * 3.5).mean((1, 2)) for c in centres]
   rows, columns = (np.array_split(np.arange(n), 4) for n in images.shape[1:3])
-  thumbnail = [colours[:, r[0]:r[-1] + 1, c[0]:c[-1] + 1].mean((1, 2)) for r in rows for c in columns]
+  thumbnail = [colours[:, r[0] : r[-1] + 1, c[0] : c[-1] + 1].mean((1, 2)) for r in rows for c in columns]
 
   x, envelopes, first, second = colours[..., :1], [], [], []
   for _ in range(4):
@@ -137,7 +160,9 @@ def scattering(images: jax.Array) -> jax.Array:
     first += [response.mean((1, 2)), response.std((1, 2))]
     for earlier in envelopes:
       energy = _wavelets(earlier).mean((1, 2))  # [B, earlier orientation, orientation]
-      relative = [jnp.mean(jnp.stack([energy[:, i, (i + shift) % 6] for i in range(6)]), 0) for shift in range(6)]
+      relative = [
+        jnp.mean(jnp.stack([energy[:, i, (i + shift) % 6] for i in range(6)]), 0) for shift in range(6)
+      ]
       second.append(jnp.stack(relative, -1))
     envelopes = [_halve(e) for e in [*envelopes, response]]
     x = _halve(x)
@@ -161,13 +186,12 @@ def _wavelets(x: jax.Array) -> jax.Array:
   planes = x.transpose(0, 3, 1, 2).reshape(batch * channels, height, width, 1)
   planes = jnp.pad(planes, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="edge")
   found = jax.lax.conv_general_dilated(
-    planes, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest")
+    planes, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
+  )
   found = jnp.sqrt(jnp.sum(jnp.square(found.reshape(batch, channels, height, width, 6, 2)), -1) + 1e-12)
   return found.transpose(0, 2, 3, 1, 4)
 
 
 def _halve(x: jax.Array) -> jax.Array:
-  x = x[:, :x.shape[1] // 2 * 2, :x.shape[2] // 2 * 2]
+  x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
   return x.reshape(x.shape[0], x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).mean((2, 4))
-
-

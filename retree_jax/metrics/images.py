@@ -1,12 +1,10 @@
-"""Distances between sets of pictures: Fréchet, kernel, precision, recall, density, coverage, over any features.
+"""Distances between sets of pictures: Fréchet, kernel, precision, recall, density, coverage.
 
 A distance means nothing without the features it was taken over, the number of images on each side, and what
 two halves of the real images score against each other. `compare` gives all of it; the parts are here as
 well.
 
-Features come from an `Extractor`, a named function of pictures. "inception" and "vgg19" need weights that
-the user brings; "scattering" needs none and so is there on every machine, but its numbers compare with
-nothing published. An own network is wrapped as `Extractor("name", function)`.
+Features are rows of numbers, of whatever kind: `metrics.features` takes them.
 
 Intervals are 95 %: delete-a-group jackknife (Efron and Stein, 1981) for the two distances, because a
 bootstrap repeats images and a repeated image is a near neighbour of itself, which pulls both distances up;
@@ -14,18 +12,14 @@ binomial (Wilson, 1927) for the shares, given the other set.
 """
 
 import dataclasses
-import functools
 import math
-import os
 from collections.abc import Callable, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from retree_jax.models import inception, vgg
+from retree_jax.metrics.features import check_finite
+from retree_jax.metrics.intervals import wilson
 
-EXTRACTORS = ("inception", "vgg19", "scattering")
 _BLOCK = 2048  # rows of a kernel or distance matrix held at once
 
 
@@ -77,16 +71,24 @@ def frechet_distance(a: np.ndarray, b: np.ndarray, groups: int = 10, seed: int =
 
   note = ""
   if min(len(a), len(b)) <= a.shape[1]:
-    note = (f"{min(len(a), len(b))} images are fewer than the {a.shape[1]} features: the Fréchet distance is biased "
-            "upwards, so compare it only at equal counts and trust the kernel distance.")
+    note = (
+      f"{min(len(a), len(b))} images are fewer than the {a.shape[1]} features: the Fréchet distance is "
+      "biased upwards, so compare it only at equal counts and trust the kernel distance."
+    )
   return _with_interval(value, len(a), len(b), groups, seed, note)
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray, subset_size: int = 1000, num_subsets: int = 100, seed: int = 0,
-                    groups: int = 10) -> Measurement:
-  """Kernel inception distance: unbiased squared MMD with the kernel (x·y / d + 1)³ (Bińkowski et al. 2018, eq. 4).
+def kernel_distance(
+  a: np.ndarray,
+  b: np.ndarray,
+  subset_size: int = 1000,
+  num_subsets: int = 100,
+  seed: int = 0,
+  groups: int = 10,
+) -> Measurement:
+  """Kernel inception distance: unbiased squared MMD with the kernel (x·y / d + 1)³.
 
-  With more than subset_size images on both sides the value is the mean over random subsets, the usual way;
+  Bińkowski et al. 2018, eq. 4.   With more than subset_size images on both sides the value is the mean over random subsets, the usual way;
   with fewer it is the estimate over all images, which has the same expectation. It may be slightly
   negative. Not multiplied by 100 or 1000.
 
@@ -103,7 +105,8 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, subset_size: int = 1000, num_s
     raise ValueError(f"subset_size {subset_size} and num_subsets {num_subsets} must be at least 2 and 1.")
   rng = np.random.default_rng(seed)
   group_a, group_b = (rng.permutation(len(x)) % max(1, min(groups, len(a) // 2, len(b) // 2)) for x in (a, b))
-  # Sums of the kernel between groups: every leave-a-group-out estimate follows from these without a new product.
+  # Sums of the kernel between groups: every leave-a-group-out estimate follows from these without a new
+  # product.
   within_a, within_b = _kernel_sums(a, a, group_a, group_a), _kernel_sums(b, b, group_b, group_b)
   between = _kernel_sums(a, b, group_a, group_b)
   sizes_a, sizes_b = np.bincount(group_a), np.bincount(group_b)
@@ -111,21 +114,34 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, subset_size: int = 1000, num_s
   def without(g):
     keep = np.arange(len(sizes_a)) != g
     n, m = sizes_a[keep].sum(), sizes_b[keep].sum()
-    return (within_a[np.ix_(keep, keep)].sum() / (n * (n - 1)) + within_b[np.ix_(keep, keep)].sum() / (m * (m - 1))
-            - 2 * between[np.ix_(keep, keep)].sum() / (n * m))
+    return (
+      within_a[np.ix_(keep, keep)].sum() / (n * (n - 1))
+      + within_b[np.ix_(keep, keep)].sum() / (m * (m - 1))
+      - 2 * between[np.ix_(keep, keep)].sum() / (n * m)
+    )
 
   value, note = without(-1), ""
   if subset_size < min(len(a), len(b)):
-    value = float(np.mean([
-      _mmd(a[rng.choice(len(a), subset_size, replace=False)], b[rng.choice(len(b), subset_size, replace=False)])
-      for _ in range(num_subsets)]))
+    value = float(
+      np.mean(
+        [
+          _mmd(
+            a[rng.choice(len(a), subset_size, replace=False)],
+            b[rng.choice(len(b), subset_size, replace=False)],
+          )
+          for _ in range(num_subsets)
+        ]
+      )
+    )
   elif min(len(a), len(b)) < 50:
     note = f"Only {min(len(a), len(b))} images on one side: read the interval, not the value."
   deviation = 1.96 * _jackknife([without(g) for g in range(len(sizes_a))]) if groups else math.nan
   return Measurement(float(value), float(value - deviation), float(value + deviation), len(a), len(b), note)
 
 
-def precision_recall_density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, Measurement]:
+def precision_recall_density_coverage(
+  real: np.ndarray, fake: np.ndarray, k: int = 5
+) -> dict[str, Measurement]:
   """Quality and variety apart, from k-nearest-neighbour balls.
 
   precision: share of fakes within some real's ball; recall: share of reals within some fake's ball
@@ -145,8 +161,10 @@ def precision_recall_density_coverage(real: np.ndarray, fake: np.ndarray, k: int
   """
   real, fake = _pair(real, fake, 2)
   if k < 1 or min(len(real), len(fake)) <= k:
-    raise ValueError(f"{len(real)} real and {len(fake)} generated images are too few for {k} nearest neighbours: "
-                     f"give at least {k + 1} of each or a smaller k (k at least 1).")
+    raise ValueError(
+      f"{len(real)} real and {len(fake)} generated images are too few for {k} nearest neighbours: "
+      f"give at least {k + 1} of each or a smaller k (k at least 1)."
+    )
   radius_real, radius_fake = _radii(real, k), _radii(fake, k)
   inside = np.zeros(len(fake))  # reals' balls around each fake
   covered, recalled = np.zeros(len(real), bool), np.zeros(len(real), bool)
@@ -156,7 +174,11 @@ def precision_recall_density_coverage(real: np.ndarray, fake: np.ndarray, k: int
     inside += within.sum(0)
     covered[rows] = within.any(1)
     recalled[rows] = (squared <= radius_fake).any(1)
-  note = f"Fewer than 50 images on one side make these shares coarse (k = {k})." if min(len(real), len(fake)) < 50 else ""
+  note = (
+    f"Fewer than 50 images on one side make these shares coarse (k = {k})."
+    if min(len(real), len(fake)) < 50
+    else ""
+  )
 
   def share(hits):
     low, high = wilson(int(np.sum(hits)), len(hits))
@@ -165,12 +187,21 @@ def precision_recall_density_coverage(real: np.ndarray, fake: np.ndarray, k: int
   density = inside / k
   deviation = 1.96 * float(density.std(ddof=1)) / math.sqrt(len(fake))
   mean = float(density.mean())
-  return {"precision": share(inside > 0), "recall": share(recalled), "coverage": share(covered),
-          "density": Measurement(mean, max(0.0, mean - deviation), mean + deviation, len(real), len(fake), note)}
+  return {
+    "precision": share(inside > 0),
+    "recall": share(recalled),
+    "coverage": share(covered),
+    "density": Measurement(mean, max(0.0, mean - deviation), mean + deviation, len(real), len(fake), note),
+  }
 
 
-def floor(real: np.ndarray, distance: Callable[..., Measurement] = kernel_distance, repeats: int = 20, seed: int = 0,
-          size: int | None = None) -> Measurement:
+def floor(
+  real: np.ndarray,
+  distance: Callable[..., Measurement] = kernel_distance,
+  repeats: int = 20,
+  seed: int = 0,
+  size: int | None = None,
+) -> Measurement:
   """What the distance says of real against real: the mean over random splits into two halves.
 
   Args:
@@ -190,10 +221,16 @@ def floor(real: np.ndarray, distance: Callable[..., Measurement] = kernel_distan
   rng, values = np.random.default_rng(seed), []
   for _ in range(repeats):
     rows = rng.permutation(len(real))
-    values.append(distance(real[rows[:size]], real[rows[size:2 * size]], groups=0).value)
+    values.append(distance(real[rows[:size]], real[rows[size : 2 * size]], groups=0).value)
   low, high = np.percentile(values, [2.5, 97.5])
-  return Measurement(float(np.mean(values)), float(low), float(high), size, size,
-                     f"Mean over {repeats} random splits of {len(real)} real images.")
+  return Measurement(
+    float(np.mean(values)),
+    float(low),
+    float(high),
+    size,
+    size,
+    f"Mean over {repeats} random splits of {len(real)} real images.",
+  )
 
 
 def compare(real: np.ndarray, generated: np.ndarray, k: int = 5, seed: int = 0) -> dict[str, Measurement]:
@@ -209,15 +246,23 @@ def compare(real: np.ndarray, generated: np.ndarray, k: int = 5, seed: int = 0) 
     ValueError: as the parts.
   """
   real, generated = _pair(real, generated, 2)
-  found = {"frechet": frechet_distance(generated, real, seed=seed), "kernel": kernel_distance(generated, real, seed=seed)}
+  found = {
+    "frechet": frechet_distance(generated, real, seed=seed),
+    "kernel": kernel_distance(generated, real, seed=seed),
+  }
   if len(real) >= 4:
     size = min(len(real) // 2, len(generated))
     rng = np.random.default_rng(seed)
-    values = [frechet_distance(generated[rng.permutation(len(generated))[:size]],
-                               real[rng.permutation(len(real))[:size]], groups=0).value for _ in range(5)]
+    values = [
+      frechet_distance(
+        generated[rng.permutation(len(generated))[:size]], real[rng.permutation(len(real))[:size]], groups=0
+      ).value
+      for _ in range(5)
+    ]
     low, high = np.percentile(values, [2.5, 97.5])
-    found["frechet_matched"] = Measurement(float(np.mean(values)), float(low), float(high), size, size,
-                                           "Mean over 5 random draws of equal size.")
+    found["frechet_matched"] = Measurement(
+      float(np.mean(values)), float(low), float(high), size, size, "Mean over 5 random draws of equal size."
+    )
     found["frechet_floor"] = floor(real, frechet_distance, 5, seed, size)
     found["kernel_floor"] = floor(real, kernel_distance, 20, seed)
   if min(len(real), len(generated)) > k:
@@ -225,28 +270,19 @@ def compare(real: np.ndarray, generated: np.ndarray, k: int = 5, seed: int = 0) 
   return found
 
 
-def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
-  """95 % interval of a share (Wilson 1927): sensible at 0 and at 1, unlike the normal one."""
-  share, middle = hits / total, (hits + z * z / 2) / (total + z * z)
-  half = z / (total + z * z) * math.sqrt(total * share * (1 - share) + z * z / 4)
-  return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def _finite(x: np.ndarray, what: str) -> None:
-  if not np.isfinite(x).all():
-    rows = np.flatnonzero(~np.isfinite(x).all(1))
-    raise ValueError(f"{what} of {len(rows)} image(s), first number {rows[0]}, are not finite: remove these images.")
-
-
 def _pair(a: np.ndarray, b: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
   """Both sets as float64, checked."""
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-    raise ValueError(f"Features of both sets must be [images, d] with the same d, not {a.shape} and {b.shape}.")
+    raise ValueError(
+      f"Features of both sets must be [images, d] with the same d, not {a.shape} and {b.shape}."
+    )
   if min(len(a), len(b)) < least:
-    raise ValueError(f"{min(len(a), len(b))} image(s) are too few for this distance: give at least {least} in each set.")
-  _finite(a, "Features in the first set")
-  _finite(b, "Features in the second set")
+    raise ValueError(
+      f"{min(len(a), len(b))} image(s) are too few for this distance: give at least {least} in each set."
+    )
+  check_finite(a, "Features in the first set")
+  check_finite(b, "Features in the second set")
   return a, b
 
 
@@ -263,7 +299,9 @@ def _with_interval(value, n, m, groups, seed, note) -> Measurement:
   groups = min(groups, n // 2, m // 2)
   group_a, group_b = rng.permutation(n) % max(groups, 1), rng.permutation(m) % max(groups, 1)
   estimate = value(slice(None), slice(None))
-  deviation = 1.96 * _jackknife([value(group_a != g, group_b != g) for g in range(groups)]) if groups > 2 else math.nan
+  deviation = (
+    1.96 * _jackknife([value(group_a != g, group_b != g) for g in range(groups)]) if groups > 2 else math.nan
+  )
   return Measurement(estimate, estimate - deviation, estimate + deviation, n, m, note)
 
 

@@ -1,4 +1,6 @@
-"""Means over few images, with their uncertainty."""
+"""Means and shares over few images, with their uncertainty."""
+
+import math
 
 import numpy as np
 
@@ -12,8 +14,8 @@ def mean_with_interval(values, num_bootstrap: int = 1000, seed: int = 0) -> dict
     seed: of the resampling.
 
   Returns:
-    {"mean", "std", "low", "high", "count"}; std has n - 1 in its denominator. With one value std, low and high are
-    NaN, with none everything but the count is.
+    {"mean", "std", "low", "high", "count"}; std has n - 1 in its denominator. With one value std, low and
+    high are NaN, with none everything but the count is.
   """
   values = np.asarray(values, float)
   nan = float("nan")
@@ -23,9 +25,40 @@ def mean_with_interval(values, num_bootstrap: int = 1000, seed: int = 0) -> dict
   generator = np.random.default_rng(seed)
   # In blocks, so that thousands of values do not make a matrix of a thousand times that.
   block = max(1, 2_000_000 // values.size)
-  means = np.concatenate([
-    values[generator.integers(values.size, size=(min(block, num_bootstrap - done), values.size))].mean(1)
-    for done in range(0, num_bootstrap, block)])
+  means = np.concatenate(
+    [
+      values[generator.integers(values.size, size=(min(block, num_bootstrap - done), values.size))].mean(1)
+      for done in range(0, num_bootstrap, block)
+    ]
+  )
   low, high = np.percentile(means, (2.5, 97.5))
-  return {"mean": float(values.mean()), "std": float(values.std(ddof=1)), "low": float(low), "high": float(high),
-          "count": int(values.size)}
+  return {
+    "mean": float(values.mean()),
+    "std": float(values.std(ddof=1)),
+    "low": float(low),
+    "high": float(high),
+    "count": int(values.size),
+  }
+
+
+def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
+  """95 % interval of a share (Wilson 1927): sensible at 0 and at 1, unlike the normal one.
+
+  Args:
+    hits: how many of them.
+    total: out of how many, at least 1.
+    z: quantile of the normal distribution.
+
+  Returns:
+    (low, high), both in [0, 1].
+
+  Raises:
+    ValueError: `hits` is not between 0 and `total`, or `total` is 0.
+  """
+  if not 0 <= hits <= total or total < 1:
+    raise ValueError(
+      f"{hits} of {total} is no share; give counts with 0 <= hits <= total and total at least 1."
+    )
+  share, middle = hits / total, (hits + z * z / 2) / (total + z * z)
+  half = z / (total + z * z) * math.sqrt(total * share * (1 - share) + z * z / 4)
+  return max(0.0, middle - half), min(1.0, middle + half)

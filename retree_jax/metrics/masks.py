@@ -17,7 +17,9 @@ def as_mask(mask, what: str = "the mask") -> np.ndarray:
   if mask.ndim == 3 and mask.shape[-1] == 1:
     mask = mask[..., 0]
   if mask.ndim != 2 or not mask.size:
-    raise ValueError(f"{what} has shape {mask.shape}, but one map [height, width] is needed; pass one image at a time")
+    raise ValueError(
+      f"{what} has shape {mask.shape}, but one map [height, width] is needed; pass one image at a time"
+    )
   if mask.dtype == bool:
     return mask
   on = mask != 0
@@ -26,6 +28,7 @@ def as_mask(mask, what: str = "the mask") -> np.ndarray:
   value = mask[on].flat[0]
   if value not in (1, 255) or not np.all(mask[on] == value):
     raise ValueError(
-      f"{what} must hold only 0 and 1 (or 0 and 255), but it holds values between {mask.min()} and {mask.max()}; "
-      "threshold it first, for example mask >= 128")
+      f"{what} must hold only 0 and 1 (or 0 and 255), but it holds values between {mask.min()} and "
+      f"{mask.max()}; threshold it first, for example mask >= 128"
+    )
   return on

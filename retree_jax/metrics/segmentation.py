@@ -1,13 +1,13 @@
-"""How well a predicted vessel map agrees with a traced one: per image, pooled, with intervals, by named protocols.
+"""How well a predicted vessel map agrees with a traced one, by named protocols.
 
-Numbers of different papers differ by the protocol as much as by the method (Kovacs and Fazekas, MedIA 2022), so a
-protocol has a name here: `protocol("native")` is native resolution inside the field of view, `protocol("paper")` what
-ReTree's published code does (everything resized to 256 x 256, no field of view).
+Numbers of different papers differ by the protocol as much as by the method (Kovacs and Fazekas, MedIA 2022),
+so a protocol has a name here: `protocol("native")` is native resolution inside the field of view,
+`protocol("paper")` what ReTree's published code does (everything resized to 256 x 256, no field of view).
 
 All counts equal scikit-learn's. What scikit-learn leaves open or warns about is settled thus:
 
 ==================  ========================================================================================
-both maps empty     precision, recall, f1, jaccard, cldice, kappa, mcc are 1 (the same for both full: kappa, mcc 1)
+both maps empty     precision, recall, f1, jaccard, cldice, kappa, mcc are 1 (both full: kappa, mcc 1)
 target empty        recall and auc are NaN (nothing to find), precision, f1, jaccard, cldice, kappa, mcc 0
 prediction empty    precision, recall, f1, jaccard, cldice, kappa, mcc are 0
 target full         specificity and auc are NaN
@@ -26,24 +26,37 @@ from retree_jax.metrics.intervals import mean_with_interval
 from retree_jax.metrics.masks import as_mask
 from retree_jax.metrics.skeleton import skeletonize
 
-METRICS = ("accuracy", "precision", "recall", "specificity", "f1", "jaccard", "kappa", "mcc", "auc", "cldice",
-           "betti0_error", "betti1_error")
+METRICS = (
+  "accuracy",
+  "precision",
+  "recall",
+  "specificity",
+  "f1",
+  "jaccard",
+  "kappa",
+  "mcc",
+  "auc",
+  "cldice",
+  "betti0_error",
+  "betti1_error",
+)
 
 
 def scores(prediction, target, fov=None, threshold: float = 0.5) -> dict[str, float]:
   """Agreement of one predicted map with one traced map.
 
-  accuracy, precision, recall (sensitivity), specificity, f1 (Dice), jaccard (IoU), kappa (Cohen 1960), mcc (Matthews
-  1975) from the pixel counts; auc, the area under the ROC curve, exact, from ranks with ties at one half (of a hard
-  map it is the mean of recall and specificity); cldice (Shit et al., CVPR 2021), the harmonic mean of the share of
-  the prediction's skeleton inside the target and of the target's skeleton inside the prediction; betti0_error and
-  betti1_error, the absolute differences of the numbers of connected pieces and of loops (topology.betti_numbers).
+  accuracy, precision, recall (sensitivity), specificity, f1 (Dice), jaccard (IoU), kappa (Cohen 1960), mcc
+  (Matthews 1975) from the pixel counts; auc, the area under the ROC curve, exact, from ranks with ties at one
+  half (of a hard map it is the mean of recall and specificity); cldice (Shit et al., CVPR 2021), the harmonic
+  mean of the share of the prediction's skeleton inside the target and of the target's skeleton inside the
+  prediction; betti0_error and betti1_error, the absolute differences of the numbers of connected pieces and
+  of loops (topology.betti_numbers).
 
   Args:
     prediction: [H, W] or [H, W, 1]; probabilities in [0, 1], or a mask (bool, {0, 1} or {0, 255}).
     target: [H, W] or [H, W, 1] mask.
-    fov: [H, W] or [H, W, 1] mask of the pixels that count; None for all. Outside it both maps are background to
-      cldice and the Betti numbers.
+    fov: [H, W] or [H, W, 1] mask of the pixels that count; None for all. Outside it both maps are background
+      to cldice and the Betti numbers.
     threshold: a pixel is predicted to be vessel where its probability is greater. Unused for masks.
 
   Returns:
@@ -55,12 +68,13 @@ def scores(prediction, target, fov=None, threshold: float = 0.5) -> dict[str, fl
   return _scores([_check(prediction, target, fov, threshold)])
 
 
-def pooled(predictions: Sequence, targets: Sequence, fovs: Sequence | None = None,
-           threshold: float = 0.5) -> dict[str, float]:
+def pooled(
+  predictions: Sequence, targets: Sequence, fovs: Sequence | None = None, threshold: float = 0.5
+) -> dict[str, float]:
   """Scores of several images as one: all their pixels in one confusion matrix and one ROC curve.
 
-  For cldice the skeleton pixels are pooled; the Betti errors are means of the per-image errors. Images may differ in
-  size. Arguments as in `scores`, in lists of one length.
+  For cldice the skeleton pixels are pooled; the Betti errors are means of the per-image errors. Images may
+  differ in size. Arguments as in `scores`, in lists of one length.
 
   Raises:
     ValueError: if the lists are empty or differ in length, or as in `scores`.
@@ -69,7 +83,9 @@ def pooled(predictions: Sequence, targets: Sequence, fovs: Sequence | None = Non
 
 
 def choose_threshold(predictions: Sequence, targets: Sequence, fovs: Sequence | None = None) -> float:
-  """The threshold, a multiple of 0.001, that gives the largest pooled F1. Use it on validation data, never on a test set.
+  """The threshold, a multiple of 0.001, that gives the largest pooled F1.
+
+  Use it on validation data, never on a test set.
 
   Args:
     predictions: list of [H, W] probabilities in [0, 1].
@@ -90,7 +106,9 @@ def choose_threshold(predictions: Sequence, targets: Sequence, fovs: Sequence | 
     for label in (0, 1):
       above[label] += np.bincount(exceeded[case.truth == label], minlength=grid.size + 1)
   if not above[1].sum():
-    raise ValueError("no target holds a vessel pixel, so no threshold is better than another; pass labelled images")
+    raise ValueError(
+      "no target holds a vessel pixel, so no threshold is better than another; pass labelled images"
+    )
   # Pixels predicted as vessel at grid[j] are those that exceed more than j thresholds.
   positive = above[:, ::-1].cumsum(1)[:, ::-1][:, 1:]
   f1 = 2 * positive[1] / (positive.sum(0) + above[1].sum())
@@ -98,7 +116,9 @@ def choose_threshold(predictions: Sequence, targets: Sequence, fovs: Sequence | 
   return float(best[np.argmin(np.abs(best - 0.5))])
 
 
-def summary(scores: Sequence[Mapping[str, float]], num_bootstrap: int = 1000, seed: int = 0) -> dict[str, dict]:
+def summary(
+  scores: Sequence[Mapping[str, float]], num_bootstrap: int = 1000, seed: int = 0
+) -> dict[str, dict]:
   """Means over images, with their spread and a 95 % bootstrap interval of the mean.
 
   Args:
@@ -107,8 +127,8 @@ def summary(scores: Sequence[Mapping[str, float]], num_bootstrap: int = 1000, se
     seed: of the resampling; the same for every name, so images are resampled whole.
 
   Returns:
-    {name: {"mean", "std", "low", "high", "count"}}; std has n - 1 in its denominator. NaN values are left out, and
-    count says how many remain; with one value std, low and high are NaN, with none everything is.
+    {name: {"mean", "std", "low", "high", "count"}}; std has n - 1 in its denominator. NaN values are left
+    out, and count says how many remain; with one value std, low and high are NaN, with none everything is.
 
   Raises:
     ValueError: if there are no scores, or the images' names differ.
@@ -135,6 +155,7 @@ class Protocol:
     use_fov: whether only the pixels inside the field of view count.
     threshold: above which a probability is vessel.
   """
+
   name: str
   size: tuple[int, int] | None
   use_fov: bool
@@ -143,8 +164,10 @@ class Protocol:
   def prepare(self, prediction, target, fov=None):
     """The (prediction, target, fov) that are scored: resized bilinearly, the target then cut at 1/2, or as they are."""
     if self.use_fov and fov is None:
-      raise ValueError(f"the protocol {self.name!r} scores inside the field of view; pass fov, the mask of the visible "
-                       "disc (np.ones_like(target) where the whole frame is visible)")
+      raise ValueError(
+        f"the protocol {self.name!r} scores inside the field of view; pass fov, the mask of the visible "
+        "disc (np.ones_like(target) where the whole frame is visible)"
+      )
     fov = fov if self.use_fov else None
     if self.size is None:
       return prediction, target, fov
@@ -162,9 +185,9 @@ class Protocol:
 
 
 _PROTOCOLS = {
-  # ReTree's published scoring: both maps squashed to 256 x 256 by bilinear interpolation, sigmoid > 0.5, full frame.
-  # It raises the accuracy by about 1.6 points over scoring inside the field of view, and breaks thin vessels up: the
-  # Betti errors mean little at this size.
+  # ReTree's published scoring: both maps squashed to 256 x 256 by bilinear interpolation, sigmoid > 0.5, full
+  # frame. It raises the accuracy by about 1.6 points over scoring inside the field of view, and breaks thin
+  # vessels up: the Betti errors mean little at this size.
   "paper": Protocol("paper", (256, 256), False, 0.5),
   # What most comparisons since 2020 use, and what this project reports.
   "native": Protocol("native", None, True, 0.5),
@@ -172,7 +195,11 @@ _PROTOCOLS = {
 
 
 def protocol(name: str) -> Protocol:
-  """The protocol called "paper" (256 x 256, full frame, threshold 0.5) or "native" (as stored, inside the FOV, 0.5).
+  """The scoring protocol of a name.
+
+  Args:
+    name: "paper" (the original's: 256 x 256, full frame, threshold 0.5) or "native" (as stored, inside the
+      field of view, 0.5).
 
   Raises:
     ValueError: for another name.
@@ -185,11 +212,12 @@ def protocol(name: str) -> Protocol:
 @dataclasses.dataclass(frozen=True)
 class _Case:
   """One image, checked: full maps for what needs the plane, flat ones with the pixels that count."""
-  predicted: np.ndarray    # [H, W] bool, False outside the field of view
-  traced: np.ndarray       # [H, W] bool, False outside the field of view
+
+  predicted: np.ndarray  # [H, W] bool, False outside the field of view
+  traced: np.ndarray  # [H, W] bool, False outside the field of view
   probability: np.ndarray  # [n] float
-  positive: np.ndarray     # [n] bool
-  truth: np.ndarray        # [n] bool
+  positive: np.ndarray  # [n] bool
+  truth: np.ndarray  # [n] bool
 
 
 def _check(prediction, target, fov, threshold) -> _Case:
@@ -202,12 +230,16 @@ def _check(prediction, target, fov, threshold) -> _Case:
   fov = np.ones(target.shape, bool) if fov is None else as_mask(fov, "the field of view")
   for what, other in (("prediction", probability), ("field of view", fov)):
     if other.shape != target.shape:
-      raise ValueError(f"the {what} is {other.shape} pixels (height, width) and the target {target.shape}; resize one "
-                       "of them")
+      raise ValueError(
+        f"the {what} is {other.shape} pixels (height, width) and the target {target.shape}; resize one "
+        "of them"
+      )
   if not fov.any():
     raise ValueError("the field of view is empty, so no pixel counts; pass fov=None to score the whole frame")
   predicted = probability if hard else probability > threshold
-  return _Case(predicted & fov, target & fov, probability[fov].astype(np.float64), predicted[fov], target[fov])
+  return _Case(
+    predicted & fov, target & fov, probability[fov].astype(np.float64), predicted[fov], target[fov]
+  )
 
 
 def _probability(prediction, what: str) -> np.ndarray:
@@ -218,13 +250,16 @@ def _probability(prediction, what: str) -> np.ndarray:
   if prediction.ndim == 3 and prediction.shape[-1] == 1:
     prediction = prediction[..., 0]
   if prediction.ndim != 2 or not prediction.size:
-    raise ValueError(f"{what} has shape {prediction.shape}, but one map [height, width] is needed; pass one image at a "
-                     "time")
+    raise ValueError(
+      f"{what} has shape {prediction.shape}, but one map [height, width] is needed; pass one image at a time"
+    )
   prediction = prediction.astype(np.float64)
   low, high = prediction.min(), prediction.max()
   if not (low >= 0 and high <= 1):
-    raise ValueError(f"{what} must hold probabilities from 0 to 1, but it holds values from {low:.4g} to {high:.4g}; "
-                     "apply a sigmoid to logits, and look for NaN")
+    raise ValueError(
+      f"{what} must hold probabilities from 0 to 1, but it holds values from {low:.4g} to {high:.4g}; "
+      "apply a sigmoid to logits, and look for NaN"
+    )
   return prediction
 
 
@@ -232,8 +267,10 @@ def _together(predictions, targets, fovs):
   predictions, targets = list(predictions), list(targets)
   fovs = [None] * len(targets) if fovs is None else list(fovs)
   if not targets or not len(predictions) == len(targets) == len(fovs):
-    raise ValueError(f"{len(predictions)} predictions, {len(targets)} targets and {len(fovs)} fields of view do not go "
-                     "together; pass lists of one length, at least 1")
+    raise ValueError(
+      f"{len(predictions)} predictions, {len(targets)} targets and {len(fovs)} fields of view do not go "
+      "together; pass lists of one length, at least 1"
+    )
   return list(zip(predictions, targets, fovs, strict=True))
 
 
@@ -264,7 +301,9 @@ def _scores(cases: Sequence[_Case]) -> dict[str, float]:
     "kappa": (accuracy - chance) / (1 - chance) if product or not perfect else 1.0,
     "mcc": (tp * tn - fp * fn) / float(product) ** 0.5 if product else perfect,
     "auc": _auc(np.concatenate([c.probability for c in cases]), np.concatenate([c.truth for c in cases])),
-    "cldice": 1.0 if empty else _harmonic(kept / predicted if predicted else 0.0, found / traced if traced else 0.0),
+    "cldice": 1.0
+    if empty
+    else _harmonic(kept / predicted if predicted else 0.0, found / traced if traced else 0.0),
     "betti0_error": float(errors[0]),
     "betti1_error": float(errors[1]),
   }
@@ -273,8 +312,12 @@ def _scores(cases: Sequence[_Case]) -> dict[str, float]:
 def _cldice_counts(case: _Case) -> tuple[int, int, int, int]:
   """(predicted skeleton inside the target, predicted skeleton, target's skeleton inside the prediction, target's)."""
   predicted, traced = skeletonize(case.predicted), skeletonize(case.traced)
-  return (int(np.count_nonzero(predicted & case.traced)), int(np.count_nonzero(predicted)),
-          int(np.count_nonzero(traced & case.predicted)), int(np.count_nonzero(traced)))
+  return (
+    int(np.count_nonzero(predicted & case.traced)),
+    int(np.count_nonzero(predicted)),
+    int(np.count_nonzero(traced & case.predicted)),
+    int(np.count_nonzero(traced)),
+  )
 
 
 def _harmonic(a: float, b: float) -> float:
@@ -288,7 +331,9 @@ def _auc(probability: np.ndarray, truth: np.ndarray) -> float:
     return float("nan")
   # Sorted needles walk through memory in order, several times faster than random ones.
   vessel = np.sort(vessel)
-  wins = np.searchsorted(background, vessel, "left").sum() + np.searchsorted(background, vessel, "right").sum()
+  wins = (
+    np.searchsorted(background, vessel, "left").sum() + np.searchsorted(background, vessel, "right").sum()
+  )
   return float(wins / (2 * background.size * vessel.size))
 
 

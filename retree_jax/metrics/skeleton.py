@@ -1,14 +1,15 @@
 """Centrelines of a vessel tree: a pruned skeleton, cut at its junctions into smooth, sub-pixel paths.
 
-scikit-image thins the mask (Zhang and Suen, CACM 1984); the rest is here, because the values that come out of raw
-pixel chains depend on how the shape lies on the pixel grid (chain-code lengths change by up to 8 % under rotation):
+scikit-image thins the mask (Zhang and Suen, CACM 1984); the rest is here, because the values that come out of
+raw pixel chains depend on how the shape lies on the pixel grid (chain-code lengths change by up to 8 % under
+rotation):
 
-1. Pixels are linked by mixed adjacency (a diagonal link is dropped where two orthogonal links say the same), so that
-   only true forks have three neighbours; touching fork pixels form one node.
+1. Pixels are linked by mixed adjacency (a diagonal link is dropped where two orthogonal links say the same),
+   so that only true forks have three neighbours; touching fork pixels form one node.
 2. Spurs, branches that barely leave the disc inscribed at their junction, are pruned.
-3. Every path is smoothed, moved to the middle between the two walls (found at sub-pixel accuracy along the normal),
-   and smoothed again. The smoothing kernel 2g - g*g, with g a Gaussian, leaves parabolas where they are, so that
-   curves keep their radius while the stairs of the pixel grid vanish.
+3. Every path is smoothed, moved to the middle between the two walls (found at sub-pixel accuracy along the
+   normal), and smoothed again. The smoothing kernel 2g - g*g, with g a Gaussian, leaves parabolas where they
+   are, so that curves keep their radius while the stairs of the pixel grid vanish.
 """
 
 import dataclasses
@@ -37,6 +38,7 @@ class Segment:
     start_radius, end_radius: radius of the inscribed disc at either end, pixels.
     closed: whether it is a loop without a node.
   """
+
   points: np.ndarray
   half_widths: np.ndarray
   start: int
@@ -65,6 +67,7 @@ class Skeleton:
     node_radii: [m] radius of the inscribed disc at each fork, pixels.
     segments: the paths between them.
   """
+
   pixels: np.ndarray
   nodes: np.ndarray
   node_radii: np.ndarray
@@ -86,8 +89,8 @@ def trace(mask, *, prune: bool = True, sigma: float = _PATH_SIGMA) -> Skeleton:
 
   Args:
     mask: [H, W] bool or {0, 1} or {0, 255}; may be empty, one pixel, or full.
-    prune: removes branches shorter than 1.5 r + 1, where r is the radius of the disc inscribed at their junction:
-      they leave the vessel's wall by less than half its radius, and are its roughness.
+    prune: removes branches shorter than 1.5 r + 1, where r is the radius of the disc inscribed at their
+      junction: they leave the vessel's wall by less than half its radius, and are its roughness.
     sigma: of the Gaussian that smooths the paths, in pixels along the path.
 
   Returns:
@@ -114,8 +117,13 @@ def trace(mask, *, prune: bool = True, sigma: float = _PATH_SIGMA) -> Skeleton:
   flat = np.flatnonzero(node_of >= 0)
   which = node_of[flat]
   members = np.bincount(which, minlength=node_radii.size)
-  nodes = np.stack([np.bincount(which, place, minlength=node_radii.size) / np.maximum(members, 1)
-                    for place in np.divmod(flat, pixels.shape[1])], 1)
+  nodes = np.stack(
+    [
+      np.bincount(which, place, minlength=node_radii.size) / np.maximum(members, 1)
+      for place in np.divmod(flat, pixels.shape[1])
+    ],
+    1,
+  )
   segments = _segments(chains, nodes, node_radii, mask, radius, sigma)
   return Skeleton(pixels[2:-2, 2:-2], nodes - 2, node_radii, segments)
 
@@ -159,7 +167,9 @@ def _chains(pixels: np.ndarray, radius: np.ndarray):
   path_pixels = flat[~fork]
   links = {}
   order, direction = np.nonzero(linked[~fork])
-  for pixel, other in zip(path_pixels[order].tolist(), (path_pixels[order] + offsets[direction]).tolist(), strict=True):
+  for pixel, other in zip(
+    path_pixels[order].tolist(), (path_pixels[order] + offsets[direction]).tolist(), strict=True
+  ):
     links.setdefault(pixel, []).append(other)
   nodes = dict(zip(fork_pixels.tolist(), label.tolist(), strict=True))
   visited = set()
@@ -215,8 +225,15 @@ def _segments(chains, nodes, node_radii, mask, radius, sigma) -> list[Segment]:
   paths = []
   for pixels, start, end, _ in chains:
     path = np.stack(np.divmod(pixels, width), 1).astype(float)
-    paths.append(np.concatenate([nodes[start:start + 1] if start >= 0 else path[:0], path,
-                                 nodes[end:end + 1] if end >= 0 else path[:0]]))
+    paths.append(
+      np.concatenate(
+        [
+          nodes[start : start + 1] if start >= 0 else path[:0],
+          path,
+          nodes[end : end + 1] if end >= 0 else path[:0],
+        ]
+      )
+    )
   closed = np.array([chain[3] for chain in chains], bool)
   sizes = np.array([len(path) for path in paths])
   ends = np.cumsum(sizes)
@@ -237,7 +254,10 @@ def _segments(chains, nodes, node_radii, mask, radius, sigma) -> list[Segment]:
   result = []
   for (pixels, start, end, loop), last, size in zip(chains, ends, sizes, strict=True):
     inside = slice(last - size, last)
-    tips = [float(node_radii[node]) if node >= 0 else float(radius.flat[pixels[i]]) for node, i in ((start, 0), (end, -1))]
+    tips = [
+      float(node_radii[node]) if node >= 0 else float(radius.flat[pixels[i]])
+      for node, i in ((start, 0), (end, -1))
+    ]
     result.append(Segment(points[inside] - 2, half[inside], start, end, *tips, loop))
   return result
 
@@ -245,8 +265,8 @@ def _segments(chains, nodes, node_radii, mask, radius, sigma) -> list[Segment]:
 def smooth(points: np.ndarray, sizes: np.ndarray, closed: np.ndarray, sigma: float) -> np.ndarray:
   """Smooths paths that lie end to end in one array, by the kernel 2g - g*g (g: Gaussian of `sigma` samples).
 
-  The kernel's second moment is zero: straight lines and parabolas pass unchanged, so a curve does not shrink. Open
-  paths keep their end points (they are continued by point reflection); closed ones are continued around.
+  The kernel's second moment is zero: straight lines and parabolas pass unchanged, so a curve does not shrink.
+  Open paths keep their end points (they are continued by point reflection); closed ones are continued around.
 
   Args:
     points: [sum(sizes), d].
@@ -295,10 +315,10 @@ def _normals(points, sizes, closed) -> np.ndarray:
 
 
 def _to_wall(mask, points, direction, radius, step: float = 0.5) -> np.ndarray:
-  """Distance [n] from each point along its direction to where the bilinearly interpolated mask falls below 1/2.
+  """Distance [n] from each point along its direction to where the mask ends.
 
-  Looks no further than 1.5 times the inscribed radius + 1: what it would meet beyond is another vessel's wall, and it
-  takes the inscribed radius instead.
+  That is where the bilinearly interpolated mask falls below 1/2.   Looks no further than 1.5 times the inscribed radius + 1: what it would meet beyond is another vessel's
+  wall, and it takes the inscribed radius instead.
   """
   limit = 1.5 * np.maximum(radius, 0.5) + 1
   distance = np.full(len(points), np.nan)
@@ -311,8 +331,9 @@ def _to_wall(mask, points, direction, radius, step: float = 0.5) -> np.ndarray:
   reach = 0.0
   while active.size:
     reach += step
-    now = ndimage.map_coordinates(values, (points[active] + reach * direction[active]).T, order=1, mode="constant",
-                                  prefilter=False)
+    now = ndimage.map_coordinates(
+      values, (points[active] + reach * direction[active]).T, order=1, mode="constant", prefilter=False
+    )
     out = now < 0.5
     distance[active[out]] = reach - step * (0.5 - now[out]) / (before[out] - now[out])
     stop = ~out & (reach >= limit[active])

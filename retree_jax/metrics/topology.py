@@ -11,9 +11,9 @@ _EIGHT = np.ones((3, 3), bool)
 def betti_numbers(mask) -> tuple[int, int]:
   """Betti numbers of a binary map: how many pieces it has, and how many loops.
 
-  b0 counts the 8-connected components of the foreground; b1 the 4-connected components of the background less the
-  outer one (the frame counts as surrounded by background). These are the dual connectivities under which a closed
-  curve separates the plane, and the ones segmentation papers use.
+  b0 counts the 8-connected components of the foreground; b1 the 4-connected components of the background less
+  the outer one (the frame counts as surrounded by background). These are the dual connectivities under which
+  a closed curve separates the plane, and the ones segmentation papers use.
 
   Args:
     mask: [H, W] bool or {0, 1} or {0, 255}.
@@ -33,13 +33,14 @@ def betti_numbers(mask) -> tuple[int, int]:
 def box_dimension(mask, *, smallest: int = 2, num_offsets: int = 4) -> dict[str, float]:
   """Box-counting (Minkowski-Bouligand) dimension of a binary map, with the quality of its fit.
 
-  N(k) is the number of boxes of k x k pixels that hold at least one pixel of the map, averaged over `num_offsets`²
-  grids shifted by equal parts of k, which makes it nearly indifferent to where and how the shape lies. The dimension
-  is the slope of the least-squares line of log N over log 1/k, for k in steps of about sqrt(2) from `smallest` to a
-  sixth of the longer side of the map's bounding box (few boxes, cut by the shape's outline, flatten the line beyond).
+  N(k) is the number of boxes of k x k pixels that hold at least one pixel of the map, averaged over
+  `num_offsets`² grids shifted by equal parts of k, which makes it nearly indifferent to where and how the
+  shape lies. The dimension is the slope of the least-squares line of log N over log 1/k, for k in steps of
+  about sqrt(2) from `smallest` to a sixth of the longer side of the map's bounding box (few boxes, cut by the
+  shape's outline, flatten the line beyond).
 
-  A vessel of w pixels is an area to boxes smaller than w and a line to larger ones, so the number of a mask depends on
-  its calibre and its resolution: compare maps of one size only.
+  A vessel of w pixels is an area to boxes smaller than w and a line to larger ones, so the number of a mask
+  depends on its calibre and its resolution: compare maps of one size only.
 
   Args:
     mask: [H, W] bool or {0, 1} or {0, 255}.
@@ -47,8 +48,9 @@ def box_dimension(mask, *, smallest: int = 2, num_offsets: int = 4) -> dict[str,
     num_offsets: shifts of the grid per axis.
 
   Returns:
-    {"dimension": slope, "r2": coefficient of determination of the fit, "num_sizes": how many box sizes were used}.
-    NaN and NaN where fewer than three box sizes fit (maps that are empty or shorter than about 12 * smallest).
+    {"dimension": slope, "r2": coefficient of determination of the fit, "num_sizes": how many box sizes were
+    used}. NaN and NaN where fewer than three box sizes fit (maps that are empty or shorter than about 12 *
+    smallest).
 
   Raises:
     ValueError: if `mask` is not a two-valued map.
@@ -58,7 +60,7 @@ def box_dimension(mask, *, smallest: int = 2, num_offsets: int = 4) -> dict[str,
   nothing = {"dimension": float("nan"), "r2": float("nan"), "num_sizes": 0}
   if not rows.size:
     return nothing
-  mask = mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+  mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
   height, width = mask.shape
   largest = max(height, width) / 6
   if largest < 2 * smallest:
@@ -67,7 +69,8 @@ def box_dimension(mask, *, smallest: int = 2, num_offsets: int = 4) -> dict[str,
   sizes = np.unique(np.round(smallest * 2 ** (np.arange(num_sizes) / 2)).astype(int))
   if sizes.size < 3:
     return nothing
-  # Padding by the largest box on every side lets every shifted grid cover the map; row 0 of `total` is the zero row.
+  # Padding by the largest box on every side lets every shifted grid cover the map; row 0 of `total` is the
+  # zero row.
   pad = int(sizes[-1])
   total = np.zeros((height + 2 * pad + 1, width + 2 * pad + 1), np.int32)
   total[1:, 1:] = np.pad(mask, pad).astype(np.int32).cumsum(0).cumsum(1)

@@ -1,9 +1,9 @@
-"""What a clinician measures on a vessel tree, and how far a set of trees is from another in each of these measures.
+"""What a clinician measures on a vessel tree, and how far sets of trees are apart in each measure.
 
-Published tools disagree on drawn shapes with known answers, and many of their numbers change when the shape is
-rotated; so each number here says what it is (`BIOMARKERS`), all lengths are taken on smooth sub-pixel centrelines
-(`skeleton.trace`), and the tests compare with lines, arcs, sinusoids, forks and fractals at several rotations.
-Lengths are in pixels: compare trees of one resolution only.
+Published tools disagree on drawn shapes with known answers, and many of their numbers change when the shape
+is rotated; so each number here says what it is (`BIOMARKERS`), all lengths are taken on smooth sub-pixel
+centrelines (`skeleton.trace`), and the tests compare with lines, arcs, sinusoids, forks and fractals at
+several rotations. Lengths are in pixels: compare trees of one resolution only.
 """
 
 import math
@@ -22,26 +22,46 @@ from retree_jax.metrics.skeleton import Segment, Skeleton, smooth, trace
 # name -> (unit, definition). The order is that of reports.
 BIOMARKERS: dict[str, tuple[str, str]] = {
   "density": ("share", "vessel pixels over pixels of the field of view (of the frame, where none is given)"),
-  "length": ("px", "length of all centrelines from tip to tip, forks' centres included; free ends are prolonged by the "
-             "vessel's radius, which thinning takes from them"),
-  "width": ("px", "mean over the centrelines' length of the distance between the walls, measured across the vessel at "
-            "sub-pixel accuracy; stretches inside the disc inscribed at a fork are left out"),
+  "length": (
+    "px",
+    "length of all centrelines from tip to tip, forks' centres included; free ends are prolonged by the "
+    "vessel's radius, which thinning takes from them",
+  ),
+  "width": (
+    "px",
+    "mean over the centrelines' length of the distance between the walls, measured across the vessel at "
+    "sub-pixel accuracy; stretches inside the disc inscribed at a fork are left out",
+  ),
   "width_area": ("px", "vessel pixels over length"),
-  "junctions": ("count", "forks and crossings, where three or more vessels meet; those whose inscribed discs touch "
-                "count once"),
+  "junctions": (
+    "count",
+    "forks and crossings, where three or more vessels meet; those whose inscribed discs touch count once",
+  ),
   "endpoints": ("count", "free ends of vessels"),
-  "branching_angle": ("degrees", "mean over forks of three vessels of the angle between the two children: the smallest "
-                      "of the three angles between the vessels' directions, each taken over 3 radii (at least 15 px) "
-                      "of centreline that begin 1.5 radii + 4 px from the fork"),
+  "branching_angle": (
+    "degrees",
+    "mean over forks of three vessels of the angle between the two children: the smallest "
+    "of the three angles between the vessels' directions, each taken over 3 radii (at least 15 px) "
+    "of centreline that begin 1.5 radii + 4 px from the fork",
+  ),
   "branching_angle_median": ("degrees", "median of the same angles"),
-  "tortuosity": ("ratio", "arc length over chord of the stretches between forks and ends that are longer than 10 px, "
-                 "mean weighted by length; 1 is straight; loops without chord are left out"),
+  "tortuosity": (
+    "ratio",
+    "arc length over chord of the stretches between forks and ends that are longer than 10 px, "
+    "mean weighted by length; 1 is straight; loops without chord are left out",
+  ),
   "tortuosity_median": ("ratio", "median of the same ratios"),
-  "tortuosity_curvature": ("1/px²", "integral of squared curvature along the same stretches (loops included) over "
-                           "their length, on paths smoothed with 6 px; 1/R² on a circle"),
+  "tortuosity_curvature": (
+    "1/px²",
+    "integral of squared curvature along the same stretches (loops included) over "
+    "their length, on paths smoothed with 6 px; 1/R² on a circle",
+  ),
   "fractal_dimension": ("", "box-counting dimension of the tree (topology.box_dimension)"),
   "fractal_fit": ("R²", "how well a power law fits the box counts of fractal_dimension"),
-  "fractal_dimension_skeleton": ("", "box-counting dimension of the centrelines, which does not know the calibre"),
+  "fractal_dimension_skeleton": (
+    "",
+    "box-counting dimension of the centrelines, which does not know the calibre",
+  ),
   "components": ("count", "8-connected pieces of the tree (Betti number 0)"),
   "loops": ("count", "closed meshes of the tree (Betti number 1)"),
 }
@@ -49,7 +69,9 @@ BIOMARKERS: dict[str, tuple[str, str]] = {
 _SHORTEST = 10.0  # pixels; shorter stretches say more about the pixel grid than about tortuosity (as in PVBM)
 _CURVATURE_SIGMA = 6.0
 _FORK_BLUR = 4.0  # pixels from a fork that the smoothing of the paths, anchored there, may bend
-_BRIDGE = 2.0  # pixels by which two forks' discs may miss each other and still be one crossing: they lie on a grid
+_BRIDGE = (
+  2.0  # pixels by which two forks' discs may miss each other and still be one crossing: they lie on a grid
+)
 
 
 def biomarkers(tree, fov=None) -> dict[str, float]:
@@ -57,22 +79,26 @@ def biomarkers(tree, fov=None) -> dict[str, float]:
 
   Args:
     tree: [H, W] or [H, W, 1] mask (bool, {0, 1} or {0, 255}). May be empty, one pixel, or full.
-    fov: mask of the same size, the visible disc; vessel pixels outside it are ignored. None for the whole frame.
+    fov: mask of the same size, the visible disc; vessel pixels outside it are ignored. None for the whole
+      frame.
 
   Returns:
-    {name: value} for the names in BIOMARKERS, which holds units and definitions. What a tree does not have is NaN: an
-    empty tree has density, length and counts 0 and everything else NaN, a tree without forks has no branching angle,
-    and one smaller than about 24 px no fractal dimension.
+    {name: value} for the names in BIOMARKERS, which holds units and definitions. What a tree does not have is
+    NaN: an empty tree has density, length and counts 0 and everything else NaN, a tree without forks has no
+    branching angle, and one smaller than about 24 px no fractal dimension.
 
   Raises:
-    ValueError: if the tree or the field of view is no mask, their sizes differ, or the field of view is empty.
+    ValueError: if the tree or the field of view is no mask, their sizes differ, or the field of view is
+      empty.
   """
   tree = as_mask(tree, "the tree")
   if fov is not None:
     fov = as_mask(fov, "the field of view")
     if fov.shape != tree.shape:
-      raise ValueError(f"the field of view is {fov.shape} pixels (height, width) and the tree {tree.shape}; resize one "
-                       "of them")
+      raise ValueError(
+        f"the field of view is {fov.shape} pixels (height, width) and the tree {tree.shape}; resize one "
+        "of them"
+      )
     if not fov.any():
       raise ValueError("the field of view is empty; pass fov=None to measure the whole frame")
     tree = tree & fov
@@ -92,7 +118,9 @@ def biomarkers(tree, fov=None) -> dict[str, float]:
     "width": _width(skeleton.segments),
     "width_area": area / length if length else nan,
     "junctions": int(np.count_nonzero(degree >= 3)),
-    "endpoints": sum((s.start < 0) + (s.end < 0) for s in skeleton.segments if not s.closed and len(s.points) > 1),
+    "endpoints": sum(
+      (s.start < 0) + (s.end < 0) for s in skeleton.segments if not s.closed and len(s.points) > 1
+    ),
     "branching_angle": float(np.mean(angles)) if angles else nan,
     "branching_angle_median": float(np.median(angles)) if angles else nan,
     "tortuosity": float(np.average(ratios, weights=weights)) if ratios else nan,
@@ -106,9 +134,10 @@ def biomarkers(tree, fov=None) -> dict[str, float]:
   }
 
 
-def distances(a: Sequence[Mapping[str, float]], b: Sequence[Mapping[str, float]], num_bootstrap: int = 1000,
-              seed: int = 0) -> dict[str, dict[str, float]]:
-  """How far the biomarkers of one set of trees (generated) are from those of another (real), one biomarker at a time.
+def distances(
+  a: Sequence[Mapping[str, float]], b: Sequence[Mapping[str, float]], num_bootstrap: int = 1000, seed: int = 0
+) -> dict[str, dict[str, float]]:
+  """How far the biomarkers of one set of trees (generated) are from those of another (real).
 
   Args:
     a: biomarkers of the generated trees, one dict per tree.
@@ -119,19 +148,23 @@ def distances(a: Sequence[Mapping[str, float]], b: Sequence[Mapping[str, float]]
   Returns:
     For each name that both sets have:
       wasserstein: Wasserstein-1 distance of the two samples, in the biomarker's unit;
-      wasserstein_normalised: the same over the standard deviation of b (NaN where that is 0 and the distance is not);
+      wasserstein_normalised: the same over the standard deviation of b (NaN where that is 0 and the distance
+        is not);
       ks, ks_p: the two-sample Kolmogorov-Smirnov statistic and its p-value;
-      mean_a, std_a, low_a, high_a, count_a and the same for b: mean, standard deviation, bootstrap interval of the
-        mean, and number of trees that have the biomarker.
-    Trees whose value is NaN are left out of that biomarker; where fewer than two remain on a side, distances are NaN.
+      mean_a, std_a, low_a, high_a, count_a and the same for b: mean, standard deviation, bootstrap interval
+        of the mean, and number of trees that have the biomarker.
+    Trees whose value is NaN are left out of that biomarker; where fewer than two remain on a side, distances
+    are NaN.
 
   Raises:
     ValueError: if a set has fewer than two trees, or no biomarker is common to all trees.
   """
   a, b = list(a), list(b)
   if len(a) < 2 or len(b) < 2:
-    raise ValueError(f"a distance between distributions needs at least two trees on each side, but there are {len(a)} "
-                     f"and {len(b)}; add trees (with fewer than about 20 a side the numbers are rough)")
+    raise ValueError(
+      f"a distance between distributions needs at least two trees on each side, but there are {len(a)} "
+      f"and {len(b)}; add trees (with fewer than about 20 a side the numbers are rough)"
+    )
   names = [name for name in a[0] if all(name in tree for tree in (*a, *b))]
   if not names:
     raise ValueError("the trees share no biomarker; measure both sets with vessels.biomarkers")
@@ -147,11 +180,14 @@ def distances(a: Sequence[Mapping[str, float]], b: Sequence[Mapping[str, float]]
         entry["wasserstein_normalised"] = entry["wasserstein"] / spread
       elif not entry["wasserstein"]:
         entry["wasserstein_normalised"] = 0.0
-      # SciPy's exact p-value can overflow and warn for large unequal samples, where the asymptotic one is as good.
+      # SciPy's exact p-value can overflow and warn for large unequal samples, where the asymptotic one is as
+      # good.
       test = stats.ks_2samp(x, y, method="exact" if max(x.size, y.size) <= 500 else "asymp")
       entry["ks"], entry["ks_p"] = float(test.statistic), float(test.pvalue)
     for side, values in (("a", x), ("b", y)):
-      entry |= {f"{key}_{side}": value for key, value in mean_with_interval(values, num_bootstrap, seed).items()}
+      entry |= {
+        f"{key}_{side}": value for key, value in mean_with_interval(values, num_bootstrap, seed).items()
+      }
     result[name] = entry
   return result
 
@@ -193,17 +229,26 @@ def _width(segments: Sequence[Segment]) -> float:
 
 
 def _merge_nodes(skeleton: Skeleton) -> tuple[np.ndarray, set[int], np.ndarray]:
-  """Joins forks whose inscribed discs touch along the centreline: a crossing is thinned to two forks near each other.
+  """Joins forks whose inscribed discs touch along the centreline.
+
+  A crossing is thinned to two forks near each other.
 
   Returns:
     node_of: [m] the junction that each node belongs to.
     bridges: indices of the segments inside a junction.
     degree: [m] how many vessels leave each junction.
   """
-  bridges = {i for i, segment in enumerate(skeleton.segments) if segment.start >= 0 and segment.end >= 0
-             and segment.length() <= segment.start_radius + segment.end_radius + _BRIDGE}
+  bridges = {
+    i
+    for i, segment in enumerate(skeleton.segments)
+    if segment.start >= 0
+    and segment.end >= 0
+    and segment.length() <= segment.start_radius + segment.end_radius + _BRIDGE
+  }
   size = len(skeleton.nodes)
-  ends = np.array([(skeleton.segments[i].start, skeleton.segments[i].end) for i in bridges], int).reshape(-1, 2)
+  ends = np.array([(skeleton.segments[i].start, skeleton.segments[i].end) for i in bridges], int).reshape(
+    -1, 2
+  )
   graph = coo_array((np.ones(len(ends), bool), ends.T), shape=(size, size))
   node_of = connected_components(graph, directed=False)[1] if size else np.zeros(0, int)
   degree = np.zeros(len(node_of), int)
@@ -268,9 +313,13 @@ def _squared_curvature(segments: Sequence[Segment]) -> float:
       points = np.concatenate([points[-4:], points, points[:4]])
     first = np.gradient(points, axis=0)
     second = np.gradient(first, axis=0)
-    # The continuation of open paths by point reflection straightens their ends; only the inner part is measured.
-    inner = slice(4, -4) if loop or len(points) <= 4 * _CURVATURE_SIGMA else slice(int(_CURVATURE_SIGMA),
-                                                                                  -int(_CURVATURE_SIGMA))
+    # The continuation of open paths by point reflection straightens their ends; only the inner part is
+    # measured.
+    inner = (
+      slice(4, -4)
+      if loop or len(points) <= 4 * _CURVATURE_SIGMA
+      else slice(int(_CURVATURE_SIGMA), -int(_CURVATURE_SIGMA))
+    )
     first, second = first[inner], second[inner]
     speed = np.maximum(np.linalg.norm(first, axis=1), 1e-6)
     curvature = (first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]) / speed**3
