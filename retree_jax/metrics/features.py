@@ -122,7 +122,7 @@ def extract(
 
 
 def check_finite(x: np.ndarray, what: str) -> None:
-  """Raises ValueError, with the first of them, if rows of [n, d] hold NaN or infinity; `what` is called so."""
+  """Raises ValueError if rows of x [n, d], which the message calls `what`, hold NaN or infinity."""
   if not np.isfinite(x).all():
     rows = np.flatnonzero(~np.isfinite(x).all(1))
     raise ValueError(

@@ -88,9 +88,9 @@ def kernel_distance(
 ) -> Measurement:
   """Kernel inception distance: unbiased squared MMD with the kernel (x·y / d + 1)³.
 
-  Bińkowski et al. 2018, eq. 4.   With more than subset_size images on both sides the value is the mean over random subsets, the usual way;
-  with fewer it is the estimate over all images, which has the same expectation. It may be slightly
-  negative. Not multiplied by 100 or 1000.
+  Bińkowski et al. 2018, eq. 4. With more than subset_size images on both sides the value is the mean over
+  random subsets, the usual way; with fewer it is the estimate over all images, which has the same
+  expectation. It may be slightly negative. Not multiplied by 100 or 1000.
 
   Args:
     a: [n, d] features.   b: [m, d].

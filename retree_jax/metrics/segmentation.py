@@ -162,7 +162,10 @@ class Protocol:
   threshold: float
 
   def prepare(self, prediction, target, fov=None):
-    """The (prediction, target, fov) that are scored: resized bilinearly, the target then cut at 1/2, or as they are."""
+    """The (prediction, target, fov) that are scored.
+
+    Where the protocol has a size both maps are resized bilinearly and the target is cut at 1/2 again.
+    """
     if self.use_fov and fov is None:
       raise ValueError(
         f"the protocol {self.name!r} scores inside the field of view; pass fov, the mask of the visible "
@@ -172,10 +175,11 @@ class Protocol:
     if self.size is None:
       return prediction, target, fov
     prediction = _probability(prediction, "the prediction")
-    return _resize(prediction, self.size), _resize(as_mask(target, "the target"), self.size) > 0.5, fov
+    target = _resize(as_mask(target, "the target"), self.size) > 0.5
+    return _resize(prediction, self.size), target, fov
 
   def scores(self, prediction, target, fov=None) -> dict[str, float]:
-    """As `scores`, by this protocol. Raises ValueError as that does, and if a needed field of view is missing."""
+    """As `scores`, by this protocol; raises ValueError as that does, and if a needed fov is missing."""
     return scores(*self.prepare(prediction, target, fov), self.threshold)
 
   def pooled(self, predictions, targets, fovs=None) -> dict[str, float]:
@@ -301,16 +305,14 @@ def _scores(cases: Sequence[_Case]) -> dict[str, float]:
     "kappa": (accuracy - chance) / (1 - chance) if product or not perfect else 1.0,
     "mcc": (tp * tn - fp * fn) / float(product) ** 0.5 if product else perfect,
     "auc": _auc(np.concatenate([c.probability for c in cases]), np.concatenate([c.truth for c in cases])),
-    "cldice": 1.0
-    if empty
-    else _harmonic(kept / predicted if predicted else 0.0, found / traced if traced else 0.0),
+    "cldice": 1.0 if empty else _harmonic(kept / max(predicted, 1), found / max(traced, 1)),
     "betti0_error": float(errors[0]),
     "betti1_error": float(errors[1]),
   }
 
 
 def _cldice_counts(case: _Case) -> tuple[int, int, int, int]:
-  """(predicted skeleton inside the target, predicted skeleton, target's skeleton inside the prediction, target's)."""
+  """Skeleton pixels: (predicted inside the target, predicted, traced inside the prediction, traced)."""
   predicted, traced = skeletonize(case.predicted), skeletonize(case.traced)
   return (
     int(np.count_nonzero(predicted & case.traced)),
@@ -325,7 +327,7 @@ def _harmonic(a: float, b: float) -> float:
 
 
 def _auc(probability: np.ndarray, truth: np.ndarray) -> float:
-  """P(score of a vessel pixel > score of a background pixel) + half of P(equal): Mann and Whitney's U, exact."""
+  """P(vessel score > background score) + half of P(equal): Mann and Whitney's U, exact."""
   background, vessel = np.sort(probability[~truth]), probability[truth]
   if not background.size or not vessel.size:
     return float("nan")
@@ -338,7 +340,7 @@ def _auc(probability: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Bilinear interpolation at pixel centres without antialiasing, [H, W] -> `size`: what the original's loader does."""
+  """[H, W] -> `size`, bilinear at pixel centres without antialiasing: what the original's loader does."""
   values = np.asarray(values, np.float64)
   for axis, (old, new) in enumerate(zip(values.shape, size, strict=True)):
     place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)

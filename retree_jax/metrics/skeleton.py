@@ -48,7 +48,7 @@ class Segment:
   closed: bool
 
   def steps(self) -> np.ndarray:
-    """Lengths of the pieces between consecutive points, [n - 1] (closed: [n], the last leads back to the start)."""
+    """Lengths between consecutive points, [n - 1] (closed: [n], the last leads back to the start)."""
     points = np.concatenate([self.points, self.points[:1]]) if self.closed else self.points
     return np.sqrt(np.sum(np.diff(points, axis=0) ** 2, axis=1))
 
@@ -317,8 +317,9 @@ def _normals(points, sizes, closed) -> np.ndarray:
 def _to_wall(mask, points, direction, radius, step: float = 0.5) -> np.ndarray:
   """Distance [n] from each point along its direction to where the mask ends.
 
-  That is where the bilinearly interpolated mask falls below 1/2.   Looks no further than 1.5 times the inscribed radius + 1: what it would meet beyond is another vessel's
-  wall, and it takes the inscribed radius instead.
+  That is where the bilinearly interpolated mask falls below 1/2. Looks no further than 1.5 times the
+  inscribed radius + 1: what it would meet beyond is another vessel's wall, and it takes the inscribed radius
+  instead.
   """
   limit = 1.5 * np.maximum(radius, 0.5) + 1
   distance = np.full(len(points), np.nan)

@@ -278,7 +278,7 @@ def _branching_angles(skeleton: Skeleton, node_of, bridges, degree) -> list[floa
 
 
 def _direction(points: np.ndarray, radius: float) -> np.ndarray | None:
-  """Unit direction in which a vessel leaves a fork, beyond the fork's own disc; None where it is too short to tell."""
+  """Unit direction in which a vessel leaves a fork's disc; None where it is too short to tell."""
   along = np.insert(np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1)), 0, 0)
   near = 1.5 * radius + _FORK_BLUR
   far = min(near + max(15.0, 3 * radius), along[-1])
