@@ -1,9 +1,9 @@
 """The tree stage: noise → vessel tree (and its field of view).
 
-    python -m retree_jax.main --config configs/tree.py:tiny                        # phantom retinas, minutes on two CPU cores
-    python -m retree_jax.main --config configs/tree.py:cpu --config.data.source=folder:PATH     # 128×128, an hour on two CPU cores
-    python -m retree_jax.main --config configs/tree.py --config.data.source=folder:PATH         # 256×256, one accelerator and up
-    python -m retree_jax.main --config configs/tree.py:paper --config.data.source=folder:PATH   # the original, 64×64
+    python -m retree_jax.main --config configs/tree.py:tiny                        # phantom retinas, CPU minutes
+    python -m retree_jax.main --config configs/tree.py:cpu --config.data.source=folder:PATH    # 128×128, CPU hours
+    python -m retree_jax.main --config configs/tree.py --config.data.source=folder:PATH        # 256×256, accelerators
+    python -m retree_jax.main --config configs/tree.py:paper --config.data.source=folder:PATH  # the original, 64×64
     python -m retree_jax.main --config configs/tree.py --mode sample --num 16                   # PNG trees, a grid, a manifest
 """
 
@@ -33,14 +33,17 @@ def get_config(variant: str = ""):
   # Our best, sized for one accelerator and up: v-prediction down to pure noise, attention at 32×32 and 16×16.
   c.model.update(name="denoiser", patch=2, widths=(128, 256, 384, 512), blocks=(2,), attention=(2, 3), dtype="bfloat16")
   if variant == "cpu":
+    # Noise and detail at 128×128, the U-Net at 64×64, attention at 16×16: 5 images/s on one core.
     c.data.image_size = (128, 128)
-    c.model.update(widths=(48, 96, 160), blocks=(2,), attention=(2,), middle=2, head_width=32, detail=16, time_dim=256, dtype="float32")
-    c.train.update(batch_size=16, num_steps=6000, ema_decay=0.999)
-    c.optimizer.update(learning_rate=5e-4, warmup_steps=100)
+    c.model.update(widths=(32, 64, 128), blocks=(1, 2, 2), attention=(2,), middle=3, head_width=32, detail=8,
+                   time_dim=256, dtype="float32")
+    c.train.update(batch_size=8, num_steps=8000, ema_decay=0.998)
+    c.optimizer.update(learning_rate=8e-4, warmup_steps=100)
   if variant == "tiny":
     c.data.image_size = (64, 64)
     c.data.source = "phantom:100"
-    c.model.update(widths=(32, 64, 96), blocks=(1,), attention=(2,), middle=1, head_width=32, detail=16, time_dim=128, dtype="float32")
+    c.model.update(widths=(32, 64, 96), blocks=(1,), attention=(2,), middle=1, head_width=32, detail=16, time_dim=128,
+                   dtype="float32")
     c.train.update(batch_size=16, num_steps=1000, ema_decay=0.99)
     c.optimizer.update(learning_rate=1e-3, warmup_steps=50)
   if variant in ("tiny", "cpu"):

@@ -23,11 +23,12 @@ _CONVOLUTION = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 
 def settings(environment=None) -> dict[str, str]:
   """The variables to add to an environment: {} where an accelerator is expected, on other systems than Linux with glibc, or
-  where the user set them already. XLA refuses flags it does not know, so the flag is given only to jaxlib releases known to have it.
+  where the user set them already. XLA refuses flags it does not know, so only jaxlib releases known to have it get the flag.
   """
   environment = os.environ if environment is None else environment
   platforms = environment.get("JAX_PLATFORMS", "")
-  accelerator = any(pathlib.Path(p).exists() for p in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/accel0", "/dev/vfio/0", "/dev/kfd"))
+  devices = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/accel0", "/dev/vfio/0", "/dev/kfd")
+  accelerator = any(pathlib.Path(p).exists() for p in devices)
   if platforms not in ("", "cpu") or (platforms == "" and accelerator) or platform.libc_ver()[0] != "glibc":
     return {}
   found = {k: v for k, v in _MALLOC.items() if k not in environment}

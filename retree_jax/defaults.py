@@ -66,6 +66,8 @@ def base(stage: str, variant: str = "") -> ConfigDict:
   c.train.accumulate = 1
   # Decay of the parameters' moving average, which is what samples; 0 = the parameters themselves.
   c.train.ema_decay = 0.9995
+  # Workdir or name of a run whose averaged parameters this one starts from (fine-tuning); "" = random ones.
+  c.train.start_from = ""
 
   c.evaluate = ConfigDict()
   # Steps between evaluations on held-out examples; 0 = never.

@@ -16,10 +16,10 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, configs/
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (default runs/STAGE); a bucket will do.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "evaluate"], "What to do.")
 _NUM = flags.DEFINE_integer("num", None, "--mode sample: number of samples.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", None, "Root of all randomness, in place of config.seed (train) or config.sampler.seed.")
+_SEED = flags.DEFINE_integer("seed", None, "Root of all randomness, for config.seed (train) or config.sampler.seed.")
 _OUT = flags.DEFINE_string("out", None, "--mode sample: folder to write to (default WORKDIR/samples).")
-_INPUT = flags.DEFINE_string("input", None, "--mode sample: folder of photographs to label (segmentation) or of pairs to enlarge "
-                             "(superres), or of trees to paint (fundus).")
+_INPUT = flags.DEFINE_string("input", None, "--mode sample: folder of photographs to label (segmentation), of pairs to "
+                             "enlarge (superres), or of trees to paint (fundus).")
 _STEP = flags.DEFINE_string("step", "best", "--mode sample: checkpoint to use, 'best', 'latest' or a step.")
 _DISTRIBUTED = flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "Join the processes of a multi-host job.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, for clusters that JAX does not recognise.")

@@ -15,7 +15,6 @@ from retree_jax.data.pipeline import CHANNELS
 from retree_jax.diffusion import process, samplers, schedules
 
 
-
 def make_schedule(config) -> schedules.Schedule:
   """The noise schedule that `config.diffusion` describes."""
   return schedules.make(
@@ -38,18 +37,19 @@ class Sampler:
     self.size = tuple(config.data.image_size)
     self._schedule = make_schedule(config.diffusion)
     options = config.sampler
-    self._grid = samplers.time_grid(self._schedule, None if options.spacing == "full" else options.num_steps, spacing=options.spacing)
+    num_steps = None if options.spacing == "full" else options.num_steps
+    self._grid = samplers.time_grid(self._schedule, num_steps, spacing=options.spacing)
     if options.name not in samplers.NAMES:
       raise ValueError(f"config.sampler.name={options.name!r} is unknown: use {', '.join(samplers.NAMES)}")
     if options.guidance != 1.0 and not config.diffusion.condition_dropout:
-      raise ValueError(f"config.sampler.guidance={options.guidance} needs a model trained with config.diffusion.condition_dropout"
-                       " above 0: use 1.0")
+      raise ValueError(f"config.sampler.guidance={options.guidance} needs a model trained with "
+                       "config.diffusion.condition_dropout above 0: use 1.0")
     on_cpu = self.mesh.devices.flat[0].platform == "cpu"
     # One sample at a time on a CPU: as quick there, and the same bits whatever the batch.
     self.block = options.block or (1 if on_cpu else options.batch_size)
     spec = PartitionSpec(("data", "fsdp"))
     self._run = jax.jit(jax.shard_map(
-        self._on_device, mesh=self.mesh, in_specs=(PartitionSpec(), spec, spec), out_specs=spec, check_vma=False))
+        self._on_device, mesh=self.mesh, in_specs=(PartitionSpec(), spec, spec, spec), out_specs=spec, check_vma=False))
 
   def __call__(self, params, indices, condition: dict | None = None, seed: int | None = None,
                stream: str = "samples") -> dict[str, np.ndarray]:
@@ -82,9 +82,6 @@ class Sampler:
 
   def _batch(self, params, indices, condition, seed, stream):
     n, h, w = len(indices), *self.size
-    # Padded to whole blocks on every device: at most a few sizes are ever compiled.
-    unit = self.block * self.mesh.size
-    pad = -n % unit
     cond = np.zeros((n, h, w, 0), np.uint8)
     if self.condition:
       missing = [f for f in self.condition if f not in condition]
@@ -93,12 +90,12 @@ class Sampler:
       cond = np.concatenate([condition[f] for f in self.condition], axis=-1)
       if cond.shape[:3] != (n, h, w):
         raise ValueError(f"the condition has shape {cond.shape[:3]} but the model takes [{n}, {h}, {w}]: resize it")
-    sample_keys = keys.per_sample(seed, np.pad(indices, (0, pad), mode="edge"), f"{self.config.stage} {stream}")
-    key_data = np.asarray(jax.random.key_data(sample_keys))
-    cond = np.pad(cond, ((0, pad), (0, 0), (0, 0), (0, 0)), mode="edge")
+    rows, counts, places = self._spread(n)
+    sample_keys = keys.per_sample(seed, indices[rows], f"{self.config.stage} {stream}")
     split = sharding.batch_sharding(self.mesh)
-    x = self._run(params, *(jax.make_array_from_callback(a.shape, split, lambda i, a=a: a[i]) for a in (key_data, cond)))
-    pixels = sharding.to_host(x)[:n]
+    given = (counts, np.asarray(jax.random.key_data(sample_keys)), cond[rows])
+    x = self._run(params, *(jax.make_array_from_callback(a.shape, split, lambda i, a=a: a[i]) for a in given))
+    pixels = sharding.to_host(x)[places]
     out, start = {}, 0
     for name in self.target:
       out[name] = pixels[..., start:start + CHANNELS[name]]
@@ -107,16 +104,32 @@ class Sampler:
       out["image"] = np.where(condition["fov"] >= 128, out["image"], 0).astype(np.uint8)
     return out
 
-  def _on_device(self, params, key_data, cond):
-    """One device's share: blocks one after the other. key_data [b, 2] uint32, cond [b, H, W, C] uint8 → uint8."""
+  def _spread(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Deals n <= batch_size samples to the devices, block by block. Every call has the same shapes, so that one program
+    serves all n: a device runs as many of its blocks as it was dealt.
+
+    Returns:
+      rows: [batch_size] the sample at each place; the last one again where none is left.
+      counts: [devices] int32, blocks dealt to each device.
+      places: [n] where each sample lies.
+    """
+    devices, blocks = self.mesh.size, -(-n // self.block)
+    dealt = np.arange(self.batch_size).reshape(-1, devices, self.block).swapaxes(0, 1).ravel()
+    counts = np.array([len(range(d, blocks, devices)) for d in range(devices)], np.int32)
+    return np.minimum(dealt, n - 1), counts, np.argsort(dealt)[:n]
+
+  def _on_device(self, params, count, key_data, cond):
+    """One device's share, blocks one after the other: count [1] of them, key_data [b, 2] uint32, cond [b, H, W, C] uint8 →
+    uint8 [b, H, W, C]."""
     def blocks(x):
       return x.reshape(x.shape[0] // self.block, self.block, *x.shape[1:])
 
-    def one(args):
-      return self._block(params, *args)
+    def one(i, out):
+      return out.at[i].set(self._block(params, blocks(key_data)[i], blocks(cond)[i]))
 
-    out = jax.lax.map(one, (blocks(key_data), blocks(cond)))
-    return out.reshape(-1, *out.shape[2:])
+    blank = jnp.zeros((*key_data.shape[:1], *self.size, sum(CHANNELS[f] for f in self.target)), jnp.uint8)
+    out = jax.lax.fori_loop(0, count[0], one, blocks(blank))
+    return out.reshape(blank.shape)
 
   def _block(self, params, key_data, cond):
     options, config = self.config.sampler, self.config.diffusion

@@ -34,6 +34,23 @@ class TrainState:
     return dataclasses.replace(self, **changes)
 
 
+def with_parameters(state: TrainState, params) -> TrainState:
+  """A state whose parameters and average are those of another run: where fine-tuning starts.
+
+  Args:
+    state: a fresh state.
+    params: pytree like `state.ema`; of a GAN, the generator's.
+
+  Raises:
+    ValueError: parameters of another architecture.
+  """
+  shapes = jax.tree.map(jnp.shape, state.ema)
+  if jax.tree.structure(state.ema) != jax.tree.structure(params) or shapes != jax.tree.map(jnp.shape, params):
+    raise ValueError("config.train.start_from is of another architecture: use the same config.model for both runs")
+  own = {**state.params, "generator": params} if "generator" in state.params else params
+  return state.replace(params=jax.tree.map(jnp.copy, own), ema=params)
+
+
 def make_schedule(config):
   """Learning rate as a function of the optimizer step: linear warm-up, then constant or cosine to zero."""
   peak, warmup = config.learning_rate, config.warmup_steps

@@ -16,7 +16,7 @@ from etils import epath
 
 from retree_jax import checkpoint, keys, plots, sharding, tasks
 from retree_jax.data import pipeline, sources, transforms
-from retree_jax.state import TrainState
+from retree_jax.state import TrainState, with_parameters
 from retree_jax.writers import Writers
 
 
@@ -58,7 +58,7 @@ def train(config, workdir, *, arrays: Mapping[str, np.ndarray] | None = None, de
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep_latest, config.checkpoint.keep_best)
   restored = checkpoints.restore(abstract)
   if restored is None:
-    state = jax.jit(init, out_shardings=shardings)()
+    state = _start_from(config, jax.jit(init, out_shardings=shardings)(), shardings)
   else:
     state, position = restored
     iterator.set_state(position)
@@ -130,6 +130,33 @@ def train(config, workdir, *, arrays: Mapping[str, np.ndarray] | None = None, de
         writers.say(f"Stopped by a signal at step {step}; rerun the same command to go on")
         break
   return state
+
+
+def evaluate(loaded: checkpoint.Loaded, source: str, devices=None) -> dict[str, float]:
+  """The loop's evaluation of a finished stage on another source: means over its test and training splits.
+
+  Args:
+    loaded: from `checkpoint.load`.
+    source: as `config.data.source`.
+    devices: devices of the mesh; all by default.
+
+  Returns:
+    {"heldout_loss": ..., "training_loss": ..., and what else the task measures}.
+  """
+  mesh = sharding.make_mesh(devices=devices)
+  config = loaded.config.copy_and_resolve_references()
+  config.data.source = source
+  task = tasks.make(config)
+  evaluator = _Evaluator(config, task, _Data(config, None, task.fields), mesh)
+  return evaluator(jax.device_put(loaded.params, sharding.replicated(mesh)))
+
+
+def _start_from(config, fresh: TrainState, shardings) -> TrainState:
+  """A fresh state, with the averaged parameters of `config.train.start_from` if that names a run."""
+  if not config.train.start_from:
+    return fresh
+  params = jax.device_get(checkpoint.load(config.train.start_from, stage=config.stage).params)
+  return jax.jit(with_parameters, out_shardings=shardings, donate_argnums=0)(fresh, params)
 
 
 class _Data:

@@ -37,7 +37,8 @@ class DiffusionTask:
     self.network.check_size(*self.size)
     self.schedule = sampling.make_schedule(config.diffusion)
     if config.diffusion.prediction not in process.KINDS:
-      raise ValueError(f"config.diffusion.prediction={config.diffusion.prediction!r} is unknown: use {', '.join(process.KINDS)}")
+      raise ValueError(f"config.diffusion.prediction={config.diffusion.prediction!r} is unknown: "
+                       f"use {', '.join(process.KINDS)}")
     self.optimizer = state.make_optimizer(config.optimizer)
     self.epoch_steps = 1  # set by the loop, which knows the data: the repetitive training technique counts epochs
 

@@ -1,0 +1,61 @@
+"""The fundus stage: tree + field of view + noise → fundus photograph.
+
+    python -m retree_jax.main --config configs/fundus.py:tiny                      # phantom retinas, CPU minutes
+    python -m retree_jax.main --config configs/fundus.py:cpu --config.data.source=folder:PATH    # 128×128, CPU hours
+    python -m retree_jax.main --config configs/fundus.py --config.data.source=folder:PATH        # 256×256, accelerators
+    python -m retree_jax.main --config configs/fundus.py:paper --config.data.source=folder:PATH  # the original, 64×64
+    python -m retree_jax.main --config configs/fundus.py --mode sample --input TREES --out PAINTED
+
+Photographs without a tree help too: join them, `folder:LABELLED*4+folder:PHOTOGRAPHS`; the network sees them with the tree
+hidden. Label them with a segmenter first (`configs/segmentation.py --mode sample`) and they teach it trees as well.
+"""
+
+from retree_jax import defaults
+
+
+def get_config(variant: str = ""):
+  c = defaults.base("fundus", variant)
+  defaults.add_diffusion(c)
+  c.data.target = ("image",)
+  c.data.condition = ("tree", "fov")
+
+  if variant == "paper":
+    # Alimanov & Islam 2023: 64×64, noisy photograph and tree side by side, ε-prediction, T = 1000, AdamW, no EMA.
+    c.data.image_size = (64, 64)
+    c.data.fit = "crop"
+    c.data.condition = ("tree",)
+    c.data.augment = defaults.no_augmentation()
+    c.data.augment.horizontal_flip = c.data.augment.vertical_flip = 0.5
+    c.model.update(name="paper_denoiser", dim=2048, time_dim=256)
+    c.diffusion.update(schedule="paper", num_steps=1000, zero_terminal_snr=False, prediction="eps",
+                       time_sampling="uniform", first_step=1)
+    c.loss.min_snr_gamma = 0.0
+    c.train.update(batch_size=8, ema_decay=0.0, rtt=True)
+    c.optimizer.update(learning_rate=3e-4, warmup_steps=0, b2=0.999, weight_decay=0.01, clip_norm=0.0)
+    c.sampler.update(name="ddpm", num_steps=1000, spacing="full", clip="none")
+    return c
+
+  # Our best, sized for one accelerator and up. v-prediction down to pure noise keeps colours true: with any signal left in
+  # the last step the network learns to read the mean colour from it, which is not there when sampling.
+  c.diffusion.condition_dropout = 0.1
+  c.loss.outside_fov = 0.1
+  c.model.update(name="denoiser", patch=2, widths=(128, 256, 384, 512), blocks=(2,), attention=(2, 3), dtype="bfloat16")
+  if variant == "cpu":
+    c.data.image_size = (128, 128)
+    c.model.update(widths=(32, 64, 128), blocks=(1, 2, 2), attention=(2,), middle=2, head_width=32, detail=12,
+                   time_dim=256, dtype="float32")
+    c.train.update(batch_size=8, num_steps=8000, ema_decay=0.998)
+    c.optimizer.update(learning_rate=8e-4, warmup_steps=100)
+  if variant == "tiny":
+    c.data.image_size = (64, 64)
+    c.data.source = "phantom:100"
+    c.model.update(widths=(32, 64, 96), blocks=(1,), attention=(2,), middle=1, head_width=32, detail=16, time_dim=128,
+                   dtype="float32")
+    c.train.update(batch_size=16, num_steps=1000, ema_decay=0.99)
+    c.optimizer.update(learning_rate=1e-3, warmup_steps=50)
+  if variant in ("tiny", "cpu"):
+    c.evaluate.update(every=500, num=16)
+    c.preview.update(every=500, num=8)
+    c.checkpoint.every = 250
+    c.log.every = 25
+  return c
