@@ -1,0 +1,1 @@
+"""Experiments: benchmarks, validation, notebooks, launch scripts, and the whole chain."""
