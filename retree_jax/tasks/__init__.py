@@ -28,4 +28,6 @@ def make(config):
   if config.stage not in _TASKS:
     raise ValueError(f"config.stage={config.stage!r} is unknown: use {', '.join(_TASKS)}")
   module, name = _TASKS[config.stage]
+  if config.stage == "segmentation" and "diffusion" in config:  # masks drawn from noise, given the photograph
+    module, name = _TASKS["tree"]
   return getattr(importlib.import_module(f"retree_jax.tasks.{module}"), name)(config)
