@@ -11,8 +11,8 @@ devices.
 
 Notation, for a step from level t to the less noisy level s: x_t = alpha_t x0 + sigma_t eps, the ratio sigma /
 alpha (EDM's sigma) and the half log-SNR lambda = log(alpha / sigma). Coefficients are worked out in numpy and
-float64 before
-compilation: for one step of a 1000-step grid, 1 - alpha_t**2 / alpha_s**2 has no correct digit in float32.
+float64 before compilation: for one step of a 1000-step grid, 1 - alpha_t**2 / alpha_s**2 has few correct
+digits in float32.
 """
 
 import inspect
@@ -273,17 +273,16 @@ def heun(
   is x, which stays of unit size and finite at alpha = 0. With d = (x / alpha - x0) / u = eps the two stages
   read
 
-      x_e = alpha_s x0 + sigma_s eps(x_t)                                  Euler step x_s = x_e + alpha_s (u_s
-      - u_t) (eps(x_e) - eps(x_t)) / 2            correction, not in a step to sigma = 0
+      x_e = alpha_s x0 + sigma_s eps(x_t)                               Euler step
+      x_s = x_e + alpha_s (u_s - u_t) (eps(x_e) - eps(x_t)) / 2         correction, not in a step to sigma = 0
 
   A step from alpha = 0, or from beyond u = 200, is an Euler step: u's step is then too long for the trapezoid
   rule.
 
   Args:
     churn, churn_min, churn_max, churn_noise: EDM's S_churn, S_tmin, S_tmax (in units of u) and S_noise: noise
-    added
-      before each step, raising u by the factor 1 + min(churn / n, sqrt(2) - 1), within what the schedule
-      holds. 0, the default, is algorithm 1: deterministic, no keys needed.
+      added before each step, raising u by the factor 1 + min(churn / n, sqrt(2) - 1), within what the
+      schedule holds. 0, the default, is algorithm 1: deterministic, no keys needed.
 
   Raises:
     ValueError: as for `ddpm`; churn negative, or with a grid that knows no schedule.

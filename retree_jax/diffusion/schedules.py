@@ -177,8 +177,8 @@ class Grid:
 
   Attributes:
     t: [n + 1] timesteps as the network sees them; the last is where sampling ends and is never given to a
-    network. alpha, sigma: [n + 1] levels there, with sigma / alpha strictly falling; sigma may be 0 only at
-    the end.
+      network.
+    alpha, sigma: [n + 1] levels there, with sigma / alpha strictly falling; sigma may be 0 only at the end.
     schedule: where the levels were read from; only churn needs it.
 
   Raises:
@@ -223,8 +223,7 @@ def time_grid(
       evenly in log(sigma / alpha) (Lu et al., arXiv 2211.01095, section 6); "karras", evenly in (sigma /
       alpha)**(1 / rho) (Karras et al., arXiv 2206.00364, eq. 5).
     sigma_min, sigma_max: ends of "logsnr" and "karras" as sigma / alpha; by default EDM's 0.002 and 80. Cut
-    to what
-      the schedule holds. At sigma_max the image is taken for pure noise.
+      to what the schedule holds. At sigma_max the image is taken for pure noise.
     rho: as above; larger puts more steps near the image.
 
   Raises:

@@ -1,4 +1,4 @@
-"""Networks by name: `build({"name": "denoiser", "widths": (64, 128)})` gives a `Network` with `init`, `apply`.
+"""Networks by name: `build({"name": "denoiser", "widths": (64, 128)})` gives a `Network`.
 
 Only this package knows Flax; the rest of the project sees parameters as plain nested dicts and networks as
 `apply(params, x, t, cond)`.
@@ -31,14 +31,14 @@ def build(settings: Mapping[str, Any]) -> Network:
 
   Args:
     settings: "name" (one of paper_denoiser, denoiser, discriminator, superres, superres_discriminator,
-      segmenter) and any of that network's own fields; what is left out keeps its default. A ConfigDict or a dict
-      read from JSON will do: lists are taken for tuples.
+      segmenter) and any of that network's own fields; what is left out keeps its default. A ConfigDict or a
+      dict read from JSON will do: lists are taken for tuples.
 
   Returns:
     The network; no parameters are made yet.
 
   Raises:
-    ValueError: an unknown name or field, or a value that the field cannot take; the sentence lists what can be.
+    ValueError: an unknown name or field, or a value that the field cannot take; it says what will do.
   """
   given = dict(settings)
   name = given.pop("name", None)
@@ -57,7 +57,7 @@ def build(settings: Mapping[str, Any]) -> Network:
 
 
 def defaults(name: str) -> dict[str, Any]:
-  """All settings of the network `name` with their defaults, "name" among them; ValueError if there is none."""
+  """All settings of the network `name` with their defaults and "name"; ValueError if there is none."""
   return {"name": name, **_fields(name)}
 
 

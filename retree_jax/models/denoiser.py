@@ -1,18 +1,17 @@
-"""The denoiser that our default variants train: a residual U-Net with transformer blocks where they are affordable.
+"""The denoiser of our default variants: a residual U-Net with transformer blocks where they are affordable.
 
 What it changes against the paper's network (`paper.py`), and why:
-  * four resolution levels a factor 2 apart, not three a factor 4 apart with max-pooling, and a path at full resolution
-    around the U-Net, so that vessels one pixel wide survive;
-  * the timestep passes an MLP and modulates every block (FiLM), the bottleneck too, where most of the weights sit;
-  * attention knows where its tokens are, sees its own token, and has normalised queries and keys (stable in bfloat16);
+  * four resolution levels a factor 2 apart, not three a factor 4 apart with max-pooling, and a path at full
+    resolution around the U-Net, so that vessels one pixel wide survive;
+  * the timestep passes an MLP and modulates every block (FiLM), the bottleneck too, where most weights sit;
+  * attention knows where its tokens are, sees its own token, and has normalised queries and keys (stable in
+    bfloat16);
   * blocks end in zeros, so that training starts from the identity and the first output is 0.
 
-Sources: Ho et al. 2020 (DDPM U-Net), Dhariwal & Nichol 2021 (FiLM in the blocks), Hoogeboom et al. 2023 (simple
-diffusion: weights where the resolution is low, a transformer at the bottom), Peebles & Xie 2023 (time in transformer
-blocks), Dehghani et al. 2023 (query and key normalisation).
+Sources: Ho et al. 2020 (DDPM U-Net), Dhariwal & Nichol 2021 (FiLM in the blocks), Hoogeboom et al. 2023
+(simple diffusion: weights where the resolution is low, a transformer at the bottom), Peebles & Xie 2023 (time
+in transformer blocks), Dehghani et al. 2023 (query and key normalisation).
 """
-
-import math
 
 import flax.linen as nn
 import jax
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 from retree_jax.models import layers
 
 _ZEROS = nn.initializers.zeros
+_SPREAD = nn.initializers.lecun_normal()
 _FEATURES = 256  # sinusoids of the timestep that enter the time MLP
 
 
@@ -29,20 +29,20 @@ class Denoiser(nn.Module):
 
   Attributes:
     out_channels: channels of the prediction, 1 for trees, 3 for photographs.
-    patch: the U-Net works on the input folded by this factor: 1, 2 or 4. At 256x256 with patch 2 its first level is
-      128x128. A step costs about patch^2 less.
-    detail: channels of the full-resolution path; 0 leaves it out. Without effect at patch 1, which needs none.
-    widths: channels per level, the first is the finest; each level halves height and width. Multiples of 128 fill the
-      lanes of a TPU.
-    blocks: residual blocks per level on the way down, and as many on the way up; one number serves all levels.
+    patch: the U-Net works on the input folded by this factor: 1, 2 or 4. At 256x256 with patch 2 its first
+      level is 128x128. A step costs about patch^2 less.
+    detail: channels of the full-resolution path; 0 leaves it out. Without effect at patch 1.
+    widths: channels per level, the first is the finest; each level halves height and width. Multiples of
+      128 fill the lanes of a TPU.
+    blocks: residual blocks per level on the way down, and as many on the way up; one number serves all.
     attention: levels whose blocks are each followed by a transformer block, 0 the finest, -1 the coarsest.
     middle: transformer blocks at the bottom, between down and up.
-    head_width: channels per attention head; must divide the widths of the attending levels and be divisible by 4.
+    head_width: channels per attention head; divides the widths of the attending levels, divisible by 4.
     mlp_ratio: hidden width of a transformer block's MLP over its width.
     time_dim: width of the time embedding.
     dropout: rate before the second convolution of each residual block, in training.
     remat: recompute blocks in the backward pass: less memory, about a third more time.
-    dtype: "float32" or "bfloat16": what it computes in. Parameters, norms' statistics, the output are float32.
+    dtype: "float32" or "bfloat16": what it computes in. Parameters, statistics and output are float32.
   """
 
   out_channels: int = 1
@@ -69,21 +69,22 @@ class Denoiser(nn.Module):
     if self.patch not in (1, 2, 4):
       raise ValueError(f"Setting 'patch' of the denoiser must be 1, 2 or 4, not {self.patch}.")
     if not levels or min(self.widths) < 1:
-      raise ValueError(f"Setting 'widths' of the denoiser must name at least one level, each with at least one "
-                       f"channel, for instance (128, 256, 512), not {self.widths}.")
+      raise ValueError("Setting 'widths' of the denoiser must name at least one level, each with at least "
+                       f"one channel, for instance (128, 256, 512), not {self.widths}.")
     if len(self.blocks) not in (1, levels) or min(self.blocks, default=0) < 1:
-      raise ValueError(f"Setting 'blocks' of the denoiser must be one number, or one for each of the {levels} levels "
-                       f"of 'widths', all at least 1, not {self.blocks}.")
+      raise ValueError(f"Setting 'blocks' of the denoiser must be one number, or one for each of the "
+                       f"{levels} levels of 'widths', all at least 1, not {self.blocks}.")
     wrong = [level for level in self.attention if not -levels <= level < levels]
     if wrong:
       raise ValueError(f"Setting 'attention' of the denoiser names level {wrong[0]}, but 'widths' has only "
                        f"{levels}: choose from 0 (finest) to {levels - 1}, or -1 (coarsest) to {-levels}.")
-    attending = {self.widths[level] for level in self.attention} | ({self.widths[-1]} if self.middle else set())
-    wrong = [width for width in attending if self.head_width < 4 or self.head_width % 4 or width % self.head_width]
+    attending = [self.widths[level] for level in self.attention] + [self.widths[-1]] * (self.middle > 0)
+    head = self.head_width
+    wrong = [width for width in attending if head < 4 or head % 4 or width % head]
     if wrong:
-      raise ValueError(f"Setting 'head_width' of the denoiser must be a multiple of 4 that divides the width of every "
-                       f"level with attention, but {self.head_width} does not for width {wrong[0]}: change one of "
-                       "the two.")
+      raise ValueError("Setting 'head_width' of the denoiser must be a multiple of 4 that divides the width "
+                       f"of every level with attention, but {head} does not for width {wrong[0]}: change one "
+                       "of the two.")
     for field in ("out_channels", "mlp_ratio", "time_dim"):
       if getattr(self, field) < 1:
         raise ValueError(f"Setting {field!r} of the denoiser must be at least 1, not {getattr(self, field)}.")
@@ -115,7 +116,7 @@ class Denoiser(nn.Module):
     attention = {level % levels for level in self.attention}
     residual, transformer = ResidualBlock, TransformerBlock
     if self.remat:
-      residual, transformer = (nn.remat(block, static_argnums=(3,)) for block in (ResidualBlock, TransformerBlock))
+      residual, transformer = (nn.remat(block, static_argnums=(3,)) for block in (residual, transformer))
 
     time = nn.Dense(self.time_dim, name="time_0")(layers.time_features(t, _FEATURES))
     time = nn.silu(nn.Dense(self.time_dim, name="time_1")(nn.silu(time)))
@@ -218,7 +219,7 @@ class TransformerBlock(nn.Module):
     return x + nn.Dense(channels, dtype=dtype, kernel_init=_ZEROS, name="mlp_1")(h)
 
 
-def _conv(width: int, dtype, kernel_init=nn.initializers.lecun_normal(), name: str | None = None) -> nn.Conv:
+def _conv(width: int, dtype, kernel_init=_SPREAD, name: str | None = None) -> nn.Conv:
   return nn.Conv(width, (3, 3), padding=1, dtype=dtype, kernel_init=kernel_init, name=name)
 
 

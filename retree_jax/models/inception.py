@@ -9,9 +9,9 @@ bring: the widely used PyTorch file (`pt_inception-2015-12-05-6726825d.pth`), or
   Heusel et al., "GANs trained by a two time-scale update rule ...", NeurIPS 2017 (the distance)
 
 Two ways to bring a picture to 299 × 299 are in use and give different distances, so both are here, and a
-report names the one taken: "tensorflow", the resize inside the original graph (corner-aligned sampling, pixels
-shifted by 128), and "pytorch" (half-pixel centres, pixels to [-1, 1]), which the PyTorch port made common.
-Neither low-passes before shrinking: Parmar et al., "On aliased resizing", CVPR 2022.
+report names the one taken: "tensorflow", the resize inside the original graph (corner-aligned sampling,
+pixels shifted by 128), and "pytorch" (half-pixel centres, pixels to [-1, 1]), which the PyTorch port made
+common. Neither low-passes before shrinking: Parmar et al., "On aliased resizing", CVPR 2022.
 """
 
 import os

@@ -47,8 +47,8 @@ def position_features(height: int, width: int, num: int = 4) -> jax.Array:
 def rotate(x: jax.Array, height: int, width: int) -> jax.Array:
   """Rotary positions in two dimensions: half of each head turns with the row, half with the column.
 
-  Su et al. 2021 (RoFormer), eq. 34, on both axes. Scores then depend on the offset between two pixels, which carries
-  over to sizes that were never trained on.
+  Su et al. 2021 (RoFormer), eq. 34, on both axes. Scores then depend on the offset between two pixels, which
+  carries over to sizes that were never trained on.
 
   Args:
     x: queries or keys [B, height * width, heads, D], D divisible by 4, row-major tokens.
@@ -86,10 +86,10 @@ def depth_to_space(x: jax.Array, block: int) -> jax.Array:
 
 
 class FilmNorm(nn.Module):
-  """Group norm (Wu & He 2018) with an optional FiLM (Perez et al. 2018), written as one multiply and add per pixel.
+  """Group norm (Wu & He 2018), optionally with FiLM (Perez et al. 2018), as one multiply and add per pixel.
 
-  Statistics in float32; the per-channel scale and offset of norm and FiLM are folded together first, so the picture is
-  read once for the statistics and once for the result, which the caller's activation fuses into.
+  Statistics in float32; the per-channel scale and offset of norm and FiLM are folded together first, so the
+  picture is read once for the statistics and once for the result, which the caller's activation fuses into.
 
   Attributes:
     groups: at most so many groups; the greatest common divisor with the channels is used.
@@ -100,7 +100,8 @@ class FilmNorm(nn.Module):
   eps: float = 1e-5
 
   @nn.compact
-  def __call__(self, x: jax.Array, scale: jax.Array | None = None, shift: jax.Array | None = None) -> jax.Array:
+  def __call__(
+      self, x: jax.Array, scale: jax.Array | None = None, shift: jax.Array | None = None) -> jax.Array:
     """x [B, H, W, C], scale and shift [B, C] (FiLM: (1 + scale) * norm + shift) -> like x."""
     channels = x.shape[-1]
     groups = math.gcd(self.groups, channels)
@@ -108,8 +109,9 @@ class FilmNorm(nn.Module):
     beta = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
     wide = x.astype(jnp.float32)
     # Mean per channel first, then per group: reduces along the contiguous axis last, on a small array.
-    mean = jnp.mean(wide, axis=(1, 2)).reshape(-1, groups, channels // groups).mean(-1, keepdims=True)
-    square = jnp.mean(wide * wide, axis=(1, 2)).reshape(-1, groups, channels // groups).mean(-1, keepdims=True)
+    mean, square = (
+      jnp.mean(v, axis=(1, 2)).reshape(-1, groups, channels // groups).mean(-1, keepdims=True)
+      for v in (wide, wide * wide))
     rstd = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.eps)
     expand = (1, 1, channels // groups)
     mean, rstd = (jnp.tile(v, expand).reshape(-1, channels) for v in (mean, rstd))

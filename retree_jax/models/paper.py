@@ -48,8 +48,8 @@ class PaperDenoiser(nn.Module):
   def check_settings(self) -> None:
     """Raises ValueError for settings that no such network can have."""
     if self.dim < 32 or self.dim % 32:
-      raise ValueError(f"Setting 'dim' of the paper's denoiser must be a positive multiple of 32, for instance "
-                       f"512, not {self.dim}.")
+      raise ValueError(f"Setting 'dim' of the paper's denoiser must be a positive multiple of 32, for "
+                       f"instance 512, not {self.dim}.")
     if self.time_dim < 2 or self.time_dim % 2:
       raise ValueError(f"Setting 'time_dim' of the paper's denoiser must be even and at least 2, not "
                        f"{self.time_dim}.")
@@ -203,7 +203,7 @@ def _upsample(x: jax.Array) -> jax.Array:
 
 @functools.lru_cache(maxsize=64)
 def _upsampling_matrix(size: int) -> np.ndarray:
-  """[2 size, size]: each output as weights of at most two inputs; output i lies at i (size-1) / (2 size-1)."""
+  """[2 size, size]: each output a weighted sum of two inputs; output i lies at i (size-1) / (2 size-1)."""
   place = np.arange(2 * size) * (size - 1) / max(2 * size - 1, 1)
   return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(size))).astype(np.float32)
 

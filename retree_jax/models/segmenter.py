@@ -102,7 +102,7 @@ class Segmenter(nn.Module):
       if getattr(self, name) not in valid:
         raise ValueError(f"Setting {name!r} of the segmenter is {getattr(self, name)!r}; use one of {valid}.")
     if not 0.0 <= self.dropout < 1.0:
-      raise ValueError(f"Setting 'dropout' of the segmenter is {self.dropout}; use at least 0 and less than 1.")
+      raise ValueError(f"Setting 'dropout' of the segmenter is {self.dropout}; use at least 0, less than 1.")
 
   @nn.compact
   def __call__(self, x: jax.Array, t=None, cond: jax.Array | None = None, train: bool = False,
@@ -144,7 +144,8 @@ class Segmenter(nn.Module):
     if self.patch > 1:
       width = max(8, self.widths[0] // self.patch**2)
       x = layers.depth_to_space(nn.Dense(width * self.patch**2, dtype=self.dtype)(x), self.patch)
-      x = nn.relu(nn.Conv(width, (3, 3), dtype=self.dtype, name="draw")(jnp.concatenate([picture, x], axis=-1)))
+      x = jnp.concatenate([picture, x], axis=-1)
+      x = nn.relu(nn.Conv(width, (3, 3), dtype=self.dtype, name="draw")(x))
     # Vessels are about a tenth of the pixels: starting there spares the first hundreds of steps.
     bias = nn.initializers.constant(math.log(0.1 / 0.9))
     return nn.Dense(1, dtype=jnp.float32, bias_init=bias, name="head")(x.astype(jnp.float32))

@@ -44,8 +44,8 @@ class VitBlock(nn.Module):
 
 def _check_tokens(height: int, width: int, patch: int, what: str, remedy: str) -> None:
   if (height // patch) * (width // patch) > MAX_TOKENS:
-    raise ValueError(f"{what} would attend over {height // patch}x{width // patch} tokens of {height}x{width} "
-                     f"pixels, more than {MAX_TOKENS}; {remedy}.")
+    raise ValueError(f"{what} would attend over {height // patch}x{width // patch} tokens of "
+                     f"{height}x{width} pixels, more than {MAX_TOKENS}; {remedy}.")
 
 
 class Superres(nn.Module):
@@ -96,8 +96,8 @@ class Superres(nn.Module):
                        f"doubles {doublings} times; give {doublings} widths, or () to have them chosen.")
     numbers = (self.width, self.vit_patch, self.token_width, self.heads, self.head_width, *self.up_widths)
     if min(numbers) < 1 or min(self.depth, self.vit_blocks) < 0:
-      raise ValueError("The widths, heads and vit_patch of superres must be at least 1, depth and vit_blocks at "
-                       "least 0; leave a setting out to get its default.")
+      raise ValueError("The widths, heads and vit_patch of superres must be at least 1, depth and vit_blocks "
+                       "at least 0; leave a setting out to get its default.")
 
   def check_size(self, height: int, width: int) -> None:
     """Raises ValueError where the attention would take too much memory."""
@@ -173,8 +173,9 @@ class SpectralConv(nn.Module):
     bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
     if self.spectral_norm:
       kernel = kernel / spectral_value(kernel.reshape(-1, self.width))
-    x = jax.lax.conv_general_dilated(x.astype(self.dtype), kernel.astype(self.dtype), (self.stride,) * 2, "SAME",
-                                     dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    x = jax.lax.conv_general_dilated(
+      x.astype(self.dtype), kernel.astype(self.dtype), (self.stride,) * 2, "SAME",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return x + bias.astype(self.dtype)
 
 
@@ -224,8 +225,8 @@ class SuperresDiscriminator(nn.Module):
   def check_settings(self) -> None:
     """Raises ValueError for settings that make no network."""
     if not self.widths or min(*self.widths, self.heads, self.head_width) < 1 or self.vit_blocks < 0:
-      raise ValueError(f"The discriminator's widths {self.widths}, heads and head_width must be at least 1 and "
-                       "vit_blocks at least 0; for instance widths (32, 64, 128).")
+      raise ValueError(f"The discriminator's widths {self.widths}, heads and head_width must be at least 1 "
+                       "and vit_blocks at least 0; for instance widths (32, 64, 128).")
 
   def check_size(self, height: int, width: int) -> None:
     """Raises ValueError where the attention would take too much memory."""

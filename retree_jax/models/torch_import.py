@@ -3,8 +3,8 @@
     settings, params = torch_import.convert(torch_import.read("tree.pth.tar"))
     network = models.build(settings)
 
-`convert` knows the names and shapes of the original's parameters and nothing of PyTorch; only `read` needs
-PyTorch, and reads tensors alone: a file cannot run code (`weights_only`).
+`convert` knows the names and shapes of the original's parameters and nothing of PyTorch. Only `read` needs
+PyTorch; it reads tensors alone: a file cannot run code (`weights_only`).
 """
 
 import pathlib
@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -40,8 +41,8 @@ def read(path) -> dict[str, np.ndarray]:
     {parameter name: float32 array}. A leading "module." (DataParallel) is dropped.
 
   Raises:
-    ImportError: PyTorch is not installed.
-    ValueError: no such file, not a PyTorch checkpoint, or nothing in it but what would have to be executed.
+    ValueError: no such file, PyTorch is not installed, not a PyTorch checkpoint, or one that holds more than
+      tensors and plain values, which would have to be executed.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -49,19 +50,18 @@ def read(path) -> dict[str, np.ndarray]:
   try:
     import torch
   except ImportError as error:
-    raise ImportError("Reading PyTorch checkpoints needs PyTorch, which is not installed: run "
-                      "`pip install torch`, or convert the file to .npz where it is.") from error
+    raise ValueError(f"Reading {path} needs PyTorch: pip install 'retree-jax[torch]'.") from error
   try:
     loaded = torch.load(path, map_location="cpu", weights_only=True)
   except Exception as error:  # torch raises a dozen types here, pickle's own among them
-    raise ValueError(f"{path} is not a PyTorch checkpoint of plain tensors ({type(error).__name__}): only such "
-                     "are read, since others could run code; save its state_dict alone again.") from error
+    raise ValueError(f"{path} is damaged or no PyTorch checkpoint of plain tensors ({type(error).__name__}); "
+                     "only such are read, since others could run code: save its state_dict alone.") from error
   tensors = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
   if not isinstance(tensors, Mapping) or not tensors or not all(
       isinstance(value, torch.Tensor) for value in tensors.values()):
     raise ValueError(f"{path} holds no state_dict of tensors: give a checkpoint that the original's training "
                      "wrote.")
-  return {name.removeprefix("module."): value.float().numpy() for name, value in tensors.items()}
+  return {name.removeprefix("module."): value.detach().float().numpy() for name, value in tensors.items()}
 
 
 def convert(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict]:
@@ -75,29 +75,29 @@ def convert(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict]
     float32 numpy arrays in a nested dict. Head width cannot be told from shapes: it is the original's 64.
 
   Raises:
-    ValueError: a name is missing or unknown, or a shape does not fit the others.
+    ValueError: a name is missing or unknown, a shape does not fit the others, or a value is not finite.
   """
-  arrays = {name: np.asarray(value, np.float32) for name, value in state_dict.items()}
+  arrays = {name.removeprefix("module."): _array(name, value) for name, value in state_dict.items()}
   if "bottleneck_blocks.0.double_conv.0.weight" in arrays:
     settings = _denoiser_settings(arrays)
   elif "last.weight" in arrays:
     settings = _discriminator_settings(arrays)
   else:
     some = ", ".join(list(arrays)[:3]) or "nothing"
-    raise ValueError(f"This is no checkpoint of the original's denoiser or discriminator (it has {some}): give "
-                     "the state_dict that the original's training saved.")
+    raise ValueError(f"This is no checkpoint of the original's denoiser or discriminator (it has {some}): "
+                     "give the state_dict that the original's training saved.")
   entries = names(settings)
   _refuse("is missing", [name for name in entries if name not in arrays])
   _refuse("is not one that the original has", [name for name in arrays if name not in entries])
 
+  _check_shapes(settings, arrays, entries)
+
   params: dict = {}
   for name, entry in entries.items():
-    value = entry.turn(arrays[name])
     inner = params
     for key in entry.path[:-1]:
       inner = inner.setdefault(key, {})
-    inner[entry.path[-1]] = np.array(value, order="C")
-  _check_shapes(settings, params, arrays, entries)
+    inner[entry.path[-1]] = np.array(entry.turn(arrays[name]), order="C")
   return settings, params
 
 
@@ -106,6 +106,17 @@ def names(settings: Mapping[str, Any]) -> dict[str, Entry]:
   if settings["name"] == "discriminator":
     return _discriminator_names(settings["depth"])
   return _denoiser_names(settings["depth"])
+
+
+def _array(name: str, value) -> np.ndarray:
+  try:
+    array = np.asarray(value, np.float32)
+  except (TypeError, ValueError):
+    array = np.array(np.nan)
+  if not np.all(np.isfinite(array)):
+    raise ValueError(f"Parameter {name} of this checkpoint holds values that are not finite numbers: the "
+                     "file is damaged, or its training had diverged.")
+  return array
 
 
 def _same(value: np.ndarray) -> np.ndarray:
@@ -153,7 +164,8 @@ def _double_conv_names(theirs: str, ours: str) -> dict[str, Entry]:
 
 
 def _denoiser_names(depth: int) -> dict[str, Entry]:
-  entries = _layer("initial.0", ("initial_conv",), _conv, bias=False) | _layer("initial.1", ("initial_norm",), None)
+  entries = _layer("initial.0", ("initial_conv",), _conv, bias=False)
+  entries |= _layer("initial.1", ("initial_norm",), None)
   for kind, num, convs, first in (("down", 2, "maxpool_conv", 1), ("up", 4, "conv", 0)):
     for i in range(num):
       for j, part in enumerate(("res", "out")):
@@ -195,8 +207,8 @@ def _discriminator_settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _attention_settings(arrays: Mapping[str, np.ndarray], transformer: str) -> dict[str, int]:
   inner = _size(arrays, f"{transformer}.layers.0.0.fn.fn.to_out.0.weight", 1, 2)
   if inner % 64:
-    raise ValueError(f"The attention in this checkpoint is {inner} wide, which is no multiple of the original's "
-                     "head width 64: it was not made by the original's code.")
+    raise ValueError(f"The attention in this checkpoint is {inner} wide, which is no multiple of the "
+                     "original's head width 64: it was not made by the original's code.")
   layer = re.compile(re.escape(transformer) + r"\.layers\.(\d+)\.")
   depth = len({match[1] for match in map(layer.match, arrays) if match})
   return {"heads": inner // 64, "head_width": 64, "depth": depth}
@@ -206,8 +218,8 @@ def _size(arrays: Mapping[str, np.ndarray], name: str, axis: int, ndim: int) -> 
   if name not in arrays:
     _refuse("is missing", [name])
   if arrays[name].ndim != ndim:
-    raise ValueError(f"Parameter {name} of this checkpoint has shape {arrays[name].shape}, where the original "
-                     f"has {ndim} axes: the file is damaged or of another network.")
+    raise ValueError(f"Parameter {name} of this checkpoint has shape {arrays[name].shape}, where the "
+                     f"original has {ndim} axes: the file is damaged or of another network.")
   return arrays[name].shape[axis]
 
 
@@ -218,23 +230,24 @@ def _refuse(what: str, wrong: list[str]) -> None:
                      "state_dict of the original's denoiser or discriminator.")
 
 
-def _check_shapes(settings: Mapping[str, Any], params: dict, arrays: Mapping[str, np.ndarray],
-                  entries: Mapping[str, Entry]) -> None:
-  """Compares with the shapes that our network of these settings has, the first convolution's input aside."""
-  import jax
-
-  channels = arrays["initial.0.weight"].shape[1]
-  shape = jax.ShapeDtypeStruct
+def _check_shapes(
+    settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], entries: Mapping[str, Entry]) -> None:
+  """Compares each shape with that in the network of these settings, given the input channels of the file."""
+  x = jax.ShapeDtypeStruct((1, 64, 64, arrays["initial.0.weight"].shape[1]), jnp.float32)
+  t = jax.ShapeDtypeStruct((1,), jnp.float32)
   network = models.build(settings)
-  wanted = jax.eval_shape(
-    lambda: network.init(jax.random.key(0), shape((1, 64, 64, channels), jnp.float32), shape((1,), jnp.float32)))
+  ours = jax.eval_shape(lambda: network.init(jax.random.key(0), x, t))
   for name, entry in entries.items():
-    want, have = wanted, params
+    want = ours
     for key in entry.path:
-      want, have = want[key], have[key]
-    if want.shape != have.shape:
-      raise ValueError(f"Parameter {name} of this checkpoint has shape {arrays[name].shape}, which does not fit "
-                       f"a network with {_describe(settings)}: the file is damaged or of another network.")
+      want = want[key]
+    try:
+      have = entry.turn(arrays[name]).shape
+    except ValueError:  # not even as many axes
+      have = None
+    if have != want.shape:
+      raise ValueError(f"Parameter {name} of this checkpoint has shape {arrays[name].shape}, which does "
+                       f"not fit a network with {_describe(settings)}: the file is damaged or mixed up.")
 
 
 def _describe(settings: Mapping[str, Any]) -> str:
