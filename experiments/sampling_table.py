@@ -1,0 +1,195 @@
+"""Steps against quality, and guidance against fidelity: the tables behind the default sampler.
+
+    python -m experiments.sampling_table --tree runs/tree --fundus runs/fundus --real folder:data/CHASE_DB1+folder:data/HRF \\
+        --steps 5,10,20,50,full --guidance 1,1.5,2,3 --num 32 --out runs/tables
+
+Trees are drawn from noise; photographs are painted over the held-out trees of --real, so that they can be compared with the
+photographs those trees were traced in. Distances are unbiased kernel distances to the held-out eyes over scattering features,
+which need no weights and so compare with nothing published; the floor is what two halves of the real eyes score. Separation
+is how far the photograph's green channel knows the tree (`retree_jax.metrics.fidelity`): 0.5 is chance. Rows are written as
+they come, and a rerun skips what is there.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+
+import numpy as np
+
+from retree_jax import checkpoint, command, sampling
+from retree_jax.data import pipeline, sources, writing
+from retree_jax.metrics import features, fidelity, images, vessels
+
+SAMPLERS = ("dpmpp_2m", "ddim", "heun")
+MARKS = ("density", "components", "fractal_dimension")
+
+
+def heldout(source: str, size, fields) -> dict[str, np.ndarray]:
+  """The test split of a source, fitted to `size`: uint8 fields [N, H, W, C]."""
+  opened = sources.open_source(source, split="test", fields=("image", "tree"), size=tuple(size))
+  return next(iter(pipeline.evaluation_batches(opened, size=tuple(size), batch_size=len(opened), fields=fields)))
+
+
+def settings(steps: str) -> list[tuple[str, dict]]:
+  """(sampler, its config fields) for a list like "5,10,full"; "full" is the ancestral sampler over every time step.
+
+  Raises:
+    ValueError: neither a number nor "full".
+  """
+  found = []
+  for part in steps.split(","):
+    if part == "full":
+      found.append(("ddpm", {"name": "ddpm", "spacing": "full", "num_steps": 0}))
+    elif part.isdigit() and int(part) > 0:
+      found += [(name, {"name": name, "spacing": "trailing", "num_steps": int(part)}) for name in SAMPLERS]
+    else:
+      raise ValueError(f"--steps: {part!r} is neither a number of steps nor 'full'")
+  return found
+
+
+def sample(loaded, changes: dict, count: int, condition=None) -> tuple[dict[str, np.ndarray], float]:
+  """(fields, seconds per sample without compiling) of samples 0 to count - 1."""
+  config = loaded.config.copy_and_resolve_references()
+  config.sampler.update(changes)
+  sampler = sampling.Sampler(config, loaded.network)
+  first = None if condition is None else {f: v[:1] for f, v in condition.items()}
+  sampler(loaded.params, np.arange(1), first)
+  # One sample at a time compiles one program for every count only if the count is the same: warm up with the real one.
+  step = min(count, sampler.batch_size)
+  warm = None if condition is None else {f: v[:step] for f, v in condition.items()}
+  sampler(loaded.params, np.arange(step), warm)
+  start = time.perf_counter()
+  made = sampler(loaded.params, np.arange(count), condition)
+  return made, (time.perf_counter() - start) / count
+
+
+def distance(real: np.ndarray, made: np.ndarray) -> dict:
+  """Kernel distance of two sets of pictures over scattering features, with its interval."""
+  extractor = features.extractor("scattering")
+  found = images.kernel_distance(features.extract(real, extractor), features.extract(made, extractor))
+  return {**_as_json(found), "real": len(real), "generated": len(made)}
+
+
+def floor(real: np.ndarray) -> dict:
+  """Kernel distance of halves of one set."""
+  found = images.floor(features.extract(real, features.extractor("scattering")))
+  return _as_json(found)
+
+
+def _as_json(measurement) -> dict:
+  """Value and interval; None for an interval that so few images do not give."""
+  low, high = ((float(x) if np.isfinite(x) else None) for x in (measurement.low, measurement.high))
+  return {"value": float(measurement.value), "low": low, "high": high}
+
+
+def tree_row(loaded, changes, count, real) -> dict:
+  """One row of the trees' table."""
+  made, seconds = sample(loaded, changes, count)
+  marks = [[vessels.biomarkers(t[..., 0] >= 128) for t in trees] for trees in (made["tree"], real["tree"])]
+  means = [{k: float(np.nanmean([m[k] for m in side])) for k in MARKS} for side in marks]
+  return {"seconds": seconds, "distance": distance(real["tree"], made["tree"]), "generated": means[0], "real": means[1]}
+
+
+def fundus_row(loaded, changes, real, count) -> dict:
+  """One row of the photographs' table: the held-out trees painted."""
+  given = {f: real[f][:count] for f in loaded.config.data.condition}
+  made, seconds = sample(loaded, changes, count, given)
+  own = [fidelity.measures(i, t >= 128, f >= 128) for i, t, f in zip(
+      made["image"], real["tree"], real["fov"], strict=False)]
+  other = [fidelity.measures(i, t >= 128, f >= 128) for i, t, f in zip(
+      made["image"], np.roll(real["tree"][:count], 1, 0), real["fov"], strict=False)]
+  colour = [float(x) for x in np.abs(_mean_colour(made["image"], real["fov"]) - _mean_colour(real["image"], real["fov"]))]
+  return {"seconds": seconds, "distance": distance(real["image"], made["image"]), "colour_error": colour,
+          "separation": float(np.nanmean([m["separation"] for m in own])),
+          "separation_shuffled": float(np.nanmean([m["separation"] for m in other])),
+          "contrast": float(np.nanmean([m["contrast"] for m in own]))}
+
+
+def _mean_colour(pictures, fov):
+  inside = fov[:len(pictures), ..., 0] >= 128
+  return np.stack([p[m].mean(0) for p, m in zip(pictures, inside, strict=True)]).mean(0)
+
+
+def tables(args, say=print) -> dict:
+  """Computes what is missing in args.out/sampling.json, writes it and sampling.md, returns the tables."""
+  path = pathlib.Path(args.out) / "sampling.json"
+  found = json.loads(path.read_text()) if path.exists() else {}
+  tree = checkpoint.load(args.tree, stage="tree") if args.tree else None
+  fundus = checkpoint.load(args.fundus, stage="fundus") if args.fundus else None
+  jobs = []
+  if tree is not None:
+    real = heldout(args.real, tree.config.data.image_size, ("tree", "fov"))
+    found.setdefault("tree floor", floor(real["tree"]))
+    jobs += [(f"tree {name} {c['num_steps'] or 'full'}",
+              lambda c=c: tree_row(tree, c, args.num, real)) for name, c in settings(args.steps)]
+  if fundus is not None:
+    pairs = heldout(args.real, fundus.config.data.image_size, ("image", "tree", "fov"))
+    count = min(args.num, len(pairs["image"]))
+    found.setdefault("fundus floor", floor(pairs["image"]))
+    if "fundus real" not in found:
+      own = [fidelity.measures(i, t >= 128, f >= 128) for i, t, f in zip(
+          pairs["image"], pairs["tree"], pairs["fov"], strict=True)]
+      found["fundus real"] = {k: float(np.nanmean([m[k] for m in own])) for k in ("separation", "contrast")}
+    jobs += [(f"fundus {name} {c['num_steps'] or 'full'}",
+              lambda c=c: fundus_row(fundus, c, pairs, count)) for name, c in settings(args.steps)]
+    jobs += [(f"guidance {scale}", lambda s=scale: fundus_row(fundus, {"guidance": float(s)}, pairs, count))
+             for scale in args.guidance.split(",") if scale]
+  for name, job in jobs:
+    if name not in found:
+      found[name] = job()
+      say(f"{name}: {json.dumps(found[name])}")
+      writing.write_json(path, found)
+  writing.write_text(path.with_suffix(".md"), markdown(found))
+  return found
+
+
+def markdown(found: dict) -> str:
+  """The tables as text."""
+  lines = []
+  if "tree floor" in found:
+    real = next(v["real"] for k, v in found.items() if k.startswith("tree ") and "real" in v)
+    lines += ["| trees | s / tree | kernel distance ×10³ | density | components | fractal dimension |",
+              "|---|---|---|---|---|---|",
+              f"| real | | {_interval(found['tree floor'])} (floor) | {_marks(real)} |"]
+    lines += [f"| {k[5:]} | {v['seconds']:.2f} | {_interval(v['distance'])} | {_marks(v['generated'])} |"
+              for k, v in found.items() if k.startswith("tree ") and "seconds" in v]
+  head = "| s / photograph | kernel distance ×10³ | separation (shuffled) | contrast | mean colour error, R G B |"
+  for prefix, title in (("fundus ", "photographs"), ("guidance ", "guidance scale")):
+    rows = [(k, v) for k, v in found.items() if k.startswith(prefix) and "seconds" in v]
+    if rows:
+      r = found["fundus real"]
+      lines += ["", f"| {title} {head}", "|---|---|---|---|---|---|",
+                f"| real | | {_interval(found['fundus floor'])} (floor) | {r['separation']:.3f} | {r['contrast']:.3f} | |"]
+      lines += [f"| {k.removeprefix(prefix)} | {v['seconds']:.2f} | {_interval(v['distance'])} | {v['separation']:.3f} "
+                f"({v['separation_shuffled']:.3f}) | {v['contrast']:.3f} | {' '.join(f'{c:.1f}' for c in v['colour_error'])} |"
+                for k, v in rows]
+  return "\n".join(lines) + "\n"
+
+
+def _marks(m):
+  return f"{m['density']:.4f} | {m['components']:.1f} | {m['fractal_dimension']:.3f}"
+
+
+def _interval(d):
+  if d["low"] is None:
+    return f"{1e3 * d['value']:.2f}"
+  return f"{1e3 * d['value']:.2f} [{1e3 * d['low']:.2f}, {1e3 * d['high']:.2f}]"
+
+
+def main() -> None:
+  """Reads the flags."""
+  p = argparse.ArgumentParser(prog="python -m experiments.sampling_table", description=__doc__.split("\n\n")[0])
+  p.add_argument("--tree", help="workdir or name of the tree stage")
+  p.add_argument("--fundus", help="workdir or name of the fundus stage")
+  p.add_argument("--real", required=True, help="source of real pairs; its test split is used")
+  p.add_argument("--steps", default="5,10,20,50,full", help="numbers of steps; 'full' = the ancestral sampler")
+  p.add_argument("--guidance", default="1,1.5,2,3", help="guidance scales")
+  p.add_argument("--num", type=int, default=32, help="trees per row, and at most so many photographs")
+  p.add_argument("--out", required=True, help="folder to write")
+  tables(p.parse_args())
+
+
+if __name__ == "__main__":
+  sys.exit(command.run(main))
