@@ -126,7 +126,7 @@ def run_chain(steps: list[Step], out, deadline: float = float("inf"), say=print)
       entry["seconds"] = round(before + took, 1)
       writing.write_json(path, log)
 
-    code, stopped = _run(step.command, min(budget, allowed), note)
+    code, stopped = run_command(step.command, min(budget, allowed), note)
     # Stopped by the deadline rather than by its own budget: go on with it next time.
     entry["done"] = code == 0 and not (stopped and allowed < budget)
     writing.write_json(path, log)
@@ -137,7 +137,7 @@ def run_chain(steps: list[Step], out, deadline: float = float("inf"), say=print)
   return True
 
 
-def _run(command, seconds: float, note) -> tuple[int, bool]:
+def run_command(command, seconds: float, note) -> tuple[int, bool]:
   """(exit code, whether it was asked to stop). Calls note(seconds so far) now and then, so that a kill of this script loses a
   few seconds of the account and nothing of the training. Ctrl-C stops the step too, saved."""
   start = time.monotonic()

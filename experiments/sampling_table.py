@@ -152,8 +152,8 @@ def markdown(found: dict) -> str:
     real = next(v["real"] for k, v in found.items() if k.startswith("tree ") and "real" in v)
     lines += ["| trees | s / tree | kernel distance ×10³ | density | components | fractal dimension |",
               "|---|---|---|---|---|---|",
-              f"| real | | {_interval(found['tree floor'])} (floor) | {_marks(real)} |"]
-    lines += [f"| {k[5:]} | {v['seconds']:.2f} | {_interval(v['distance'])} | {_marks(v['generated'])} |"
+              f"| real | | {interval(found['tree floor'])} (floor) | {_marks(real)} |"]
+    lines += [f"| {k[5:]} | {v['seconds']:.2f} | {interval(v['distance'])} | {_marks(v['generated'])} |"
               for k, v in found.items() if k.startswith("tree ") and "seconds" in v]
   head = "| s / photograph | kernel distance ×10³ | separation (shuffled) | contrast | mean colour error, R G B |"
   for prefix, title in (("fundus ", "photographs"), ("guidance ", "guidance scale")):
@@ -161,8 +161,8 @@ def markdown(found: dict) -> str:
     if rows:
       r = found["fundus real"]
       lines += ["", f"| {title} {head}", "|---|---|---|---|---|---|",
-                f"| real | | {_interval(found['fundus floor'])} (floor) | {r['separation']:.3f} | {r['contrast']:.3f} | |"]
-      lines += [f"| {k.removeprefix(prefix)} | {v['seconds']:.2f} | {_interval(v['distance'])} | {v['separation']:.3f} "
+                f"| real | | {interval(found['fundus floor'])} (floor) | {r['separation']:.3f} | {r['contrast']:.3f} | |"]
+      lines += [f"| {k.removeprefix(prefix)} | {v['seconds']:.2f} | {interval(v['distance'])} | {v['separation']:.3f} "
                 f"({v['separation_shuffled']:.3f}) | {v['contrast']:.3f} | {' '.join(f'{c:.1f}' for c in v['colour_error'])} |"
                 for k, v in rows]
   return "\n".join(lines) + "\n"
@@ -172,7 +172,8 @@ def _marks(m):
   return f"{m['density']:.4f} | {m['components']:.1f} | {m['fractal_dimension']:.3f}"
 
 
-def _interval(d):
+def interval(d: dict) -> str:
+  """A distance with its interval, in thousandths."""
   if d["low"] is None:
     return f"{1e3 * d['value']:.2f}"
   return f"{1e3 * d['value']:.2f} [{1e3 * d['low']:.2f}, {1e3 * d['high']:.2f}]"

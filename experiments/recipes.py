@@ -1,0 +1,101 @@
+"""The paper's recipe against ours at equal time, and its repetitive training technique (RTT) on and off at equal steps.
+
+    python -m experiments.recipes --real folder:data/CHASE_DB1+folder:data/HRF --minutes 20 --dim 512 --num 32 --out runs/recipes
+
+Three trainings of 64×64 trees on the train split of --real: the paper's network and loss with RTT for --minutes; the same
+without RTT for as many optimizer steps as the first took; ours (`tree.py:tiny`) for --minutes. Then --num trees of each, by
+its own sampler, against the held-out trees. Run it on an otherwise idle machine: the clock is part of the comparison.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+
+from experiments import reproduce, sampling_table
+from retree_jax import checkpoint, command
+from retree_jax.data import writing
+
+
+def arms(args) -> dict[str, tuple[str, ...]]:
+  """The three trainings: name → flags of `retree_jax.main`."""
+  paper = ("--config", "configs/tree.py:paper", f"--config.model.dim={args.dim}")
+  quiet = ("--config.preview.every=0", "--config.evaluate.every=0", "--config.checkpoint.every=200", "--config.log.every=20",
+           f"--config.data.source={args.real}", f"--config.seed={args.seed}")
+  return {
+      "paper, RTT": (*paper, *quiet), "paper, no RTT": (*paper, "--noconfig.train.rtt", *quiet),
+      "ours": ("--config", "configs/tree.py:tiny", "--config.train.num_steps=1000000", *quiet)}
+
+
+def optimizer_steps(workdir) -> int:
+  """Optimizer steps of a run with RTT: batches times the mean number of repetitions, from its metrics.jsonl."""
+  total, before = 0.0, 0
+  for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines():
+    values = json.loads(line)
+    if "repetitions" in values:
+      total += values["repetitions"] * (values["step"] - before)
+      before = values["step"]
+  return round(total)
+
+
+def run(args, say=print) -> dict:
+  """Trains what is not trained yet, samples, and writes recipes.json and recipes.md."""
+  out = pathlib.Path(args.out)
+  path = out / "recipes.json"
+  found = json.loads(path.read_text()) if path.exists() else {}
+  for name, flags in arms(args).items():
+    workdir = out / name.replace(", ", "_").replace(" ", "_")
+    entry = found.setdefault(name, {})
+    if "seconds" not in entry:
+      steps = (f"--config.train.num_steps={found['paper, RTT']['optimizer_steps']}",) if name == "paper, no RTT" else ()
+      budget = float("inf") if steps else 60 * args.minutes
+      say(f"=== {name}")
+      start = time.monotonic()
+      code, _ = reproduce.run_command(
+          ("-m", "retree_jax.main", "--workdir", str(workdir), *flags, *steps), budget, lambda took: None)
+      if code:
+        raise RuntimeError(f"the training of '{name}' failed (exit code {code}): its message stands above")
+      entry["seconds"] = round(time.monotonic() - start, 1)
+      entry["batches"] = checkpoint.load(workdir, step="latest").step
+      entry["optimizer_steps"] = optimizer_steps(workdir) if name == "paper, RTT" else entry["batches"]
+      writing.write_json(path, found)
+    if "row" not in entry:
+      loaded = checkpoint.load(workdir, step="latest", stage="tree")
+      real = sampling_table.heldout(args.real, loaded.config.data.image_size, ("tree", "fov"))
+      entry["row"] = sampling_table.tree_row(loaded, {}, args.num, real)
+      entry["floor"] = sampling_table.floor(real["tree"])
+      say(f"{name}: {json.dumps(entry)}")
+      writing.write_json(path, found)
+  writing.write_text(path.with_suffix(".md"), markdown(found))
+  return found
+
+
+def markdown(found: dict) -> str:
+  """The table as text."""
+  lines = ["| recipe | training s | optimizer steps | s / tree | kernel distance ×10³ | floor | density (real) | "
+           "components (real) |", "|---|---|---|---|---|---|---|---|"]
+  for name, entry in found.items():
+    row = entry["row"]
+    lines.append(
+        f"| {name} | {entry['seconds']:.0f} | {entry['optimizer_steps']} | {row['seconds']:.2f} | "
+        f"{sampling_table.interval(row['distance'])} | {sampling_table.interval(entry['floor'])} | "
+        f"{row['generated']['density']:.4f} ({row['real']['density']:.4f}) | "
+        f"{row['generated']['components']:.1f} ({row['real']['components']:.1f}) |")
+  return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+  """Reads the flags."""
+  p = argparse.ArgumentParser(prog="python -m experiments.recipes", description=__doc__.split("\n\n")[0])
+  p.add_argument("--real", required=True, help="source of real pairs: train split to learn from, test split to compare with")
+  p.add_argument("--minutes", type=float, default=20, help="time of the two trainings that are matched in time")
+  p.add_argument("--dim", type=int, default=512, help="width of the paper's network (the original's: 4096)")
+  p.add_argument("--num", type=int, default=32, help="trees per recipe")
+  p.add_argument("--seed", type=int, default=0, help="root of all randomness")
+  p.add_argument("--out", required=True, help="folder to write")
+  run(p.parse_args())
+
+
+if __name__ == "__main__":
+  sys.exit(command.run(main))
