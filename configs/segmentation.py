@@ -85,16 +85,16 @@ def get_config(variant: str = ""):
     c.train.update(batch_size=2, num_steps=20_000, ema_decay=0.0)
     c.sampler.update(overlap=0, flips=1)
   if variant == "cpu":
-    c.crop.update(size=192, num=4)
-    c.model.update(widths=(32, 48, 64), bottleneck=(96,), dropout=0.05, dtype="float32")
     c.data.image_size = (640, 640)
+    c.crop.update(size=160, num=8)
     c.loss.dice = 0.5
-    c.train.update(batch_size=2, num_steps=1500, ema_decay=0.99)
-    c.optimizer.update(learning_rate=2e-3, warmup_steps=50, decay_steps=1500)
+    c.model.update(widths=(24, 32, 48), bottleneck=(64,), dropout=0.05, dtype="float32")
+    c.train.update(batch_size=1, num_steps=3000, ema_decay=0.99)
+    c.optimizer.update(learning_rate=2e-3, warmup_steps=50, decay_steps=3000)
     c.sampler.overlap = 32
     c.evaluate.update(every=500, num=8)
-    c.preview.update(every=500, num=4)
-    c.checkpoint.every = 250
+    c.preview.update(every=1000, num=4)
+    c.checkpoint.every = 100
     c.log.every = 25
     c.data.num_threads = 1
   if variant == "tiny":

@@ -190,7 +190,8 @@ def train_iterator(
     return _to_arrays(augment(prepared[index], rng, size), fields, size)
 
   # Batching before slicing gives host h the h-th part of every global batch.
-  batches = order.random_map(view).batch(local)[process_index::process_count]
+  # The order has no end, so there is no remainder; without the flag Grain rounds its length past the greatest integer.
+  batches = order.random_map(view).batch(local, drop_remainder=True)[process_index::process_count]
   options = grain.ReadOptions(
     num_threads=num_threads, prefetch_buffer_size=num_threads + 1 if num_threads else 0
   )
