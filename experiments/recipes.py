@@ -1,6 +1,6 @@
 """The paper's recipe against ours at equal time, and its repetitive training technique (RTT) on and off at equal steps.
 
-    python -m experiments.recipes --real folder:data/CHASE_DB1+folder:data/HRF --minutes 20 --dim 512 --num 32 --out runs/recipes
+Three trainings of 64×64 trees on the train split of --real: the network and loss of the paper with RTT for --minutes; the same
 
 Three trainings of 64×64 trees on the train split of --real: the paper's network and loss with RTT for --minutes; the same
 without RTT for as many optimizer steps as the first took; ours (`tree.py:tiny`) for --minutes. Then --num trees of each, by
