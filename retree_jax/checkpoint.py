@@ -21,6 +21,7 @@ from jax.sharding import SingleDeviceSharding
 
 from retree_jax import models, sharding
 from retree_jax.data import writing
+from retree_jax.data.pipeline import CHANNELS
 from retree_jax.state import TrainState
 
 # What a resumed run may change: how long, how often and where, never what is being learnt or on what.
@@ -153,7 +154,10 @@ def load(path_or_name, step: int | str = "best", mesh=None, stage: str | None = 
   params = ocp.load_checkpointables(path, {"ema": abstract})["ema"]
   params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
   digits = path.name if path.name.isdigit() else str(config.get("trained_steps", 0))
-  return Loaded(config, params, models.build(config.model), int(digits), str(path))
+  settings = dict(config.model)
+  if "diffusion" in config:
+    settings["out_channels"] = sum(CHANNELS[f] for f in config.data.target)
+  return Loaded(config, params, models.build(settings), int(digits), str(path))
 
 
 def shipped_names() -> list[str]:

@@ -1,23 +1,28 @@
 """The product's main job: seeds → trees → filter → photographs → super-resolution → a labelled data set on disk.
 
-    python -m retree_jax.generate --num 16 --out out                                        # shipped models
-    python -m retree_jax.generate --tree runs/tree --fundus runs/fundus --superres runs/superres --num 1000 --out data/retree
-    python -m retree_jax.generate --trees FOLDER --fundus runs/fundus --out painted         # paint your own trees
+    python -m retree_jax.generate --num 16 --out out                                  # the shipped models
+    python -m retree_jax.generate --tree runs/tree --fundus runs/fundus --num 1000 --out data/retree
+    python -m retree_jax.generate --trees FOLDER --fundus runs/fundus --out painted   # paint your own trees
+    python -m retree_jax.generate --tree runs/tree --num 500 --out trees              # trees alone
 
-Pair k is a function of (models, settings, seed, k): not of the batch, the number of devices or hosts, or a restart. Rerunning the
-command continues it. `pairs` does the same on arrays, for notebooks; `retree_jax.dataset` writes.
+Pair k is a function of (models, settings, seed, k): not of the batch, the number of devices or hosts, or a
+restart. Rerunning the command continues it. `pairs` does the same on arrays, for notebooks;
+`retree_jax.dataset` writes.
 """
 
+import collections
 import dataclasses
 import sys
+import time
 from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
 
 from retree_jax import command, cpu
+from retree_jax.data import transforms
 
-_MAX_ATTEMPTS = 20  # trees drawn for one pair before the best of them is taken and marked as not accepted
+MAX_ATTEMPTS = 20  # trees drawn for one pair before the best of them is taken and marked as not accepted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,85 +49,143 @@ class Generator:
     guidance: guidance scale of the fundus stage; None keeps its config's.
     num_steps: sampler steps of both diffusion stages; None keeps their configs'.
 
+  Attributes:
+    samplers: {"tree": ..., "fundus": ...}, the `retree_jax.sampling.Sampler` of each diffusion stage there is.
+    seconds: {"tree", "filter", "fundus", "superres"}: time spent in each stage so far.
+
   Raises:
     ValueError: stages that do not fit each other.
   """
 
   def __init__(self, models: Models, mesh=None, guidance: float | None = None, num_steps: int | None = None):
-    from retree_jax import enlarge, sampling
+    from retree_jax import sampling
 
-    self.models = models
-    self._tree = self._fundus = self._superres = None
-    if models.tree is None and models.fundus is None:
-      raise ValueError("nothing to generate with: give --tree, --fundus or both, or install the shipped models")
+    _check_fit(models)
+    self.models, self.samplers, self.seconds = models, {}, collections.Counter()
     if models.tree is not None:
-      self._tree = sampling.Sampler(_changed(models.tree.config, num_steps=num_steps), models.tree.network, mesh)
+      config = _changed(models.tree.config, num_steps=num_steps)
+      self.samplers["tree"] = sampling.Sampler(config, models.tree.network, mesh)
     if models.fundus is not None:
       config = _changed(models.fundus.config, num_steps=num_steps, guidance=guidance)
-      self._fundus = sampling.Sampler(config, models.fundus.network, mesh)
+      self.samplers["fundus"] = sampling.Sampler(config, models.fundus.network, mesh)
+    self._enlarger = None
     if models.superres is not None:
-      self._superres = enlarge.Enlarger(models.superres, mesh)
+      from retree_jax import enlarge
+
+      self._enlarger = enlarge.Enlarger(models.superres, mesh)
 
   @property
   def batch_size(self) -> int:
-    """Pairs per compiled call over all devices."""
-    return max(s.batch_size for s in (self._tree, self._fundus) if s is not None)
+    """Pairs that keep all devices busy in one call."""
+    return max(s.batch_size for s in self.samplers.values())
 
   def trees(self, indices: np.ndarray, seed: int) -> tuple[dict[str, np.ndarray], list[dict]]:
     """Trees that pass the filter, one for each index.
 
     Args:
+      indices: [N] numbers of the pairs, below 2³² / MAX_ATTEMPTS.
+      seed: root of the randomness.
+
+    Returns:
+      Fields "tree" (coverage) and "fov", uint8 [N, H, W, 1], and N records: "attempts" (trees drawn),
+      "accepted" (False where none of MAX_ATTEMPTS passed; the one with the best score is taken), "filter_score"
+      (None without a filter) and "dropped" (why each of the others went).
+
+    Raises:
+      ValueError: there is no tree stage.
+    """
+    if "tree" not in self.samplers:
+      raise ValueError("there is no tree stage to draw trees with: give --tree, or trees to paint with --trees")
+    sampler, judge = self.samplers["tree"], self.models.tree_filter
+    n, indices = len(indices), np.asarray(indices, np.int64)
+    records = [{"attempts": 0, "accepted": False, "filter_score": None, "dropped": []} for _ in range(n)]
+    fields: dict[str, np.ndarray] = {}
+    waiting, drawn_before = np.arange(n), 0
+    while len(waiting) and drawn_before < (1 if judge is None else MAX_ATTEMPTS):
+      # Where a compiled block has room, the next attempts are drawn along; which tree is taken does not change.
+      unit = sampler.block * sampler.mesh.size
+      ahead = min(MAX_ATTEMPTS - drawn_before, max(1, unit // len(waiting))) if drawn_before else 1
+      rows = np.repeat(waiting, ahead)
+      attempts = np.tile(np.arange(drawn_before, drawn_before + ahead), len(waiting))
+      started = time.monotonic()
+      numbers = indices[rows] * MAX_ATTEMPTS + attempts
+      drawn = _with_fov(sampler(self.models.tree.params, numbers, seed=seed, stream="trees"))
+      self.seconds["tree"] += time.monotonic() - started
+      started = time.monotonic()
+      verdicts = [None] * len(rows) if judge is None else judge(drawn["tree"], drawn["fov"])
+      self.seconds["filter"] += time.monotonic() - started
+      for name, pixels in drawn.items():
+        fields.setdefault(name, np.zeros((n, *pixels.shape[1:]), np.uint8))
+      for place, (i, verdict) in enumerate(zip(rows, verdicts, strict=True)):
+        if not records[i]["accepted"] and _book(records[i], verdict):
+          for name, pixels in drawn.items():
+            fields[name][i] = pixels[place]
+      drawn_before += ahead
+      waiting = np.array([i for i in waiting if not records[i]["accepted"]], int)
+    return fields, records
+
+  def given(self, trees: Sequence[np.ndarray], fovs: Sequence[np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    """Brings trees that a user has to the size and framing that the fundus stage was trained on.
+
+    Args:
+      trees: N arrays uint8 [H, W, 1] of any sizes, 0..255 (masks, or coverage).
+      fovs: their visible discs, likewise. Where there is none, a disc as wide as the frame's longer side: that is
+        how cameras cut it.
+
+    Returns:
+      Fields "tree" and "fov", uint8 [N, H, W, 1] at one size. Vessels outside the disc are cut away.
+
+    Raises:
+      ValueError: arrays of another kind, or no fundus stage.
+    """
+    if "fundus" not in self.samplers:
+      raise ValueError("there is no fundus stage to paint these trees with: give --fundus")
+    sampler, fields = self.samplers["fundus"], {"tree": [], "fov": []}
+    for i, tree in enumerate(trees):
+      tree = np.asarray(tree)
+      if tree.dtype != np.uint8 or tree.ndim != 3 or tree.shape[-1] != 1:
+        raise ValueError(f"a tree must be uint8 of shape [H, W, 1], not {tree.dtype} of shape {tree.shape}")
+      fov = None if fovs is None else fovs[i]
+      fov = _disc(tree.shape[:2], max(tree.shape[:2])) if fov is None else fov
+      example = transforms.fit({"tree": tree, "fov": fov}, sampler.size, sampler.config.data.fit)
+      fields["fov"].append(example["fov"])
+      fields["tree"].append(np.where(example["fov"] > 0, example["tree"], 0).astype(np.uint8))
+    return {name: np.stack(pixels) for name, pixels in fields.items()}
+
+  def photographs(self, fields: dict[str, np.ndarray], indices: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Paints trees (and enlarges both).
+
+    Args:
+      fields: "tree" and "fov" as `trees` or `given` return them.
       indices: [N] numbers of the pairs.
       seed: root of the randomness.
 
     Returns:
-      Fields "tree" and "fov", uint8 [N, H, W, 1], and N records {"attempts", "accepted", "filter_score", "dropped"}.
+      "image", "tree" and "fov", uint8 [N, H, W, C]; without a fundus stage, the fields as they are.
     """
-    n, judge = len(indices), self.models.tree_filter
-    fields: dict[str, np.ndarray] = {}
-    records = [{"attempts": 0, "accepted": judge is None, "filter_score": None, "dropped": []} for _ in range(n)]
-    waiting = np.arange(n)
-    for attempt in range(1 if judge is None else _MAX_ATTEMPTS):
-      if not len(waiting):
-        break
-      drawn = _with_fov(self._tree(self.models.tree.params, indices[waiting], seed=seed, stream=f"attempt {attempt}"))
-      verdicts = [None] * len(waiting) if judge is None else judge(drawn["tree"], drawn["fov"])
-      for name, pixels in drawn.items():
-        fields.setdefault(name, np.zeros((n, *pixels.shape[1:]), np.uint8))
-      for row, (i, verdict) in enumerate(zip(waiting, verdicts, strict=True)):
-        record = records[i]
-        record["attempts"] += 1
-        if verdict is not None:
-          better = record["filter_score"] is None or verdict.score > record["filter_score"]
-          record["accepted"] = verdict.accepted
-          if not verdict.accepted:
-            record["dropped"].append(verdict.reason)
-          if not (better or verdict.accepted):
-            continue
-          record["filter_score"] = round(float(verdict.score), 6)
-        for name, pixels in drawn.items():
-          fields[name][i] = pixels[row]
-      waiting = np.array([i for i in waiting if not records[i]["accepted"]], int)
-    return fields, records
-
-  def photographs(self, fields: dict[str, np.ndarray], indices: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Paints trees (and enlarges both): fields "image", "tree", "fov", uint8 [N, H, W, C]."""
-    if self._fundus is None:
+    if "fundus" not in self.samplers:
       return fields
-    size = self._fundus.size
-    given = {name: _resized(fields[name], size) for name in self._fundus.condition}
-    painted = self._fundus(self.models.fundus.params, indices, given, seed=seed)
-    out = {"tree": _resized(fields["tree"], size), "fov": _resized(fields["fov"], size), **painted}
-    return out if self._superres is None else self._superres(out)
+    sampler, started = self.samplers["fundus"], time.monotonic()
+    size = sampler.size
+    sized = {name: np.stack([transforms.area_resize(p, size) for p in fields[name]]) for name in ("tree", "fov")}
+    sized["fov"] = transforms.binarise(sized["fov"])
+    condition = {name: sized[name] for name in sampler.condition}
+    out = {**sized, **sampler(self.models.fundus.params, indices, condition, seed=seed)}
+    self.seconds["fundus"] += time.monotonic() - started
+    if self._enlarger is not None:
+      started = time.monotonic()
+      out = self._enlarger(out)
+      self.seconds["superres"] += time.monotonic() - started
+    return out
 
 
-def pairs(models: Models, num: int = 16, seed: int = 0, trees: np.ndarray | None = None, mesh=None, indices: Sequence[int] | None = None,
-          **options) -> dict[str, np.ndarray]:
+def pairs(models: Models, num: int = 16, seed: int = 0, trees: np.ndarray | None = None, mesh=None,
+          indices: Sequence[int] | None = None, **options) -> dict[str, np.ndarray]:
   """Generates pairs as arrays: the same as the command writes, before files.
 
   Args:
     models: the stages, e.g. from `load_models`.
-    num: number of pairs; ignored when `indices` or `trees` are given.
+    num: number of pairs; not read where `indices` or `trees` are given.
     seed: root of the randomness.
     trees: trees to paint, uint8 [N, H, W, 1] in 0..255, instead of sampling them.
     mesh: devices.
@@ -130,33 +193,30 @@ def pairs(models: Models, num: int = 16, seed: int = 0, trees: np.ndarray | None
     **options: of `Generator`.
 
   Returns:
-    "image" uint8 [N, H, W, 3], "tree" uint8 [N, H, W, 1] (coverage; binarise at 128), "fov" uint8 [N, H, W, 1], and "records", a
-    list of N dicts.
+    "image" uint8 [N, H, W, 3], "tree" uint8 [N, H, W, 1] (coverage; binarise at 128), "fov" uint8 [N, H, W, 1], and
+    "records", a list of N dicts.
+
+  Raises:
+    ValueError: stages that do not fit each other, or trees of another kind.
   """
   generator = Generator(models, mesh, **options)
-  if trees is not None:
-    indices = np.arange(len(trees)) if indices is None else np.asarray(indices)
-    fields, records = given_trees(trees), [{} for _ in trees]
-  else:
-    indices = np.arange(num) if indices is None else np.asarray(indices)
+  indices = np.arange(num if trees is None else len(trees)) if indices is None else np.asarray(indices)
+  if trees is None:
     fields, records = generator.trees(indices, seed)
+  else:
+    fields, records = generator.given(trees), [{} for _ in trees]
   return {**generator.photographs(fields, indices, seed), "records": records}
 
 
-def given_trees(trees: np.ndarray, fov: np.ndarray | None = None) -> dict[str, np.ndarray]:
-  """Fields "tree" and "fov" of trees that a user brings; without a field of view, the disc that the frame inscribes.
-
-  Raises:
-    ValueError: not uint8 [N, H, W, 1].
-  """
-  trees = np.asarray(trees)
-  if trees.dtype != np.uint8 or trees.ndim != 4 or trees.shape[-1] != 1:
-    raise ValueError(f"trees must be uint8 of shape [N, H, W, 1], not {trees.dtype} of shape {trees.shape}")
-  return {"tree": trees, "fov": _inscribed_disc(trees.shape) if fov is None else fov}
-
-
-def load_models(tree=None, fundus=None, superres=None, filter_path=None, threshold: float | None = None, mesh=None) -> Models:
+def load_models(tree=None, fundus=None, superres=None, filter_path=None, threshold: float | None = None,
+                mesh=None) -> Models:
   """Loads stages by path or name.
+
+  Args:
+    tree, fundus, superres, filter_path: workdirs, checkpoint folders or names of shipped weights; None leaves the
+      stage out.
+    threshold: least filter score; None takes the one chosen on the filter's validation data.
+    mesh: devices to hold the parameters.
 
   Raises:
     ValueError: a path that holds no checkpoint, or one of another stage.
@@ -166,10 +226,37 @@ def load_models(tree=None, fundus=None, superres=None, filter_path=None, thresho
   def stage(path, name):
     return None if path is None else checkpoint.load(path, mesh=mesh, stage=name)
 
-  judge = None
-  if filter_path is not None:
-    judge = tree_filter.load(filter_path, threshold, mesh)
+  judge = None if filter_path is None else tree_filter.load(filter_path, threshold)
   return Models(stage(tree, "tree"), stage(fundus, "fundus"), stage(superres, "superres"), judge)
+
+
+def _check_fit(models: Models) -> None:
+  """Raises ValueError for stages that cannot follow one another."""
+  if models.tree is None and models.fundus is None:
+    raise ValueError("nothing to generate with: give --tree, --fundus or both")
+  if models.superres is not None and models.fundus is None:
+    raise ValueError("the superres stage enlarges pairs, and there is no fundus stage to make them: give --fundus")
+  if models.tree is not None and "tree" not in models.tree.config.data.target:
+    raise ValueError("the tree stage makes no trees: its config.data.target must hold 'tree'")
+  if models.fundus is not None and (other := set(models.fundus.config.data.condition) - {"tree", "fov"}):
+    raise ValueError(f"the fundus stage asks for {sorted(other)[0]!r}, which no stage makes: train it with "
+                     "config.data.condition=('tree', 'fov')")
+
+
+def _book(record: dict, verdict) -> bool:
+  """Notes one more tree that was drawn for a pair; returns whether it is the pair's best so far."""
+  record["attempts"] += 1
+  if verdict is None:
+    record["accepted"] = True
+    return True
+  score = round(float(verdict.score), 6)
+  record["accepted"] = verdict.accepted
+  if not verdict.accepted:
+    record["dropped"].append(verdict.reason)
+  taken = verdict.accepted or record["filter_score"] is None or score > record["filter_score"]
+  if taken:
+    record["filter_score"] = score
+  return taken
 
 
 def _changed(config, **sampler):
@@ -183,70 +270,86 @@ def _changed(config, **sampler):
 
 
 def _with_fov(fields: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Trees with a clean field of view: the sampled one, thresholded, its largest part filled; or the inscribed disc."""
+  """Trees with a clean field of view: the sampled one, thresholded, its largest part filled; or the inscribed
+  disc."""
   from scipy import ndimage
 
   tree = fields["tree"]
+  disc = _disc(tree.shape[1:3], min(tree.shape[1:3]))
   if "fov" not in fields:
-    return {"tree": tree, "fov": _inscribed_disc(tree.shape)}
+    return {"tree": tree, "fov": np.broadcast_to(disc, tree.shape).copy()}
   clean = np.zeros_like(fields["fov"])
   for i, soft in enumerate(fields["fov"][..., 0]):
     labels, count = ndimage.label(soft >= 128)
     if count:
       largest = 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
       clean[i, ..., 0] = 255 * ndimage.binary_fill_holes(labels == largest)
-  empty = clean.mean(axis=(1, 2, 3)) < 0.3 * 255  # no disc to speak of: an untrained model
-  clean[empty] = _inscribed_disc(tree.shape)[empty]
+    if clean[i].mean() < 0.3 * 255:  # no disc to speak of: an untrained model
+      clean[i] = disc
   return {"tree": np.where(clean > 0, tree, 0).astype(np.uint8), "fov": clean}
 
 
-def _inscribed_disc(shape) -> np.ndarray:
-  n, h, w = shape[:3]
-  y, x = np.ogrid[:h, :w]
-  radius = min(h, w) / 2 - 0.5
-  disc = (y - (h - 1) / 2) ** 2 + (x - (w - 1) / 2) ** 2 <= radius**2
-  return np.broadcast_to((255 * disc).astype(np.uint8)[None, ..., None], (n, h, w, 1)).copy()
+def _disc(size: tuple[int, int], diameter: float) -> np.ndarray:
+  """A filled circle about the middle of a frame, uint8 0/255 [H, W, 1]."""
+  y, x = np.ogrid[:size[0], :size[1]]
+  inside = (y - (size[0] - 1) / 2) ** 2 + (x - (size[1] - 1) / 2) ** 2 <= (diameter / 2 - 0.5) ** 2
+  return (inside * np.uint8(255))[..., None]
 
 
-def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """uint8 [N, H, W, C] at another size: area averages when shrinking, bicubic when enlarging."""
-  if pixels.shape[1:3] == tuple(size):
-    return pixels
-  from PIL import Image
+def define_flags() -> flags.FlagValues:
+  """The command's flags, apart from absl's global ones: other commands of the project have flags of these names."""
+  f = flags.FlagValues()
+  for name, text in (
+      ("tree", "Workdir or name of the tree stage."),
+      ("filter", "Workdir or name of the tree filter."),
+      ("fundus", "Workdir or name of the fundus stage."),
+      ("superres", "Workdir or name of the super-resolution stage."),
+      ("trees", "Folder of trees (vessel masks) to paint, instead of sampling trees."),
+      ("coordinator", "host:port of process 0, for clusters that JAX does not recognise.")):
+    flags.DEFINE_string(name, None, text, flag_values=f)
+  flags.DEFINE_string("out", "out", "Folder to write; a bucket will do.", flag_values=f)
+  flags.DEFINE_integer("num", None, "Number of pairs (default 16, or all of --trees).", lower_bound=1, flag_values=f)
+  flags.DEFINE_integer("seed", 0, "Root of the randomness.", lower_bound=0, upper_bound=2**32 - 1, flag_values=f)
+  flags.DEFINE_enum("format", "png", ["png", "tfds"], "PNG folders, or a TFDS data set of ArrayRecord shards.",
+                    flag_values=f)
+  flags.DEFINE_float("filter_threshold", None, "Least filter score; by default the one chosen on the filter's "
+                     "validation data.", flag_values=f)
+  flags.DEFINE_float("guidance", None, "Guidance scale of the fundus stage.", lower_bound=0.0, flag_values=f)
+  flags.DEFINE_integer("steps", None, "Sampler steps of the diffusion stages.", lower_bound=1, flag_values=f)
+  flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "Join the processes of a multi-host job.",
+                    flag_values=f)
+  flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.", flag_values=f)
+  flags.DEFINE_integer("process_id", None, "With --coordinator: rank of this process.", flag_values=f)
+  flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=f)
+  return f
 
-  shrinks = size[0] < pixels.shape[1]
-  how = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
-  out = [np.asarray(Image.fromarray(p.squeeze(-1) if p.shape[-1] == 1 else p).resize(size[::-1], how)) for p in pixels]
-  return np.stack(out).reshape(len(pixels), *size, pixels.shape[-1])
 
+def main(argv: Sequence[str] | None = None) -> None:
+  """Parses the flags, loads the stages and writes the data set.
 
-_TREE = flags.DEFINE_string("tree", None, "Workdir or name of the tree stage.")
-_FUNDUS = flags.DEFINE_string("fundus", None, "Workdir or name of the fundus stage.")
-_SUPERRES = flags.DEFINE_string("superres", None, "Workdir or name of the super-resolution stage.")
-_FILTER = flags.DEFINE_string("filter", None, "Workdir or name of the tree filter.")
-_THRESHOLD = flags.DEFINE_float("filter_threshold", None, "Least filter score; by default the one chosen on its validation data.")
-_TREES = flags.DEFINE_string("trees", None, "Folder of trees to paint, instead of sampling trees.")
-_GEN_NUM = flags.DEFINE_integer("num", None, "Number of pairs (default 16, or all of --trees).", lower_bound=1)
-_GEN_OUT = flags.DEFINE_string("out", "out", "Folder to write; a bucket will do.")
-_GEN_SEED = flags.DEFINE_integer("seed", 0, "Root of the randomness.", lower_bound=0)
-_FORMAT = flags.DEFINE_enum("format", "png", ["png", "tfds"], "PNG folders, or a TFDS data set of ArrayRecord shards.")
-_GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale of the fundus stage.")
-_STEPS = flags.DEFINE_integer("steps", None, "Sampler steps of the diffusion stages.", lower_bound=1)
+  Args:
+    argv: program name and flags; `sys.argv` by default.
 
-
-def main() -> None:
-  """Parses the flags, loads the stages and writes the data set."""
-  command.parse(flags.FLAGS, sys.argv)
+  Raises:
+    ValueError: bad flags, models or folders.
+  """
+  f = define_flags()
+  rest = command.parse(f, list(sys.argv if argv is None else argv))
+  if f.help:
+    print(f"{__doc__}\n{f.get_help()}")
+    return
+  if len(rest) > 1:
+    raise ValueError(f"{rest[1]!r} is no flag: write --flag=value, see --help")
   from retree_jax import dataset, sharding
 
-  sharding.initialize_distributed()
-  paths = {"tree": _TREE.value, "fundus": _FUNDUS.value, "superres": _SUPERRES.value, "filter_path": _FILTER.value}
+  sharding.initialize_distributed(f.distributed, f.coordinator, f.num_processes, f.process_id)
+  paths = {"tree": f.tree, "fundus": f.fundus, "superres": f.superres, "filter_path": f.filter}
   if not any(paths.values()):
     paths = dataset.shipped()
-  if _TREES.value:
-    paths["tree"] = paths["filter_path"] = None
-  dataset.write(paths, out=_GEN_OUT.value, num=_GEN_NUM.value, seed=_GEN_SEED.value, trees=_TREES.value, form=_FORMAT.value,
-                guidance=_GUIDANCE.value, num_steps=_STEPS.value, threshold=_THRESHOLD.value)
+  if f.trees:
+    paths |= {"tree": None, "filter_path": None}
+  dataset.write(paths, out=f.out, num=f.num, seed=f.seed, trees=f.trees, form=f.format, guidance=f.guidance,
+                num_steps=f.steps, threshold=f.filter_threshold)
 
 
 if __name__ == "__main__":

@@ -116,8 +116,8 @@ def to_global(batch, mesh: Mesh):
 
 
 def to_host(tree):
-  """Global arrays as whole numpy arrays on every host. All hosts must call it."""
-  if jax.process_count() == 1:
+  """Global arrays as whole numpy arrays on every host. All hosts must call it, unless the arrays live on this host alone."""
+  if all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(tree)):
     return jax.device_get(tree)
   from jax.experimental import multihost_utils
 

@@ -4,10 +4,13 @@ import io
 import json
 import os
 import uuid
+from collections.abc import Iterable
 
 import numpy as np
 from etils import epath
 from PIL import Image
+
+_UNFINISHED = ".part"  # ends the names of files that are being written
 
 
 def write_bytes(path, data: bytes) -> None:
@@ -20,21 +23,38 @@ def write_bytes(path, data: bytes) -> None:
     path: local path or bucket URL.
     data: the whole content.
   """
+  write_stream(path, (data,))
+
+
+def write_stream(path, pieces: Iterable[bytes]) -> None:
+  """`write_bytes` of content that comes in pieces, of which only one at a time is in memory."""
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   if "://" in str(path):
-    path.write_bytes(data)
+    with path.open("wb") as file:
+      for piece in pieces:
+        file.write(piece)
     return
-  beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.part"
+  beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}{_UNFINISHED}"
   try:
     with open(beside, "wb") as file:
-      file.write(data)
+      for piece in pieces:
+        file.write(piece)
       file.flush()
       os.fsync(file.fileno())
     os.replace(beside, path)
   except BaseException:
     beside.unlink(missing_ok=True)
     raise
+
+
+def remove_unfinished(folder) -> None:
+  """Deletes the files that killed processes left half-written in a local folder; nobody may be writing there."""
+  if "://" not in str(folder) and os.path.isdir(folder):
+    with os.scandir(folder) as entries:
+      for entry in entries:
+        if entry.name.startswith(".") and entry.name.endswith(_UNFINISHED):
+          os.unlink(entry.path)
 
 
 def write_text(path, text: str) -> None:

@@ -1,0 +1,238 @@
+"""Which generated trees are kept: a score of the discriminator, and plain anatomy that says why a tree goes.
+
+Both bounds come from real trees and stand in `threshold.json` beside the checkpoint: the score from held-out ones (a
+share of them, `config.filter.pass_rate`, passes), the anatomy's ranges from those trained on. `load` writes the file
+where it is missing or of another checkpoint.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+from scipy import ndimage
+
+from retree_jax import checkpoint
+from retree_jax.data import pipeline, sources, transforms, writing
+from retree_jax.metrics import topology
+from retree_jax.tasks import tree_filter as task
+
+_EIGHT = np.ones((3, 3), bool)
+_MARGIN = 0.25  # ranges reach so much of their width beyond the real trees: a few dozen do not show all there is
+# name -> (what it says of a tree, whether it has a lower bound, an upper bound)
+MEASURES = {
+    "density": ("vessel pixels over pixels of the field of view", True, True),
+    "components": ("pieces, gaps of two pixels bridged", False, True),
+    "largest": ("share of the vessel pixels in the largest piece", True, False),
+    "trunk": ("how far from its root the largest piece reaches, over the diameter of the field of view; 0 where it "
+              "does not pass the root, which lies where the tree is densest: vessels leave the optic disc there", True, False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What the filter says of one tree.
+
+  Attributes:
+    accepted: keep it.
+    score: the discriminator's mean over its patches, 0 (generated) to 1 (real).
+    reason: why it is dropped; "" where it is kept.
+  """
+
+  accepted: bool
+  score: float
+  reason: str
+
+
+class Filter:
+  """A trained discriminator and the bounds that go with it.
+
+  Args:
+    loaded: `checkpoint.Loaded` of the filter stage.
+    threshold: least score that passes.
+    ranges: {name of `MEASURES`: (low, high)}, None for no bound; {} checks no anatomy.
+    how: how the threshold was chosen, for logs and data cards.
+  """
+
+  def __init__(self, loaded, threshold: float, ranges: Mapping[str, tuple], how: str):
+    self.loaded, self.threshold, self.ranges, self.how = loaded, float(threshold), dict(ranges), how
+    self.size = tuple(loaded.config.data.image_size)
+    self._score = jax.jit(lambda params, x: jnp.mean(loaded.network.apply(params, x.astype(jnp.float32) / 127.5 - 1.0)))
+
+  def __call__(self, tree: np.ndarray, fov: np.ndarray) -> list[Verdict]:
+    """Judges trees.
+
+    Args:
+      tree: coverage, uint8 [N, H, W, 1], of any size with the filter's aspect ratio.
+      fov: uint8 0/255 [N, H, W, 1].
+
+    Returns:
+      N verdicts, each a function of its own tree alone.
+    """
+    verdicts = []
+    sized = [[transforms.area_resize(p, self.size) for p in pair] for pair in zip(tree, fov, strict=True)]
+    # One tree at a time, so that a score never depends on its neighbours; all are under way before the first is read.
+    scores = [self._score(self.loaded.params, pixels[None]) for pixels, _ in sized]
+    for score, (pixels, disc) in zip(scores, sized, strict=True):
+      score, reason = float(score), outside(measures(pixels, disc), self.ranges)
+      if not reason and not score >= self.threshold:
+        reason = f"score {score:.4f} is below {self.threshold:.4f}"
+      verdicts.append(Verdict(not reason, score, reason))
+    return verdicts
+
+
+def measures(tree: np.ndarray, fov: np.ndarray) -> dict[str, float]:
+  """Plain anatomy of one tree: the names of `MEASURES`, which holds the definitions.
+
+  Args:
+    tree: coverage or mask, uint8 0..255 [H, W, 1].
+    fov: uint8 0..255 [H, W, 1].
+  """
+  inside = fov[..., 0] >= 128
+  mask = (tree[..., 0] >= 128) & inside
+  area, visible = int(mask.sum()), max(1, int(inside.sum()))
+  if not area:
+    return {"density": 0.0, "components": 0, "largest": 0.0, "trunk": 0.0}
+  # A vessel thinner than a pixel falls below half coverage here and there; its pieces still are one vessel.
+  bridged = ndimage.binary_dilation(mask, _EIGHT)
+  labels, _ = ndimage.label(bridged, _EIGHT)
+  sizes = np.bincount(labels[mask])
+  diameter = 2.0 * np.sqrt(visible / np.pi)
+  crowd = np.where(inside, ndimage.gaussian_filter(mask.astype(np.float32), diameter / 16, mode="constant"), -1.0)
+  root = np.unravel_index(np.argmax(crowd), crowd.shape)
+  away = np.hypot(*(np.nonzero(mask & (labels == np.argmax(sizes))) - np.array(root)[:, None]))
+  return {
+      "density": area / visible,
+      "components": topology.betti_numbers(bridged)[0],
+      "largest": float(sizes.max() / area),
+      "trunk": float(away.max() / diameter) if away.min() <= diameter / 10 else 0.0,
+  }
+
+
+def outside(found: Mapping[str, float], ranges: Mapping[str, tuple]) -> str:
+  """The first measure that lies outside its range, in words; "" where all lie inside."""
+  for name, (low, high) in ranges.items():
+    if low is not None and found[name] < low:
+      return f"{name} {found[name]:.4g} is below {low:.4g}"
+    if high is not None and found[name] > high:
+      return f"{name} {found[name]:.4g} is above {high:.4g}"
+  return ""
+
+
+def ranges_of(found: list[Mapping[str, float]]) -> dict[str, tuple]:
+  """From the measures of real trees to the ranges that a tree must lie in."""
+  ranges = {}
+  for name, (_, has_low, has_high) in MEASURES.items():
+    values = [f[name] for f in found]
+    margin = _MARGIN * (max(values) - min(values))
+    ranges[name] = (round(max(0.0, min(values) - margin), 6) if has_low else None,
+                    round(max(values) + margin, 6) if has_high else None)
+  return ranges
+
+
+def calibrate(loaded) -> dict:
+  """Chooses the bounds from the real trees that the filter's config names.
+
+  Args:
+    loaded: `checkpoint.Loaded` of the filter stage.
+
+  Returns:
+    JSON-able: "checkpoint" (whose bounds these are), "threshold" and "how" it was chosen, "ranges", "num_validation" and
+    "num_training" trees, and "generated_accepted", the share of held-out generated trees that pass (None where
+    `config.data.generated` is gone).
+
+  Raises:
+    ValueError: the data cannot be read.
+  """
+  config = loaded.config
+  training, validation = (_real(config, split) for split in ("train", "test"))
+  ranges = ranges_of([measures(t, f) for t, f in zip(*training, strict=True)])
+  scores = np.array([v.score for v in Filter(loaded, 0.0, {}, "")(*validation)])
+  if config.filter.threshold:
+    threshold, how = float(config.filter.threshold), "config.filter.threshold"
+  else:
+    threshold = float(np.quantile(scores, 1.0 - config.filter.pass_rate, method="lower"))
+    how = f"the score that {config.filter.pass_rate:.0%} of {len(scores)} held-out real trees reach"
+  judge, share = Filter(loaded, threshold, ranges, how), None
+  try:
+    generated = task.generated_trees(config.data.generated, judge.size)[1]
+    share = float(np.mean([v.accepted for v in judge(generated, np.full_like(generated, 255))]))
+  except ValueError:
+    pass  # the bounds need real trees alone
+  return {"checkpoint": loaded.identity(), "threshold": threshold, "how": how, "ranges": ranges,
+          "num_validation": len(scores), "num_training": len(training[0]),
+          "real_accepted": float(np.mean([v.accepted for v in judge(*validation)])), "generated_accepted": share}
+
+
+def load(path, threshold: float | None = None) -> Filter:
+  """Loads a filter and its bounds; works the bounds out where they are not written yet.
+
+  Args:
+    path: workdir, checkpoint folder or name of shipped weights.
+    threshold: least score, in place of the one chosen on validation data.
+
+  Raises:
+    ValueError: no checkpoint of the filter stage, or no bounds and no data to choose them from.
+  """
+  loaded = checkpoint.load(path, stage="filter")
+  bounds = _read_bounds(loaded)
+  if bounds is None:
+    try:
+      bounds = calibrate(loaded)
+    except (ValueError, OSError) as error:
+      if threshold is None:
+        raise ValueError(f"{path} has no threshold yet, and its validation data cannot be read ({error}): give "
+                         "--filter_threshold, or load it once where config.data.source is") from error
+      logging.warning("The filter checks no anatomy: its data cannot be read (%s)", error)
+      return Filter(loaded, threshold, {}, "given by hand; no anatomy is checked")
+    _write_bounds(loaded, bounds)
+  if threshold is not None:
+    bounds = {**bounds, "threshold": threshold, "how": "given by hand"}
+  logging.info("Tree filter: score at least %.4f (%s); %s", bounds["threshold"], bounds["how"],
+               ", ".join(f"{k} {low} to {high}" for k, (low, high) in bounds["ranges"].items()))
+  return Filter(loaded, bounds["threshold"], {k: tuple(v) for k, v in bounds["ranges"].items()}, bounds["how"])
+
+
+def export(path, out) -> None:
+  """Writes a filter at 16 bits with its bounds, chosen anew for the rounded weights: a folder that `load` reads anywhere."""
+  checkpoint.export(checkpoint.load(path, stage="filter"), out)
+  loaded = checkpoint.load(out, stage="filter")
+  _write_bounds(loaded, calibrate(loaded))
+
+
+def _bounds_path(loaded) -> epath.Path:
+  path = epath.Path(loaded.path)
+  return (path.parent.parent if path.parent.name == "checkpoints" else path) / "threshold.json"
+
+
+def _read_bounds(loaded) -> dict | None:
+  path = _bounds_path(loaded)
+  if not path.exists():
+    return None
+  try:
+    bounds = json.loads(path.read_text())
+    return bounds if bounds["checkpoint"] == loaded.identity() else None
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{path} is damaged: remove it, and it is made again") from error
+
+
+def _write_bounds(loaded, bounds) -> None:
+  if jax.process_index() != 0:
+    return
+  try:
+    writing.write_json(_bounds_path(loaded), bounds)
+  except OSError as error:  # a folder that is not ours: chosen anew each time, which changes nothing but the wait
+    logging.warning("Cannot keep the filter's bounds (%s)", error)
+
+
+def _real(config, split: str) -> tuple[np.ndarray, np.ndarray]:
+  """All real trees of a split and their fields of view at the filter's size, uint8 [N, H, W, 1] each."""
+  size = tuple(config.data.image_size)
+  source = sources.open_source(config.data.source, split=split, fields=("tree",), seed=config.seed, size=size)
+  batches = list(pipeline.evaluation_batches(
+      source, size=size, batch_size=min(64, len(source)), fit=config.data.fit, fields=("tree", "fov")))
+  return tuple(np.concatenate([b[name][b["valid"]] for b in batches]) for name in ("tree", "fov"))
