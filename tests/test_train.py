@@ -1,0 +1,249 @@
+"""The loop: what it writes, that stopping changes nothing, what it refuses; and the arithmetic inside a step."""
+
+import json
+import math
+import os
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from retree_jax import checkpoint, keys, models, sharding, state, tasks, train, writers
+from retree_jax.tasks import diffusion
+from retree_jax.train import NotFiniteError
+from tests import small
+
+
+@pytest.fixture
+def toy(monkeypatch):
+  monkeypatch.setattr(models, "build", small.Toy)
+
+
+def run(workdir, devices=1, **changes):
+  return train.train(small.config(**changes), workdir, arrays=small.arrays(), devices=jax.devices()[:devices])
+
+
+def lines(workdir) -> list[dict]:
+  """metrics.jsonl without the speed, which no two runs share."""
+  found = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [{k: v for k, v in line.items() if k != "images_per_second"} for line in found]
+
+
+EVERYTHING = dict(train__num_steps=6, checkpoint__every=2, checkpoint__keep_latest=9, evaluate__every=3,
+                  preview__every=6, log__tensorboard=True)
+
+
+def test_a_run_writes_what_it_promises_and_stopping_changes_nothing(toy, tmp_path):
+  whole = run(tmp_path / "whole", **EVERYTHING)
+  written = lines(tmp_path / "whole")
+  assert [line["step"] for line in written if "loss" in line] == [1, 2, 3, 4, 5, 6]
+  scores = [line for line in written if "heldout_loss" in line]
+  assert [line["step"] for line in scores] == [3, 6] and all(line["training_loss"] > 0 for line in scores)
+  assert written[0]["loss"] > written[-2]["loss"]
+  # A preview of 3 samples of 16×16 in a grid of 2×2, 2 pixels apart.
+  with Image.open(tmp_path / "whole/previews/samples_tree_0000006.png") as picture:
+    assert picture.size == (34, 34)
+  assert json.loads((tmp_path / "whole/config.json").read_text())["train"]["num_steps"] == 6
+  assert "first" in (tmp_path / "whole/parameters.txt").read_text()
+  assert list((tmp_path / "whole/tensorboard").iterdir())
+
+  # A run that lost everything after step 2 but its log, which is ahead of it.
+  shutil.copytree(tmp_path / "whole", tmp_path / "set_back")
+  for step in (4, 6):
+    shutil.rmtree(tmp_path / f"set_back/checkpoints/{step}")
+  with (tmp_path / "set_back/metrics.jsonl").open("a") as file:
+    file.write('{"step": 7, "lo')  # a crash in the middle of a line
+  small.assert_same(run(tmp_path / "set_back", **EVERYTHING), whole)
+  assert lines(tmp_path / "set_back") == written
+
+  # A run that is told to go on only later.
+  for steps in (5, 6):
+    stopped = run(tmp_path / "stopped", **{**EVERYTHING, "train__num_steps": steps})
+  small.assert_same(stopped, whole)
+  losses = [{**line, "loss": line.get("loss")} for line in lines(tmp_path / "stopped") if "loss" in line]
+  assert losses == [line for line in written if "loss" in line]
+  # A finished run rerun does nothing.
+  small.assert_same(run(tmp_path / "stopped", **EVERYTHING), whole)
+
+
+def test_another_seed_is_another_run(toy, tmp_path):
+  a, b = run(tmp_path / "a", train__num_steps=1), run(tmp_path / "b", train__num_steps=1, seed=1)
+  assert not np.array_equal(a.params["last"], b.params["last"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_last_good_checkpoint(toy, tmp_path, monkeypatch):
+  settings = dict(train__num_steps=12, checkpoint__every=4, log__every=4)
+  whole = run(tmp_path / "whole", **settings)
+  honest = diffusion.DiffusionTask.train_step
+
+  def broken(self, current, batch):
+    new, metrics = honest(self, current, batch)
+    bad = jnp.where(current.step >= 5, jnp.nan, 1.0)  # the sixth step and all after it
+    return new.replace(params=jax.tree.map(lambda x: x * bad, new.params)), {**metrics, "loss": metrics["loss"] * bad}
+
+  monkeypatch.setattr(diffusion.DiffusionTask, "train_step", broken)
+  with pytest.raises(NotFiniteError, match=r"between steps 6 and 8; the last good checkpoint is step 4 in .*rerun"):
+    run(tmp_path / "broken", **settings)
+  loaded = checkpoint.load(tmp_path / "broken", step="latest")
+  assert loaded.step == 4 and all(np.isfinite(x).all() for x in jax.tree.leaves(loaded.params))
+  assert [line["step"] for line in lines(tmp_path / "broken")] == [4]
+  monkeypatch.setattr(diffusion.DiffusionTask, "train_step", honest)
+  small.assert_same(run(tmp_path / "broken", **settings), whole)
+
+
+def test_sigterm_saves_says_so_and_the_run_goes_on_where_it_was(toy, tmp_path, monkeypatch, capfd):
+  whole = run(tmp_path / "whole", train__num_steps=6)
+  progress = writers.Writers.progress
+  monkeypatch.setattr(writers.Writers, "progress", lambda self, step: step == 3 and os.kill(os.getpid(), signal.SIGTERM))
+  before = signal.getsignal(signal.SIGTERM)
+  stopped = run(tmp_path / "stopped", train__num_steps=6)
+  assert int(stopped.step) == 3 and checkpoint.load(tmp_path / "stopped", step="latest").step == 3
+  assert "Stopped by a signal at step 3; rerun the same command to go on" in capfd.readouterr().err
+  assert signal.getsignal(signal.SIGTERM) == before
+  monkeypatch.setattr(writers.Writers, "progress", progress)
+  small.assert_same(run(tmp_path / "stopped", train__num_steps=6), whole)
+  assert "Resumed from step 3" in capfd.readouterr().err
+
+
+def test_a_profile_is_taken_in_its_window(toy, tmp_path):
+  run(tmp_path, log__profile_start=1, log__profile_steps=2)
+  assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_fine_tuning_starts_from_the_average_of_another_run(toy, tmp_path, monkeypatch):
+  source = run(tmp_path / "source", train__num_steps=3)
+  tuned = run(tmp_path / "tuned", train__num_steps=0, train__start_from=str(tmp_path / "source"))
+  small.assert_same(tuned.ema, source.ema)
+  small.assert_same(tuned.params, source.ema)
+  assert int(tuned.step) == 0
+  monkeypatch.setattr(models, "build", lambda settings: small.Toy(settings, width=4))
+  with pytest.raises(ValueError, match="start_from is of another architecture"):
+    run(tmp_path / "narrow", train__num_steps=1, train__start_from=str(tmp_path / "source"))
+
+
+@pytest.mark.parametrize("changes, words", [
+  (dict(train__batch_size=6), r"batch_size=6 is not divisible by 8 devices .* --config.train.batch_size=8"),
+  (dict(train__accumulate=2), r"batch_size=8 is not divisible by 8 devices × 2 .*batch_size=16"),
+  (dict(mesh__fsdp=3), r"fsdp=3 does not divide the 8 devices"),
+  (dict(data__image_size=(16, 15), model__widths=(8, 8)), r"cannot take 16x15 pixels: .*16x16"),
+  (dict(data__target=("vessels",)), r"unknown field 'vessels': use image, tree, fov"),
+  (dict(optimizer__schedule="linear"), r"schedule='linear' is unknown: use 'constant' or 'cosine'"),
+  (dict(optimizer__schedule="cosine"), r"decay_steps=0 must exceed warmup_steps=2"),
+  (dict(diffusion__prediction="score"), r"prediction='score' is unknown: use "),
+  (dict(stage="veins"), r"stage='veins' is unknown: use tree, fundus"),
+  (dict(checkpoint__keep_latest=0), r"keep_latest=0 would delete the newest checkpoint: use 1"),
+])
+def test_impossible_settings_are_answered_in_a_sentence(changes, words, tmp_path):
+  with pytest.raises(ValueError, match=words):
+    train.train(small.config(**changes), tmp_path, arrays=small.arrays())
+
+
+def test_evaluation_counts_every_held_out_example_once(toy, tmp_path):
+  """Five examples on eight devices: three rows of padding must not count."""
+  config = small.config(evaluate__num=5)
+  task, mesh = tasks.make(config), sharding.make_mesh()
+  task.epoch_steps = 1
+  params = task.init(keys.stream(0, "here")).params
+  evaluator = train._Evaluator(config, task, train._Data(config, small.arrays(), task.fields), mesh)
+  scores = evaluator(jax.device_put(params, sharding.replicated(mesh)))
+  for prefix, split in (("heldout", "test"), ("training", "train")):
+    batch = {"tree": small.arrays()[split]["tree"][:5]}
+    wanted = task.evaluate(params, batch, np.arange(5, dtype=np.int32))["loss"]
+    assert scores[f"{prefix}_loss"] == pytest.approx(float(np.mean(wanted)), rel=1e-5)
+
+
+def test_moving_average_has_its_closed_form():
+  # From 0 towards a constant 1, the gap after n warm-up steps is prod (1 + s)/(10 + s) = 1 / C(n + 9, 9) ...
+  ema = jnp.float32(0)
+  for step in range(12):
+    ema = state.ema_update(ema, jnp.float32(1), step, 0.9999)
+    assert float(1 - ema) == pytest.approx(1 / math.comb(step + 10, 9), rel=1e-3, abs=1e-6)
+  # ... and falls by the decay in each step once that is smaller: (1 + s)/(10 + s) > 1/2 from s = 9 on.
+  ema = {"a": jnp.zeros(2)}
+  for step in range(100, 105):
+    ema = state.ema_update(ema, {"a": jnp.array([1.0, 2.0])}, step, 0.5)
+  np.testing.assert_allclose(ema["a"], [1 - 0.5**5, 2 - 2 * 0.5**5], rtol=1e-6)
+  np.testing.assert_array_equal(state.ema_update(jnp.zeros(3), jnp.arange(3.0), 0, 0.0), np.arange(3.0))
+
+
+def test_learning_rate_warms_up_and_anneals():
+  optimizer = small.config(optimizer__warmup_steps=4, optimizer__learning_rate=2.0).optimizer
+  rate = state.make_schedule(optimizer)
+  np.testing.assert_allclose([rate(s) for s in (0, 1, 2, 4, 1000)], [0, 0.5, 1, 2, 2], rtol=1e-6)
+  optimizer.update(schedule="cosine", decay_steps=12)
+  rate = state.make_schedule(optimizer)
+  # Half-way down a cosine from step 4 to step 12.
+  np.testing.assert_allclose([rate(s) for s in (2, 4, 8, 12)], [1, 2, 1, 0], rtol=1e-6, atol=1e-6)
+  optimizer.update(schedule="constant", warmup_steps=0)
+  assert float(state.make_schedule(optimizer)(0)) == 2.0
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+  optimizer = state.make_optimizer(small.config(
+      optimizer__clip_norm=1.0, optimizer__weight_decay=0.0, optimizer__warmup_steps=0, optimizer__eps=1e6).optimizer)
+  params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+  # With a huge epsilon AdamW's first step is the learning rate times the gradient, over epsilon.
+  step, _ = optimizer.update({"a": jnp.array([30.0]), "b": jnp.array([40.0])}, optimizer.init(params), params)
+  np.testing.assert_allclose([step["a"][0], step["b"][0]], np.array([-0.6, -0.8]) * 1e-3 / 1e6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
+  rng = np.random.default_rng(0)
+  batch = {"x": jnp.asarray(rng.normal(size=(6, 3)), jnp.float32), "y": jnp.asarray(rng.normal(size=6), jnp.float32)}
+  params = jnp.array([0.5, -1.0, 2.0])
+
+  def loss(params, part):
+    error = part["x"] @ params - part["y"]
+    return jnp.mean(error**2), {"mean_error": jnp.mean(error)}
+
+  total, metrics, grads = jax.jit(lambda p, b: state.value_and_gradients(loss, p, b, parts))(params, batch)
+  error = np.asarray(batch["x"]) @ np.asarray(params) - np.asarray(batch["y"])
+  np.testing.assert_allclose(total, np.mean(error**2), rtol=1e-5)
+  np.testing.assert_allclose(metrics["mean_error"], np.mean(error), rtol=1e-5)
+  np.testing.assert_allclose(grads, 2 * error @ np.asarray(batch["x"]) / 6, rtol=1e-5)
+
+
+def test_a_run_in_parts_is_the_run_in_one(toy, tmp_path):
+  whole, parts = run(tmp_path / "whole"), run(tmp_path / "parts", train__accumulate=4)
+  small.assert_close(whole.params, parts.params, rtol=1e-4, atol=2e-5)
+
+
+def test_repetitions_are_counted_as_the_original_counts_them(toy, tmp_path):
+  """RTT against a simulation in plain Python: bar, epoch means and repetitions over three epochs of three batches."""
+  changes = dict(train__num_steps=9, train__rtt=True, optimizer__learning_rate=0.02)
+  final = run(tmp_path, **changes)
+  written = lines(tmp_path)
+
+  config = small.config(**changes)
+  task = tasks.make(config)
+  current = task.init(keys.stream(config.seed, "tree training"))
+  params, opt_state = current.params, current.opt_state
+  data = train._Data(config, small.arrays(), task.fields).train_iterator()
+  grad = jax.jit(lambda p, d: jax.value_and_grad(lambda q: task._loss(q, d)[0])(p))
+  descend = jax.jit(task._descend)
+  draw_of = jax.jit(lambda b, step: task._noised(b, keys.at_step(current.key, step)))
+  lowest, last_losses, counts = math.inf, [], []
+  for step in range(9):
+    draw = draw_of(next(data), step)
+    for count in range(1, 6):
+      loss, grads = grad(params, draw)
+      params, opt_state = descend(params, opt_state, grads)
+      if loss < lowest:
+        break
+    counts.append(count)
+    last_losses.append(float(loss))
+    if step % 3 == 2:  # 24 trees in batches of 8
+      lowest = min(lowest, float(np.mean(last_losses[-3:])))
+  assert counts[:3] == [1, 1, 1] and len({*counts}) > 1
+  assert [line["repetitions"] for line in written] == counts
+  np.testing.assert_allclose([line["loss"] for line in written], last_losses, rtol=1e-4)
+  assert float(final.extra["bar"]) == pytest.approx(lowest, rel=1e-4)
+  small.assert_close(final.params, params, rtol=1e-3, atol=1e-4)
+  # The optimizer has taken every repetition as a step.
+  counts_taken = [x for x in jax.tree.leaves(final.opt_state) if x.dtype == jnp.int32]
+  assert all(int(x) == sum(counts) for x in counts_taken) and counts_taken
