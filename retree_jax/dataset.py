@@ -21,10 +21,10 @@ import numpy as np
 
 from retree_jax import checkpoint, data_card, generate, sharding
 from retree_jax.data import folders, ledger, sources, transforms, writing
+from retree_jax.data.builders import generated
 
 _IN_FLIGHT = 2  # chunks that may wait for the disk while the devices work on the next
 _CHECKED_AT_ONCE = 256  # given masks that are looked at before the first is painted
-_SHARD = 128  # pairs in a shard of --format tfds
 _SHIPPED = {"tree": "tree", "fundus": "fundus", "superres": "superres", "filter_path": "filter"}
 
 
@@ -97,8 +97,6 @@ def write(paths: dict, out="out", num: int | None = None, seed: int = 0, trees=N
   if jax.process_index() == 0:
     books.merge()
     if form == "tfds":
-      from retree_jax.data.builders import generated
-
       generated.finish(books.out)
     data_card.write(books, identity, models)
     _say(f"{out} holds {num} pairs")
@@ -128,8 +126,10 @@ class _Given:
 def _make(generator, books, facts, given, seed, form, num) -> dict:
   """Makes this host's missing pairs."""
   hosts, host = jax.process_count(), jax.process_index()
-  start, stop = host * num // hosts, (host + 1) * num // hosts
-  size = generator.batch_size if form == "png" else _SHARD
+  # No two hosts write into one shard.
+  unit = generated.SHARD if form == "tfds" else 1
+  start, stop = (min(num, -(-num // unit) * h // hosts * unit) for h in (host, host + 1))
+  size = generator.batch_size if form == "png" else generated.SHARD
   pieces = list(books.missing(start, stop, size))
   made, waited, began = 0, 0.0, time.monotonic()
   progress = _Progress(stop - start, stop - start - sum(b - a for a, b in pieces))
@@ -154,8 +154,6 @@ def _make(generator, books, facts, given, seed, form, num) -> dict:
         files = [pool.submit(_write_pngs, books.out, r["name"], {k: v[i] for k, v in fields.items()})
                  for i, r in enumerate(rows)]
       else:
-        from retree_jax.data.builders import generated
-
         files = [pool.submit(generated.write_shard, books.out, a, rows, fields)]
       in_flight.append((a, rows, files))
       if len(in_flight) > _IN_FLIGHT:

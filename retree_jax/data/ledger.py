@@ -15,7 +15,7 @@ from etils import epath
 
 from retree_jax.data import writing
 
-_FOLDERS = ("", "images", "masks", "fov", "coverage", "shards", "manifest.parts")  # where a kill may leave half a file
+_FOLDERS = ("", "images", "masks", "fov", "coverage", "manifest.parts")  # where a kill may leave half a file
 
 
 class Ledger:

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-_UNFINISHED = ".part"  # ends the names of files that are being written
+UNFINISHED = ".part"  # ends the names of files that are being written
 
 
 def write_bytes(path, data: bytes) -> None:
@@ -35,7 +35,7 @@ def write_stream(path, pieces: Iterable[bytes]) -> None:
       for piece in pieces:
         file.write(piece)
     return
-  beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}{_UNFINISHED}"
+  beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}{UNFINISHED}"
   try:
     with open(beside, "wb") as file:
       for piece in pieces:
@@ -53,7 +53,7 @@ def remove_unfinished(folder) -> None:
   if "://" not in str(folder) and os.path.isdir(folder):
     with os.scandir(folder) as entries:
       for entry in entries:
-        if entry.name.startswith(".") and entry.name.endswith(_UNFINISHED):
+        if entry.name.startswith(".") and entry.name.endswith(UNFINISHED):
           os.unlink(entry.path)
 
 
