@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from retree_jax.models import initial
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -45,7 +47,7 @@ class Network:
 
     @jax.jit  # traced only: the forward pass is not needed for its parameters, and XLA drops it
     def make(key):
-      return self.module.init({"params": key}, blank(x), blank(t), blank(cond))["params"]
+      return self.module.init({"params": initial.key_from(key)}, blank(x), blank(t), blank(cond))["params"]
 
     return make(key)
 
