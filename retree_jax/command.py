@@ -52,6 +52,9 @@ def parse(flags_object, argv: list[str]) -> list[str]:
   """
   from absl import flags
 
+  if {"--help", "-help", "-h"} & set(argv[1:]):
+    print(f"{sys.modules['__main__'].__doc__ or ''}\n{flags_object.main_module_help()}")
+    raise SystemExit(0)
   try:
     return flags_object(argv)
   except flags.Error as error:

@@ -230,11 +230,11 @@ def test_repetitions_are_counted_as_the_original_counts_them(toy, tmp_path):
   lowest, last_losses, counts = math.inf, [], []
   for step in range(9):
     draw = draw_of(next(data), step)
-    for count in range(1, 6):
+    loss, count = math.inf, 0
+    while count < 5 and not loss < lowest:
       loss, grads = grad(params, draw)
       params, opt_state = descend(params, opt_state, grads)
-      if loss < lowest:
-        break
+      count += 1
     counts.append(count)
     last_losses.append(float(loss))
     if step % 3 == 2:  # 24 trees in batches of 8
