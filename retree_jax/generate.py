@@ -109,7 +109,8 @@ class Generator:
       attempts = np.tile(np.arange(drawn_before, drawn_before + ahead), len(waiting))
       started = time.monotonic()
       numbers = indices[rows] * MAX_ATTEMPTS + attempts
-      drawn = _with_fov(sampler(self.models.tree.params, numbers, seed=seed, stream="trees"))
+      drawn = sampler(self.models.tree.params, numbers, seed=seed, stream="trees")
+      drawn = _with_fov(drawn, sampler.config.data.fit == "fov")
       self.seconds["tree"] += time.monotonic() - started
       started = time.monotonic()
       verdicts = [None] * len(rows) if judge is None else judge(drawn["tree"], drawn["fov"])
@@ -269,30 +270,36 @@ def _changed(config, **sampler):
   return config
 
 
-def _with_fov(fields: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Trees with a clean field of view: the sampled one, thresholded, its largest part filled; or the inscribed
-  disc."""
+def _with_fov(fields: dict[str, np.ndarray], framed: bool = True) -> dict[str, np.ndarray]:
+  """Trees with a clean field of view, and no vessel outside it.
+
+  Args:
+    fields: "tree", and "fov" where the stage draws one, uint8 [N, H, W, 1].
+    framed: the stage learnt from eyes cropped to their discs.
+
+  Returns:
+    "tree", and "fov" uint8 0/255: the drawn one, thresholded, its largest part filled. Where none was drawn, the disc that
+    the frame inscribes, or the whole frame if eyes were not framed so.
+  """
   from scipy import ndimage
 
   tree = fields["tree"]
-  disc = _disc(tree.shape[1:3], min(tree.shape[1:3]))
-  if "fov" not in fields:
-    return {"tree": tree, "fov": np.broadcast_to(disc, tree.shape).copy()}
-  clean = np.zeros_like(fields["fov"])
-  for i, soft in enumerate(fields["fov"][..., 0]):
-    labels, count = ndimage.label(soft >= 128)
+  guess = _disc(tree.shape[1:3], min(tree.shape[1:3])) if framed else np.full(tree.shape[1:], 255, np.uint8)
+  clean = np.empty_like(tree)
+  for i in range(len(tree)):
+    clean[i] = guess
+    labels, count = ndimage.label(fields["fov"][i, ..., 0] >= 128) if "fov" in fields else (None, 0)
     if count:
-      largest = 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
-      clean[i, ..., 0] = 255 * ndimage.binary_fill_holes(labels == largest)
-    if clean[i].mean() < 0.3 * 255:  # no disc to speak of: an untrained model
-      clean[i] = disc
+      largest = ndimage.binary_fill_holes(labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]))
+      if largest.mean() >= 0.3:  # else no disc to speak of: an untrained model
+        clean[i, ..., 0] = 255 * largest
   return {"tree": np.where(clean > 0, tree, 0).astype(np.uint8), "fov": clean}
 
 
 def _disc(size: tuple[int, int], diameter: float) -> np.ndarray:
   """A filled circle about the middle of a frame, uint8 0/255 [H, W, 1]."""
   y, x = np.ogrid[:size[0], :size[1]]
-  inside = (y - (size[0] - 1) / 2) ** 2 + (x - (size[1] - 1) / 2) ** 2 <= (diameter / 2 - 0.5) ** 2
+  inside = (y - (size[0] - 1) / 2) ** 2 + (x - (size[1] - 1) / 2) ** 2 <= (diameter / 2) ** 2
   return (inside * np.uint8(255))[..., None]
 
 
