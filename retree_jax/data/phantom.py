@@ -1,14 +1,15 @@
-"""Procedural retinas: the embedded default data set, deterministic in its seed, made of nothing but arithmetic.
+"""Procedural retinas: the embedded default data set, deterministic in its seed, made of nothing but
+arithmetic.
 
-`eye(seed, size)` gives a fundus photograph with its vessel tree and field of view, `tree(seed, size)` the tree alone,
-`anatomy(seed)` what both are drawn from. The anatomy is grown in degrees of visual angle (`phantom_tree`), so the same
-seed is the same eye at every size. Two kinds of view occur, as in public data sets: "disc" (about 29 degrees around the
-optic disc, like CHASE_DB1) and "macula" (about 45 degrees between disc and fovea, often cut off at top and bottom, like
-HRF and IDRiD).
+`eye(seed, size)` gives a fundus photograph with its vessel tree and field of view, `tree(seed, size)` the
+tree alone, `anatomy(seed)` what both are drawn from. The anatomy is grown in degrees of visual angle
+(`phantom_tree`), so the same seed is the same eye at every size. Two kinds of view occur, as in public data
+sets: "disc" (about 29 degrees around the optic disc, like CHASE_DB1) and "macula" (about 45 degrees between
+disc and fovea, often cut off at top and bottom, like HRF and IDRiD).
 
 Trees are coverage maps: uint8, 255 times the share of the pixel that is vessel. `>= 128` makes them binary
-(`binary=True` does it here). Photographs are of healthy eyes; they teach networks what retinas look like on the whole
-and let every command run without data, but they are no substitute for real eyes.
+(`binary=True` does it here). Photographs are of healthy eyes; they teach networks what retinas look like on
+the whole and let every command run without data, but they are no substitute for real eyes.
 """
 
 import dataclasses
@@ -29,7 +30,9 @@ VIEWS = ("disc", "macula")
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """What the camera sees: centre (x, y) and radius of the field in degrees, and the share of its height that is kept."""
+  """What the camera sees: centre (x, y) and radius of the field in degrees, and the share of its height
+  that is kept.
+  """
 
   kind: str
   centre: tuple[float, float]
@@ -39,7 +42,8 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Anatomy:
-  """One eye in degrees of visual angle; x points from the disc to the temporal side, y upwards, the disc is the origin.
+  """One eye in degrees of visual angle; x points from the disc to the temporal side, y upwards, the disc is
+  the origin.
 
   Attributes:
     seed: the seed it was grown from.
@@ -156,7 +160,9 @@ def _fov(view, x, y):
 
 
 def _strips(vessels, side, view, height, width):
-  """Every unbranched vessel piece inside the view: list of (points [n, 2] in pixels, half widths [n] in pixels)."""
+  """Every unbranched vessel piece inside the view: list of (points [n, 2] in pixels, half widths [n] in
+  pixels).
+  """
   scale = _pixels_per_degree(view, height, width)
   mirror = -1.0 if side == "right" else 1.0
   points = np.stack(
@@ -184,7 +190,9 @@ def _strips(vessels, side, view, height, width):
 
 
 def _draw(canvas, strips, share, value):
-  """Fill strips of `share` of their width with rounded ends; `value` is a function of the half width in pixels."""
+  """Fill strips of `share` of their width with rounded ends; `value` is a function of the half width in
+  pixels.
+  """
   pen = ImageDraw.Draw(canvas)
   for line, half in strips:
     # Pillow's polygons come out 0.27 pixels too wide on each side; measured on random rectangles.
@@ -251,7 +259,9 @@ def _as_tree(cover, binary):
 
 
 def _vessel_layers(eye_anatomy, view, height, width, factor):
-  """Drawn layers (artery depth, vein depth, arterial reflex) as Pillow images; depth 255 is a vessel of 0.75 degrees."""
+  """Drawn layers (artery depth, vein depth, arterial reflex) as Pillow images; depth 255 is a vessel of
+  0.75 degrees.
+  """
   big = height * factor, width * factor
   scale = _pixels_per_degree(view, *big)
   layers = []
@@ -316,7 +326,8 @@ def _photograph(rng, eye_anatomy, view, x, y, artery, vein, reflex):
   side = eye_anatomy.side
   fundus = np.hypot(x - view.centre[0], y - view.centre[1]) / view.radius
 
-  # Pigmentation: from orange (blond fundus, choroid shows) to dark brown-red; exposure and camera tint vary apart.
+  # Pigmentation: from orange (blond fundus, choroid shows) to dark brown-red; exposure and camera tint vary
+  # apart.
   pigment = rng.beta(2.0, 2.0)
   red = rng.uniform(170, 235) - 35 * pigment
   green = red * (rng.uniform(0.34, 0.48) - 0.06 * pigment)
@@ -415,12 +426,13 @@ def eye(seed, size=(512, 512), *, view=None, binary=False):
   Args:
     seed: whole number from 0 up; the same seed is the same eye at every size.
     size: (height, width) in pixels, at least 32 each.
-    view: "disc" (29 degrees around the disc), "macula" (45 degrees between disc and fovea), or None for the seed's own.
+    view: "disc" (29 degrees around the disc), "macula" (45 degrees between disc and fovea), or None for the
+      seed's own.
     binary: True gives a 0/255 tree (coverage >= 128) instead of coverage.
 
   Returns:
-    {"name": "phantom_00000042", "image": uint8 [height, width, 3], "tree": uint8 [height, width, 1] (255 times the
-    share of each pixel that is vessel), "fov": uint8 0/255 [height, width, 1], "label": "phantom"}.
+    {"name": "phantom_00000042", "image": uint8 [height, width, 3], "tree": uint8 [height, width, 1] (255
+    times the share of each pixel that is vessel), "fov": uint8 0/255 [height, width, 1], "label": "phantom"}.
 
   Raises:
     ValueError: seed, size or view is impossible.

@@ -1,20 +1,24 @@
 """Growth of a procedural retina's vessels: the anatomy behind `retree_jax.data.phantom`.
 
-Coordinates are degrees of visual angle (1 degree is about 0.3 mm of retina): x points from the optic disc to the
-temporal side, y upwards (superior), the disc's centre is the origin. Nothing here knows of pixels, so the same seed
-is the same eye at every picture size; laterality only mirrors the picture.
+Coordinates are degrees of visual angle (1 degree is about 0.3 mm of retina): x points from the optic disc to
+the temporal side, y upwards (superior), the disc's centre is the origin. Nothing here knows of pixels, so the
+same seed is the same eye at every picture size; laterality only mirrors the picture.
 
 How the vessels come about, for arteries and veins each:
 
-1. Four-quadrant trunks leave the disc: superior and inferior temporal arcades around the fovea, nasal branches.
+1. Four-quadrant trunks leave the disc: superior and inferior temporal arcades around the fovea, nasal
+   branches.
 2. Space colonisation (Runions et al., "Modeling and visualization of leaf venation patterns", SIGGRAPH 2005;
-   "Modeling trees with a space colonization algorithm", 2007) fills the retina in three passes from coarse to fine:
-   every attractor pulls its nearest vessel, and dies when a vessel of its kind is near, which keeps vessels of one kind
-   apart; veins also avoid arteries' places, so that the two interleave, but they may cross.
-3. Calibres follow Murray's law from the tips to the disc, r0^3 = r1^3 + r2^3 (Murray, "The physiological principle of
-   minimum work", PNAS 12, 1926), scaled to the trunk's calibre. Space gives the asymmetry of every bifurcation.
-4. Branching angles are turned to the optimum of the same principle (Murray, "The physiological principle of minimum
-   work applied to the angle of branching of arteries", J. Gen. Physiol. 9, 1926), with a random spread.
+   "Modeling trees with a space colonization algorithm", 2007) fills the retina in three passes from coarse to
+   fine: every attractor pulls its nearest vessel, and dies when a vessel of its kind is near, which keeps
+   vessels of one kind apart; veins also avoid arteries' places, so that the two interleave, but they may
+   cross.
+3. Calibres follow Murray's law from the tips to the disc, r0^3 = r1^3 + r2^3 (Murray, "The physiological
+   principle of minimum work", PNAS 12, 1926), scaled to the trunk's calibre. Space gives the asymmetry of
+   every bifurcation.
+4. Branching angles are turned to the optimum of the same principle (Murray, "The physiological principle of
+   minimum work applied to the angle of branching of arteries", J. Gen. Physiol. 9, 1926), with a random
+   spread.
 5. Interpolating subdivision makes curves of the steps; a smooth random warp makes them tortuous.
 """
 
@@ -50,9 +54,11 @@ class Vessels:
     radius: float64 [n], half calibre of the vessel between `parent` and the node, degrees.
     segment: int [n], nodes of one unbranched vessel piece share a number.
     depth: int [n], number of steps from the root.
-    bifurcations: int [m, 3], rows (node before the fork, first node of the larger child, of the smaller child).
+    bifurcations: int [m, 3], rows (node before the fork, first node of the larger child, of the smaller
+      child).
     angle: float64 [m, 2], the children's angles against the parent that were asked for at each fork, radians.
-    coarse: int, the first `coarse` nodes are those that grew; the others were put between them by subdivision.
+    coarse: int, the first `coarse` nodes are those that grew; the others were put between them by
+      subdivision.
   """
 
   kind: str
@@ -67,13 +73,15 @@ class Vessels:
 
 
 def optimal_angles(r0, r1, r2):
-  """Angles of the two children against the parent's direction that cost the least work (Murray 1926, eq. 5-6).
+  """Angles of the two children against the parent's direction that cost the least work (Murray 1926, eq.
+  5-6).
 
   Args:
     r0: radius of the parent, any array shape; r1, r2: of the children.
 
   Returns:
-    (theta1, theta2) in radians, same shape: cos(theta1) = (r0^4 + r1^4 - r2^4) / (2 r0^2 r1^2), and likewise theta2.
+    (theta1, theta2) in radians, same shape: cos(theta1) = (r0^4 + r1^4 - r2^4) / (2 r0^2 r1^2), and likewise
+    theta2.
   """
   c1 = (r0**4 + r1**4 - r2**4) / (2 * r0**2 * r1**2)
   c2 = (r0**4 + r2**4 - r1**4) / (2 * r0**2 * r2**2)
@@ -88,7 +96,9 @@ def _along(points, step=STEP):
 
 
 def _branch(rng, origin, heading, side, length):
-  """A first-order branch that leaves a trunk at `origin` and ends up running along `heading` (radians, 90 is up)."""
+  """A first-order branch that leaves a trunk at `origin` and ends up running along `heading` (radians, 90
+  is up).
+  """
   reach = np.linspace(0, 1, 5) ** 1.4 * length
   bend = heading + math.radians(rng.normal(0, 9)) * np.linspace(-1, 1, 5)
   x = origin[0] + np.cumsum(np.diff(reach, prepend=0) * np.cos(bend))
@@ -97,7 +107,9 @@ def _branch(rng, origin, heading, side, length):
 
 
 def _trunks(rng, kind, fovea):
-  """The vessels that every retina has: node positions [n, 2] and parents [n], two trees of several branches each."""
+  """The vessels that every retina has: node positions [n, 2] and parents [n], two trees of several branches
+  each.
+  """
   position, parent = [], []
   artery = kind == "artery"
   start = rng.normal((-0.6 if artery else -0.1, 0.0), (0.25, 0.2))
@@ -163,7 +175,9 @@ def _attractors(rng, spacing, fovea, hollow):
 
 
 def _flow(points, fovea):
-  """Where vessels run on the whole, unit vectors [n, 2]: towards the fovea inside the arcades, else away from the disc."""
+  """Where vessels run on the whole, unit vectors [n, 2]: towards the fovea inside the arcades, else away
+  from the disc.
+  """
   inside = ((points[:, 0] - fovea[0] + 2) / 10.0) ** 2 + ((points[:, 1] - fovea[1]) / 7.0) ** 2 < 1
   flow = np.where(
     inside[:, None], np.asarray(fovea) - points, points - np.clip(points[:, :1] * [0.6, 0], 0, 7)
@@ -298,7 +312,9 @@ def _murray(rng, position, parent, trunk_radius):
 
 
 def _forks(parent, radius):
-  """Rows (node, first node of the larger child, first node of the smaller) [m, 3], and each node's larger child."""
+  """Rows (node, first node of the larger child, first node of the smaller) [m, 3], and each node's larger
+  child.
+  """
   n = len(parent)
   order = np.argsort(-radius, kind="stable")
   main = np.full(n, -1)
@@ -360,7 +376,9 @@ def _turn_forks(rng, position, parent, radius, forks, reach=4, spread=0.18):
 
 
 def _subdivide(position, parent, main, radius, segment, depth):
-  """One round of the four-point interpolating scheme (Dyn, Levin, Gregory 1987) on a tree: a node in every edge."""
+  """One round of the four-point interpolating scheme (Dyn, Levin, Gregory 1987) on a tree: a node in every
+  edge.
+  """
   n = len(parent)
   low = np.flatnonzero(parent >= 0)
   up = parent[low]

@@ -14,10 +14,11 @@ UNFINISHED = ".part"  # ends the names of files that are being written
 
 
 def write_bytes(path, data: bytes) -> None:
-  """Writes a file so that a reader, or a kill at any moment, finds the old content or the new, never half of it.
+  """Writes a file so that a reader, or a kill at any moment, finds the old content or the new, never half of
+  it.
 
-  Folders are made as needed. Local files are written beside their place, flushed and renamed; an object in a bucket appears
-  when its upload ends, so it is written directly.
+  Folders are made as needed. Local files are written beside their place, flushed and renamed; an object in a
+  bucket appears when its upload ends, so it is written directly.
 
   Args:
     path: local path or bucket URL.
@@ -49,7 +50,9 @@ def write_stream(path, pieces: Iterable[bytes]) -> None:
 
 
 def remove_unfinished(folder) -> None:
-  """Deletes the files that killed processes left half-written in a local folder; nobody may be writing there."""
+  """Deletes the files that killed processes left half-written in a local folder; nobody may be writing
+  there.
+  """
   if "://" not in str(folder) and os.path.isdir(folder):
     with os.scandir(folder) as entries:
       for entry in entries:
