@@ -1,0 +1,94 @@
+"""Sample k is a function of (weights, seed, k, condition): of no batch, no device; and guidance has its closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from retree_jax import models, sampling, sharding
+from tests import small
+
+
+@pytest.fixture(scope="module")
+def real():
+  """A network with convolutions and attention, and weights that are not the initial ones, which predict 0."""
+  config = small.config(model__widths=(8, 16), model__attention=(1,), data__target=("tree", "fov"), sampler__name="ddpm",
+                        sampler__spacing="full", diffusion__num_steps=4)
+  network = models.build({**config.model, "out_channels": 2})
+  params = network.init(jax.random.key(0), jnp.zeros((1, 16, 16, 2)), jnp.zeros(1))
+  leaves, structure = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  leaves = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+  return config, network, jax.tree.unflatten(structure, leaves)
+
+
+def same(a: dict, b: dict, rows=slice(None)) -> None:
+  assert set(a) == set(b)
+  for name in a:
+    np.testing.assert_array_equal(a[name][rows], b[name])
+
+
+def test_a_sample_is_bit_identical_in_any_batch_on_any_devices(real):
+  config, network, params = real
+  many = sampling.Sampler(config, network)
+  all_nine = many(params, np.arange(9))
+  assert {k: (v.shape, v.dtype) for k, v in all_nine.items()} == {
+    "tree": ((9, 16, 16, 1), np.uint8), "fov": ((9, 16, 16, 1), np.uint8)}
+  assert len({all_nine["tree"][k].tobytes() for k in range(9)}) == 9
+  # Alone, out of order, in small batches, on eight devices.
+  same(all_nine, many(params, [5]), rows=[5])
+  same(all_nine, many(params, [7, 0, 3]), rows=[7, 0, 3])
+  few = config.copy_and_resolve_references()
+  few.sampler.batch_size = 2
+  same(all_nine, sampling.Sampler(few, network)(params, np.arange(9)))
+  mesh = sharding.make_mesh(4)
+  spread = jax.device_put(params, sharding.replicated(mesh))
+  same(all_nine, sampling.Sampler(few, network, mesh)(spread, np.arange(9)))
+  # Another seed, or another use of randomness, gives others.
+  for other in (dict(seed=1), dict(stream="previews")):
+    assert (many(params, [5], **other)["tree"] != all_nine["tree"][5]).any()
+
+
+class Known:
+  """The clean image it predicts is 0.8 times the condition's first channel, everywhere and always."""
+
+  def apply(self, params, x, t, cond=None):
+    return jnp.broadcast_to(0.8 * cond[..., :1] * params["scale"], x.shape)
+
+
+def conditional(**changes):
+  config = small.config(data__target=("image",), data__condition=("tree", "fov"), diffusion__condition_dropout=0.1,
+                        diffusion__prediction="x0", **changes)
+  rng = np.random.default_rng(0)
+  given = {"tree": rng.integers(0, 256, (3, 16, 16, 1), np.uint8), "fov": np.full((3, 16, 16, 1), 255, np.uint8)}
+  given["fov"][:, :4] = 0
+  return config, given
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1.2, 3.0])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "ddim", "heun"])
+def test_guidance_is_linear_between_blank_and_given_condition(name, scale):
+  """A blank tree predicts 0, so the guided prediction is the scale times the given one: 1 is no guidance."""
+  config, given = conditional(sampler__guidance=scale, sampler__name=name)
+  made = sampling.Sampler(config, Known())({"scale": jnp.float32(1)}, np.arange(3), given)["image"]
+  x0 = np.clip(scale * 0.8 * (given["tree"] / 127.5 - 1), -1, 1)
+  wanted = np.where(given["fov"] >= 128, np.broadcast_to(np.round((x0 + 1) * 127.5), made.shape), 0)
+  assert made.shape == (3, 16, 16, 3) and made.dtype == np.uint8
+  assert np.abs(made - wanted).max() <= 1  # a grey level of rounding
+  assert (made[:, :4] == 0).all()  # nothing outside the field of view
+
+
+def test_what_cannot_be_sampled_is_answered_in_a_sentence():
+  config, given = conditional()
+  sampler = sampling.Sampler(config, Known())
+  params = {"scale": jnp.float32(1)}
+  with pytest.raises(ValueError, match=r"needs the condition 'fov' of shape \[3, 16, 16, 1\]"):
+    sampler(params, np.arange(3), {"tree": given["tree"]})
+  with pytest.raises(ValueError, match=r"condition has shape \(3, 16, 8\) but the model takes \[3, 16, 16\]: resize"):
+    sampler(params, np.arange(3), {k: v[:, :, :8] for k, v in given.items()})
+  with pytest.raises(ValueError, match="name='euler' is unknown: use "):
+    sampling.Sampler(conditional(sampler__name="euler")[0], Known())
+  with pytest.raises(ValueError, match="guidance=2.0 needs a model trained with config.diffusion.condition_dropout"):
+    config.diffusion.condition_dropout = 0.0
+    config.sampler.guidance = 2.0
+    sampling.Sampler(config, Known())
