@@ -1,9 +1,9 @@
 """The super-resolution stage: photograph and tree, small → large, by one network.
 
     python -m retree_jax.main --config configs/superres.py:tiny                       # phantom retinas, 64 → 256, CPU minutes
-    python -m retree_jax.main --config configs/superres.py:cpu --config.data.source=folder:PATH    # 128 → 512, an hour on one core
+    python -m retree_jax.main --config configs/superres.py:cpu --config.data.source=folder:PATH    # 128 → 512, one CPU core
     python -m retree_jax.main --config configs/superres.py --config.data.source=folder:PATH        # 256 → 512, accelerators
-    python -m retree_jax.main --config configs/superres.py:paper --config.data.source=folder:PATH  # 64 → 512, as in the original
+    python -m retree_jax.main --config configs/superres.py:paper --config.data.source=folder:PATH  # 64 → 512, the original's
 
 The perceptual term needs VGG19 weights (.pth of torchvision, .h5 of Keras, .npz): --config.loss.perceptual_weights=FILE.
 """
@@ -53,7 +53,7 @@ def get_config(variant: str = ""):
   c.loss.gan = "nonsaturating"
   # First step with a discriminator.
   c.loss.adversarial_start = 5000
-  # Penalty on the discriminator's gradient, every so many steps: "r1" (Mescheder et al.), "original" (Gulrajani et al.), "none".
+  # Penalty on the discriminator's gradient, every so many steps: "r1" (Mescheder), "original" (Gulrajani), "none".
   c.loss.penalty = "r1"
   c.loss.penalty_weight = 1.0
   c.loss.penalty_every = 16
