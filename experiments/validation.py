@@ -1,0 +1,351 @@
+"""What are generated pairs worth to somebody who has a few labelled eyes? Segmenters on equal terms, tested on real eyes.
+
+    python -m experiments.validation --real PATH --generated data/retree --test PATH --out runs/validation
+
+Arms, all of the same network and the same number of optimizer steps:
+
+    real           real pairs alone, everyday augmentation
+    generated      generated pairs alone
+    both           each batch half real, half generated
+    finetune       half of the steps on generated pairs, then half on real ones
+    real_strong    real pairs alone, with the strong augmentation of the config: what costs nothing and may do as well
+
+Every arm is scored on the held-out split of the real set and on the test splits of all `--test` sets, by both protocols of
+`retree_jax.metrics.segmentation`. Nothing is chosen on a test split: the last step counts, the threshold is fixed. Fidelity:
+the `real` segmenters, applied to generated photographs that no arm was trained on, against those photographs' own trees.
+
+Give `--real` several times to repeat the experiment with each (train on CHASE_DB1, test on HRF, and the reverse). PATH may be
+any source spec of `retree_jax.data.sources`. Rerunning the same command goes on where it stopped; with `--minutes` no new
+training begins after so much time, and the table says which runs it holds.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from retree_jax import checkpoint, command, cpu, defaults, segment
+from retree_jax.data import sources, writing
+from retree_jax.metrics.intervals import mean_with_interval
+
+ARMS = ("real", "generated", "both", "finetune", "real_strong")
+_METRICS = ("f1", "auc", "cldice", "mcc")
+_BASELINE = "real"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """One experiment.
+
+  Attributes:
+    name: of the real set; names its folder.
+    real: source spec of the real pairs.
+    generated: source spec of the generated pairs, one source.
+    tests: {name: source spec} of the sets to test on; their test splits are used.
+    arms: some of `ARMS`.
+    seeds: roots of the runs' randomness.
+    steps: optimizer steps of every arm.
+    fidelity: generated photographs to measure the fidelity on; 0 = none.
+  """
+
+  name: str
+  real: str
+  generated: str
+  tests: Mapping[str, str]
+  arms: tuple[str, ...] = ARMS
+  seeds: tuple[int, ...] = (0, 1, 2)
+  steps: int = 1000
+  fidelity: int = 50
+
+  def __post_init__(self):
+    unknown = [arm for arm in self.arms if arm not in ARMS]
+    if unknown or not self.arms:
+      raise ValueError(f"there is no arm {unknown[0] if unknown else ''!r}: use some of {', '.join(ARMS)}")
+    if self.steps < 2:
+      raise ValueError(f"--steps={self.steps} trains nothing: use 2 or more")
+    if not self.seeds:
+      raise ValueError("--seeds is 0: use 1 or more, 3 to see a spread")
+
+
+def phases(plan: Plan, arm: str, config) -> list[tuple[str, object]]:
+  """The trainings of an arm, one after another, each starting from the one before: [(name, config)], `plan.steps` in all.
+
+  Args:
+    plan: the experiment.
+    arm: one of `ARMS`.
+    config: config of the segmentation stage; its augmentation is the strong one.
+
+  Raises:
+    ValueError: sources that cannot be opened.
+  """
+  def phase(source, steps, strong=False):
+    c = config.copy_and_resolve_references()
+    c.data.source = source
+    if not strong:
+      c.data.augment = defaults.augmentation()
+    c.train.num_steps = steps
+    if c.optimizer.schedule == "cosine":
+      c.optimizer.decay_steps = steps
+    c.optimizer.warmup_steps = min(c.optimizer.warmup_steps, steps // 5)
+    c.evaluate.every = c.preview.every = 0
+    return c
+
+  if arm == "real":
+    return [("train", phase(plan.real, plan.steps))]
+  if arm == "real_strong":
+    return [("train", phase(plan.real, plan.steps, strong=True))]
+  if arm == "generated":
+    return [("train", phase(plan.generated, plan.steps))]
+  if arm == "both":
+    return [("train", phase(even_mixture(plan.real, plan.generated), plan.steps))]
+  first = plan.steps // 2
+  return [("pretrain", phase(plan.generated, first)), ("finetune", phase(plan.real, plan.steps - first))]
+
+
+def even_mixture(real: str, generated: str) -> str:
+  """A source spec that draws real and generated pairs equally often, however many there are of each.
+
+  Raises:
+    ValueError: `generated` is several sources, or has a weight of its own.
+  """
+  if "+" in generated or "*" in generated:
+    raise ValueError(f"--generated={generated} must be one source without a weight: put the pairs into one folder")
+  opened = sources.open_source(real, split="train")
+  share = len(opened)
+  if hasattr(opened, "parts"):
+    share = sum(weight * len(part) for weight, part in zip(opened.weights, opened.parts, strict=True))
+  return f"{real}+{generated}*{share / len(sources.open_source(generated, split='train')):.6g}"
+
+
+def run(plan: Plan, config, out, deadline: float = float("inf")) -> dict:
+  """Trains and scores what is not done yet, writes results.json and RESULTS.md into `out`/NAME, returns the results.
+
+  Args:
+    plan: the experiment.
+    config: config of the segmentation stage.
+    out: local folder.
+    deadline: of `time.monotonic()`, after which no training begins.
+
+  Raises:
+    ValueError: sources that cannot be opened, or an `out` that holds another experiment.
+  """
+  out = pathlib.Path(out) / plan.name
+  _claim(out, plan, config)
+  # Opened before hours of training, so that a wrong path is noticed now.
+  tests = {name: sources.open_source(spec, split="test", fields=("image", "tree")) for name, spec in plan.tests.items()}
+  for spec in (plan.real, plan.generated):
+    sources.open_source(spec, split="train", fields=("image", "tree"))
+  for seed in plan.seeds:  # outside: whatever the time allows, the arms have the same seeds
+    for arm in plan.arms:
+      if not _finish(plan, arm, seed, config, tests, out, deadline):
+        break
+  results = collect(plan, out)
+  writing.write_json(out / "results.json", results)
+  writing.write_text(out / "RESULTS.md", markdown(results))
+  return results
+
+
+def _finish(plan, arm, seed, config, tests, out, deadline) -> bool:
+  """Trains and scores one arm with one seed, unless that is done; False if there was no time for it."""
+  from retree_jax import train
+
+  scores = out / "scores" / f"{arm}-{seed}.json"
+  if scores.exists():
+    return True
+  before = ""
+  for name, c in phases(plan, arm, config):
+    workdir = out / "runs" / f"{arm}-{seed}" / name
+    if time.monotonic() > deadline and not _trained(workdir, c.train.num_steps):
+      return False
+    c.seed, c.train.start_from = seed, before
+    train.train(c, workdir)
+    before = str(workdir)
+  loaded = checkpoint.load(before, step="latest", stage="segmentation")
+  result = {name: _scored(loaded, source) for name, source in tests.items()}
+  if arm == _BASELINE and plan.fidelity:
+    generated = sources.open_source(plan.generated, split="test", fields=("image", "tree"))
+    result["fidelity"] = _scored(loaded, _First(generated, plan.fidelity))
+  writing.write_json(scores, result)
+  print(f"{plan.name}: {arm}, seed {seed}: " + ", ".join(
+      f"{name} F1 {r['native']['f1']:.3f}" for name, r in result.items()), flush=True)
+  return True
+
+
+def _trained(workdir, steps: int) -> bool:
+  return (workdir / "checkpoints" / str(steps)).is_dir()
+
+
+class _First:
+  """The first few examples of a source."""
+
+  def __init__(self, source, number: int):
+    self._source, self._number = source, min(number, len(source))
+
+  def __len__(self):
+    return self._number
+
+  def __getitem__(self, index):
+    return self._source[index]
+
+
+def _scored(loaded, source) -> dict:
+  """Means over the photographs by protocol, and the F1 score of each."""
+  full = segment.score_source(loaded, source)
+  means = {p: {m: full[p]["all"]["per_image"][m]["mean"] for m in _METRICS} for p in segment.PROTOCOLS}
+  return {**means, "images": {name: f1["native"] for name, f1 in full["images"].items()}}
+
+
+def _claim(out, plan, config) -> None:
+  """Makes sure that a folder holds this experiment and no other; seeds and arms may be added later."""
+  facts = dataclasses.asdict(plan) | {"config": checkpoint.to_json(config)}
+  facts = {k: v for k, v in json.loads(json.dumps(facts)).items() if k not in ("arms", "seeds")}
+  path = out / "experiment.json"
+  if path.exists():
+    theirs = json.loads(path.read_text())
+    differ = [k for k in facts if theirs.get(k) != facts[k]]
+    if differ:
+      raise ValueError(f"{out} holds another experiment ({', '.join(differ)} differ): name another folder with --out")
+  writing.write_json(path, facts)
+
+
+def collect(plan: Plan, out: pathlib.Path) -> dict:
+  """The results of what is done.
+
+  {"plan", "seeds": {arm: seeds}, "scores": {test: {arm: {protocol: {metric: {"mean", "std", "values"}}}}},
+  "gain": {test: {arm: difference to `real` with its interval}}, "fidelity": {metric: ...} or None}.
+
+  Spread is over seeds. A gain is the mean over photographs of the difference of F1 (native protocol), each photograph's
+  averaged over the seeds that both arms have, with a 95 % bootstrap interval over photographs.
+  """
+  done = {}
+  for arm in plan.arms:
+    for seed in plan.seeds:
+      path = out / "scores" / f"{arm}-{seed}.json"
+      if path.exists():
+        done[arm, seed] = json.loads(path.read_text())
+  result = {"plan": json.loads(json.dumps(dataclasses.asdict(plan))), "scores": {}, "gain": {},
+            "seeds": {arm: [s for a, s in done if a == arm] for arm in plan.arms}, "fidelity": None}
+  for test in plan.tests:
+    result["scores"][test] = {
+        arm: {p: {m: _spread([done[arm, s][test][p][m] for s in result["seeds"][arm]]) for m in _METRICS}
+              for p in segment.PROTOCOLS}
+        for arm in plan.arms if result["seeds"][arm]}
+    result["gain"][test] = {}
+    for arm in plan.arms:
+      shared = [s for s in result["seeds"][arm] if (_BASELINE, s) in done]
+      if arm != _BASELINE and shared:
+        names = done[arm, shared[0]][test]["images"]
+        per_image = [np.mean([done[arm, s][test]["images"][n] - done[_BASELINE, s][test]["images"][n] for s in shared])
+                     for n in names]
+        result["gain"][test][arm] = _finite(mean_with_interval(per_image)) | {"seeds": shared}
+  faithful = [scores["fidelity"] for (arm, _), scores in done.items() if arm == _BASELINE and "fidelity" in scores]
+  if faithful:
+    result["fidelity"] = {m: _spread([f["native"][m] for f in faithful]) for m in _METRICS}
+    result["fidelity"]["photographs"] = len(faithful[0]["images"])
+  return result
+
+
+def _spread(values: Sequence[float]) -> dict:
+  """Mean and standard deviation (n - 1) over seeds; the deviation of one seed is None."""
+  known = [v for v in values if v is not None]
+  return {"mean": float(np.mean(known)) if known else None,
+          "std": float(np.std(known, ddof=1)) if len(known) > 1 else None, "values": list(values)}
+
+
+def _finite(values: dict) -> dict:
+  return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
+
+
+def markdown(results: dict) -> str:
+  """The results as tables."""
+  plan = results["plan"]
+  lines = [f"# What generated pairs are worth: {plan['name']}", "",
+           f"Trained on {plan['name']} and on generated pairs, {plan['steps']} optimizer steps in every arm. "
+           "Mean ± standard deviation over seeds of the mean over photographs; gain: F1 minus that of `real`, per "
+           "photograph, with a 95 % bootstrap interval over photographs."]
+  for test, arms in results["scores"].items():
+    lines += ["", f"## Tested on {test}", "",
+              "| arm | seeds | F1 in FOV | AUC in FOV | clDice in FOV | MCC in FOV | F1 256² full frame | gain in F1 |",
+              "|---|---|---|---|---|---|---|---|"]
+    for arm, scores in arms.items():
+      native, gain = scores["native"], results["gain"][test].get(arm)
+      cells = [_cell(native[m]) for m in _METRICS] + [_cell(scores["paper"]["f1"]), _gain(gain)]
+      lines.append(f"| {arm} | {len(results['seeds'][arm])} | {' | '.join(cells)} |")
+  fidelity = results["fidelity"]
+  if fidelity:
+    own = next(iter(results["scores"].values())).get(_BASELINE)
+    lines += ["", "## Fidelity of the generated labels", "",
+              f"Segmenters of the arm `real`, applied to {fidelity['photographs']} generated photographs that no arm was "
+              "trained on, against the trees these were painted from; below, the same on the first test set.", "",
+              "| | F1 in FOV | AUC in FOV | clDice in FOV | MCC in FOV |", "|---|---|---|---|---|",
+              f"| generated | {' | '.join(_cell(fidelity[m]) for m in _METRICS)} |",
+              f"| {next(iter(results['scores']))} | {' | '.join(_cell(own['native'][m]) for m in _METRICS)} |"]
+  missing = [f"{arm} ({len(plan['seeds']) - len(s)} of {len(plan['seeds'])} seeds)" for arm, s in results["seeds"].items()
+             if len(s) < len(plan["seeds"])]
+  if missing:
+    lines += ["", f"Not finished: {', '.join(missing)}. Rerun the same command to go on."]
+  return "\n".join(lines) + "\n"
+
+
+def _cell(value: dict) -> str:
+  if value["mean"] is None:
+    return "–"
+  return f"{value['mean']:.3f}" + (f" ± {value['std']:.3f}" if value["std"] is not None else "")
+
+
+def _gain(value: dict | None) -> str:
+  if value is None or value["mean"] is None:
+    return "–"
+  if value["low"] is None:
+    return f"{value['mean']:+.3f}"
+  return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
+
+
+def _spec(path: str) -> str:
+  """A source spec as it is, a path as "folder:PATH"."""
+  return path if path.partition(":")[0] in ("phantom", "folder", "tfds") else f"folder:{path}"
+
+
+def _title(spec: str) -> str:
+  return sources.open_source(spec, split="test").title
+
+
+def _define_flags():
+  """The flags; not at import, where they would clash with those of other programs."""
+  config = config_flags.DEFINE_config_file(
+      "config", "configs/segmentation.py:cpu", "Config of the segmenters.", lock_config=True)
+  flags.DEFINE_multi_string("real", [], "Real pairs to train on; repeat it to do the experiment with each.")
+  flags.DEFINE_string("generated", None, "Generated pairs.")
+  flags.DEFINE_multi_string("test", [], "Another real set to test on; its test split is used. May be repeated.")
+  flags.DEFINE_string("out", "runs/validation", "Folder for runs, scores and tables.")
+  flags.DEFINE_list("arms", list(ARMS), "Arms to run.")
+  flags.DEFINE_integer("seeds", 3, "Number of seeds.", lower_bound=1)
+  flags.DEFINE_integer("steps", 1000, "Optimizer steps of every arm.", lower_bound=2)
+  flags.DEFINE_float("minutes", None, "Begin no training after so many minutes.", lower_bound=0)
+  flags.DEFINE_integer("fidelity", 50, "Generated photographs to measure the fidelity on; 0 = none.", lower_bound=0)
+  return config
+
+
+def main() -> None:
+  """Runs the experiment for each `--real`, prints the tables."""
+  config = _define_flags()
+  command.parse(flags.FLAGS, sys.argv)
+  f = flags.FLAGS
+  if not f.real or not f.generated:
+    raise ValueError("--real and --generated are needed: name two folders of pairs")
+  deadline = time.monotonic() + 60 * f.minutes if f.minutes is not None else float("inf")
+  for real in map(_spec, f.real):
+    tests = {_title(spec): spec for spec in dict.fromkeys([real, *map(_spec, f.test)])}
+    plan = Plan(_title(real), real, _spec(f.generated), tests, tuple(f.arms), tuple(range(f.seeds)), f.steps, f.fidelity)
+    print(markdown(run(plan, config.value, f.out, deadline)), flush=True)
+
+
+if __name__ == "__main__":
+  cpu.restart_with_settings("experiments.validation")
+  sys.exit(command.run(main))
