@@ -135,7 +135,8 @@ def kernel_distance(
     )
   elif min(len(a), len(b)) < 50:
     note = f"Only {min(len(a), len(b))} images on one side: read the interval, not the value."
-  deviation = 1.96 * _jackknife([without(g) for g in range(len(sizes_a))]) if groups else math.nan
+  enough = len(sizes_a) > 2
+  deviation = 1.96 * _jackknife([without(g) for g in range(len(sizes_a))]) if enough else math.nan
   return Measurement(float(value), float(value - deviation), float(value + deviation), len(a), len(b), note)
 
 
