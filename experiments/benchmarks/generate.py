@@ -4,9 +4,9 @@
     python -m experiments.benchmarks.generate --variant=cpu --num=64
     python -m experiments.benchmarks.generate --tree=runs/tree --fundus=runs/fundus --filter=runs/filter --num=256
 
-Speed does not depend on what the weights have learnt, so random ones will do. Prints a Markdown table: pairs/s of each stage by
-itself and of the whole, the share of the time that devices waited for the disk, and the peak memory after `--num` pairs and after
-four times as many. The first batch, which compiles, is left out of the times.
+Speed does not depend on what the weights have learnt, so random ones will do. Prints a Markdown table: pairs/s of each
+stage by itself and of the whole, the share of the time that devices waited for the disk, and the peak memory after `--num`
+pairs and after four times as many. The first batch, which compiles, is left out of the times.
 """
 
 import importlib.util
@@ -30,7 +30,8 @@ def define_flags() -> flags.FlagValues:
   f = flags.FlagValues()
   for name in ("tree", "fundus", "superres", "filter"):
     flags.DEFINE_string(name, None, f"Workdir of the {name} stage.", flag_values=f)
-  flags.DEFINE_string("variant", "tiny", "Without workdirs: variant of the configs whose networks get random weights.", flag_values=f)
+  flags.DEFINE_string("variant", "tiny", "Without workdirs: variant of the configs whose networks get random weights.",
+                      flag_values=f)
   flags.DEFINE_integer("num", 32, "Pairs of the first run; the second makes four times as many.", lower_bound=1, flag_values=f)
   flags.DEFINE_integer("steps", None, "Sampler steps.", lower_bound=1, flag_values=f)
   flags.DEFINE_enum("format", "png", ["png", "tfds"], "What is written.", flag_values=f)
