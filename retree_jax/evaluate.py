@@ -96,7 +96,7 @@ def evaluate(generated, real, train=None, *, size: tuple[int, int] | None = None
     "fidelity": _fidelity(measured, seed),
     "segmenter": _agreement(measured, seed) if segmenter is not None else None,
     "privacy": None,
-    "pictures": {side: _pictures(opened[side], chosen[side], seed) for side in ("generated", "real")} if pictures else {},
+    "pictures": {side: _pictures(opened[side], chosen[side], seed) for side in ("generated", "real") if pictures},
   }
   if train is not None:
     say("looking for copies of training images")
@@ -112,9 +112,7 @@ def _open(given, side: str, needs_tree: bool = True):
   if isinstance(given, dict):
     source = measuring.Arrays(given, side)
   elif isinstance(given, str | pathlib.PurePath):
-    text = str(given)
-    spec = text if text.startswith(("folder:", "phantom", "tfds:")) and not pathlib.Path(text).exists() else f"folder:{text}"
-    source = sources.open_source(spec, split="all", fields=("image", "tree" if needs_tree else "tree?"))
+    source = _folder(str(given), "all", needs_tree)
   else:
     source = given
   if not len(source):
@@ -122,10 +120,18 @@ def _open(given, side: str, needs_tree: bool = True):
   return source
 
 
+def _folder(text: str, split: str, needs_tree: bool):
+  """A source by its spec, or by a plain path."""
+  is_spec = text.startswith(("folder:", "phantom", "tfds:")) and not pathlib.Path(text).exists()
+  spec = text if is_spec else f"folder:{text}"
+  return sources.open_source(spec, split=split, fields=("image", "tree" if needs_tree else "tree?"))
+
+
 def _checked_size(size) -> tuple[int, int]:
   height, width = (int(v) for v in size)
   if min(height, width) < 64 or max(height, width) > 2048:
-    raise ValueError(f"Eyes can be compared at 64 to 2048 pixels a side, not at {height}x{width}: change --size.")
+    raise ValueError(f"Eyes can be compared at 64 to 2048 pixels a side, not at {height}x{width}: change "
+                     "--size.")
   return height, width
 
 
@@ -133,8 +139,9 @@ def _refuse_shared(train, real) -> None:
   known = dict(zip(train.digests, train.names, strict=True))
   shared = [name for name, digest in zip(real.names, real.digests, strict=True) if digest in known]
   if shared:
-    raise ValueError(f"{len(shared)} of the {len(real)} real eyes are training eyes too, {shared[0]} first: held-out eyes must "
-                     "be ones the generator never saw; give others with --real, or a folder with splits.json for both.")
+    raise ValueError(f"{len(shared)} of the {len(real)} real eyes are training eyes too, {shared[0]} first: "
+                     "held-out eyes must be ones the generator never saw; give others with --real, or a "
+                     "folder with splits.json for both.")
 
 
 def _notes(measured, size) -> list[str]:
@@ -146,12 +153,15 @@ def _notes(measured, size) -> list[str]:
       notes.append(f"Only {count} {side} pair{'s' if count > 1 else ''}: every number about them is rough.")
     repeated = count - len(set(measured[side].digests))
     if repeated:
-      notes.append(f"{repeated} of the {count} {side} photographs repeat another one of the same set, pixel for pixel.")
+      notes.append(f"{repeated} of the {count} {side} photographs repeat another one of the same set, pixel "
+                   "for pixel.")
   both = len(set(measured["generated"].digests) & set(measured["real"].digests))
   if both:
-    notes.append(f"{both} generated photographs are real ones, pixel for pixel: check that the folders are the right ones.")
+    notes.append(f"{both} generated photographs are real ones, pixel for pixel: check that the folders are "
+                 "the right ones.")
   if min(size) < 256:
-    notes.append(f"At {size[0]}x{size[1]} pixels most thin vessels are lost: read the vessel measures with that in mind.")
+    notes.append(f"At {size[0]}x{size[1]} pixels most thin vessels are lost: read the vessel measures with "
+                 "that in mind.")
   return notes
 
 
@@ -159,8 +169,8 @@ def _distances(measured, space: str, seed: int) -> dict:
   """`images.compare` as plain numbers, or the reason why there is none."""
   real, generated = measured["real"].features[space], measured["generated"].features[space]
   if min(len(real), len(generated)) < 2:
-    return {"refused": f"{len(generated)} generated and {len(real)} real images are too few for a distance: give "
-                       "at least 2 of each, better 50."}
+    return {"refused": f"{len(generated)} generated and {len(real)} real images are too few for a distance: "
+                       "give at least 2 of each, better 50."}
   return {name: dataclasses.asdict(m) for name, m in images.compare(real, generated, seed=seed).items()}
 
 
@@ -176,8 +186,8 @@ def _vessels(measured, seed: int) -> dict:
            "trees": {side: [{"name": name} | values for name, values in zip(m.names, m.biomarkers, strict=True)]
                      for side, m in measured.items() if side != "train"}}
   if min(len(a), len(b)) < 2:
-    return found | {"refused": f"{len(a)} generated and {len(b)} real trees are too few to compare distributions: give at least "
-                               "2 of each, better 20."}
+    return found | {"refused": f"{len(a)} generated and {len(b)} real trees are too few to compare "
+                               "distributions: give at least 2 of each, better 20."}
   floors = vessel_floors(a, b, seed=seed)
   return found | {"distances": {name: entry | floors[name] for name, entry in vessels.distances(a, b, seed=seed).items()}}
 
@@ -260,11 +270,14 @@ def _privacy(measured, opened, chosen, extractor, pictures: bool) -> tuple[dict,
     if not pictures:
       continue
     pairs = audit.spaces["pixels"].closest(_SHOWN)
-    shown = {side: list(measuring.fitted(opened[side], [chosen[side][getattr(pair, side)] for pair in pairs], (_PICTURE, _PICTURE)))
-             for side in ("generated", "train")}
+    shown = {}
+    for side in ("generated", "train"):
+      rows = [chosen[side][getattr(pair, side)] for pair in pairs]
+      shown[side] = list(measuring.fitted(opened[side], rows, (_PICTURE, _PICTURE)))
     closest[kind] = [
-      {"generated": plots.to_rgb(one[field]), "train": plots.to_rgb(pair.pose(other[field], _PICTURE)), "distance": pair.distance,
-       "second": pair.second, "copied": pair.copied, "generated_name": one["name"], "train_name": other["name"]}
+      {"generated": plots.to_rgb(one[field]), "train": plots.to_rgb(pair.pose(other[field], _PICTURE)),
+       "distance": pair.distance, "second": pair.second, "copied": pair.copied, "generated_name": one["name"],
+       "train_name": other["name"]}
       for pair, one, other in zip(pairs, shown["generated"], shown["train"], strict=True)]
   return audits, closest
 
@@ -276,57 +289,53 @@ def _pictures(source, chosen, seed: int) -> list[dict]:
           for example in measuring.fitted(source, np.sort(shown), (_PICTURE, _PICTURE))]
 
 
-_FLAGS = flags.FlagValues()  # not the global ones: importing this file from a notebook must not claim flag names
-flags.DEFINE_string("generated", None, "Folder of generated pairs (images/, masks/).", flag_values=_FLAGS)
-flags.DEFINE_string("real", None, "Folder of real pairs that the generator was not trained on.", flag_values=_FLAGS)
-flags.DEFINE_string("train", None, "Folder that the generator was trained on: turns the privacy audit on.",
-                    flag_values=_FLAGS)
-flags.DEFINE_enum("real_split", None, sources.SPLITS, "Part of --real (default: all, or test if --train is the same "
-                  "folder).", flag_values=_FLAGS)
-flags.DEFINE_enum("train_split", None, sources.SPLITS, "Part of --train (default: all, or train if --real is the same "
-                  "folder).", flag_values=_FLAGS)
-flags.DEFINE_string("segmenter", None, "Workdir or name of a segmentation stage trained on real eyes.", flag_values=_FLAGS)
-flags.DEFINE_enum("features", "scattering", FEATURES, "What image distances are taken over.", flag_values=_FLAGS)
-flags.DEFINE_string("feature_weights", None, "Weights file of inception or vgg19.", flag_values=_FLAGS)
-flags.DEFINE_integer("size", None, "Side at which eyes are compared (default: the largest of 512, 256, 128 and 64 at which "
-                     "no set is enlarged).", flag_values=_FLAGS)
-flags.DEFINE_integer("num", None, "At most so many eyes of each set, drawn at random.", flag_values=_FLAGS)
-flags.DEFINE_integer("seed", 0, "Of every random choice.", lower_bound=0, flag_values=_FLAGS)
-flags.DEFINE_boolean("pictures", True, "Show photographs and file names; --nopictures for a report that can be shared when "
-                     "they may not.", flag_values=_FLAGS)
-flags.DEFINE_string("out", "report", "Folder to write to; a bucket will do.", flag_values=_FLAGS)
-flags.DEFINE_boolean("help", False, "Show this text.", short_name="h", flag_values=_FLAGS)
+def _flags() -> flags.FlagValues:
+  """The command's flags, apart from the global ones: importing this file must not claim names there."""
+  f = flags.FlagValues()
+  flags.DEFINE_string("generated", None, "Folder of generated pairs (images/, masks/).", flag_values=f)
+  flags.DEFINE_string("real", None, "Folder of real pairs that the generator was not trained on.", flag_values=f)
+  flags.DEFINE_string("train", None, "Folder that the generator was trained on: turns the privacy audit on.",
+                      flag_values=f)
+  flags.DEFINE_enum("real_split", None, sources.SPLITS, "Part of --real (default: all, or test if --train "
+                                                        "is the same folder).", flag_values=f)
+  flags.DEFINE_enum("train_split", None, sources.SPLITS, "Part of --train (default: all, or train if --real "
+                                                         "is the same folder).", flag_values=f)
+  flags.DEFINE_string("segmenter", None, "Workdir or name of a segmentation stage trained on real eyes.", flag_values=f)
+  flags.DEFINE_enum("features", "scattering", FEATURES, "What image distances are taken over.", flag_values=f)
+  flags.DEFINE_string("feature_weights", None, "Weights file of inception or vgg19.", flag_values=f)
+  flags.DEFINE_integer("size", None, "Side at which eyes are compared (default: the largest of 512, 256, "
+                                     "128 and 64 at which no set is enlarged).", flag_values=f)
+  flags.DEFINE_integer("num", None, "At most so many eyes of each set, drawn at random.", flag_values=f)
+  flags.DEFINE_integer("seed", 0, "Of every random choice.", lower_bound=0, flag_values=f)
+  flags.DEFINE_boolean("pictures", True, "Show photographs and file names; --nopictures for a report that "
+                                         "can be shared when they may not.", flag_values=f)
+  flags.DEFINE_string("out", "report", "Folder to write to; a bucket will do.", flag_values=f)
+  return f
 
 
 def main(argv: list[str] | None = None) -> None:
   """Parses the flags, compares and writes the report."""
   argv = sys.argv if argv is None else argv
-  rest = command.parse(_FLAGS, argv)
-  if _FLAGS.help:
-    print(f"{__doc__}\nFlags:\n{_FLAGS.main_module_help() or _FLAGS.get_help()}")
-    return
+  f = _flags()
+  rest = command.parse(f, argv)
   if rest[1:]:
-    raise ValueError(f"{rest[1]!r} stands alone on the command line: write --generated DIR --real DIR; see --help")
+    raise ValueError(f"{rest[1]!r} stands alone on the command line: write --generated DIR --real DIR; see "
+                     "--help")
   for name in ("generated", "real"):
-    if not _FLAGS[name].value:
+    if not f[name].value:
       raise ValueError(f"--{name} is missing: give the folder of {name} pairs, with images/ and masks/ inside")
-  same = bool(_FLAGS.train) and pathlib.Path(_FLAGS.train).resolve() == pathlib.Path(_FLAGS.real).resolve()
-  splits = {"generated": "all", "real": _FLAGS.real_split or ("test" if same else "all"),
-            "train": _FLAGS.train_split or ("train" if same else "all")}
-  opened = {side: _folder(_FLAGS[side].value, splits[side], side) for side in splits if _FLAGS[side].value}
+  same = bool(f.train) and pathlib.Path(f.train).resolve() == pathlib.Path(f.real).resolve()
+  splits = {"generated": "all", "real": f.real_split or ("test" if same else "all"),
+            "train": f.train_split or ("train" if same else "all")}
+  opened = {side: _folder(f[side].value, splits[side], side != "train") for side in splits if f[side].value}
   result = evaluate(
-    **opened, size=None if _FLAGS.size is None else (_FLAGS.size, _FLAGS.size), num=_FLAGS.num, features=_FLAGS.features,
-    feature_weights=_FLAGS.feature_weights, segmenter=_FLAGS.segmenter, seed=_FLAGS.seed,
-    pictures=_FLAGS.pictures, say=lambda text: print(text, file=sys.stderr, flush=True))
-  report.write(result, _FLAGS.out)
+    **opened, size=None if f.size is None else (f.size, f.size), num=f.num, features=f.features,
+    feature_weights=f.feature_weights, segmenter=f.segmenter, seed=f.seed,
+    pictures=f.pictures, say=lambda text: print(text, file=sys.stderr, flush=True))
+  report.write(result, f.out)
   for verdict in result["verdicts"]:
     print(f"{verdict['question']} {verdict['answer']}")
-  print(f"written: {pathlib.PurePath(_FLAGS.out) / 'report.html'}, report.md, report.json")
-
-
-def _folder(path: str, split: str, side: str):
-  spec = path if path.startswith(("folder:", "phantom", "tfds:")) and not pathlib.Path(path).exists() else f"folder:{path}"
-  return sources.open_source(spec, split=split, fields=("image", "tree?" if side == "train" else "tree"))
+  print(f"written: {pathlib.PurePath(f.out) / 'report.html'}, report.md, report.json")
 
 
 if __name__ == "__main__":

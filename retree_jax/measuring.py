@@ -42,14 +42,15 @@ class Arrays:
         if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
           raise ValueError(f"The {title} set's {key} holds NaN or infinity: remove these pairs.")
         if value.dtype != np.uint8 or value.ndim != 4 or value.shape[-1] != channels[key]:
-          raise ValueError(f"The {title} set's {key} must be uint8 [N, H, W, {channels[key]}], not {value.dtype} "
-                           f"{value.shape}: scale it to 0..255 and convert it.")
+          raise ValueError(f"The {title} set's {key} must be uint8 [N, H, W, {channels[key]}], not "
+                           f"{value.dtype} {value.shape}: scale it to 0..255 and convert it.")
         self._arrays[key] = value
     if "image" not in self._arrays:
       raise ValueError(f"The {title} set has no 'image': give photographs, uint8 [N, H, W, 3].")
     shapes = {key: value.shape[:3] for key, value in self._arrays.items()}
     if len(set(shapes.values())) > 1:
-      raise ValueError(f"The {title} set's arrays do not belong together, {shapes}: give one number and one size.")
+      raise ValueError(f"The {title} set's arrays do not belong together, {shapes}: give one number and one "
+                       "size.")
     self.names = [f"{i:05d}" for i in range(len(self._arrays["image"]))]
 
   def __len__(self) -> int:
@@ -179,11 +180,13 @@ def pairs(source, indices: Sequence[int], size: tuple[int, int], extractors: dic
 
   for done, example in enumerate(fitted(source, indices, size), 1):
     if "tree" not in example:
-      raise ValueError(f"{found.title} has no vessel mask for {example['name']}: give a folder with images/ and masks/.")
+      raise ValueError(f"{found.title} has no vessel mask for {example['name']}: give a folder with images/ "
+                       "and masks/.")
     _note(found, thumbnails, example)
     image, fov, tree = example["image"], example["fov"] > 0, example["tree"] >= 128
     if not fov.any():
-      raise ValueError(f"The field of view of {example['name']} in {found.title} is empty: correct or remove its fov file.")
+      raise ValueError(f"The field of view of {example['name']} in {found.title} is empty: correct or "
+                       "remove its fov file.")
     found.biomarkers.append(vessels.biomarkers(tree, fov))
     found.own.append(fidelity.measures(image, tree, fov))
     found.shifts.append(fidelity.shift_map(image, tree, fov))

@@ -33,10 +33,13 @@ from retree_jax.report_parts import interval, number
 FORMAT = 1
 LEVELS = ("good", "caution", "bad", "unknown")
 _ENOUGH_IMAGES = 10  # below this no verdict on a distance is given
+_ENOUGH_NEIGHBOURS = 30  # below this the balls of the nearest neighbours cover nearly everything
 _ENOUGH_TREES = 10
 _ENOUGH_PAIRS = 3
 _SAME_LABELS = 0.9  # share of the way from chance to real pairs above which labels are said to lie as well
 _LOOSE_LABELS = 0.6
+_LEAST_GAIN = 0.05  # by which real labels must separate better than shuffled ones to be a yardstick
+_USELESS_F1 = 0.5  # of a segmenter on real eyes, below which it is no judge
 # Numbers that repeat another biomarker, or judge a fit, are tabulated but not judged.
 _NOT_JUDGED = ("fractal_fit", "width_area", "branching_angle_median", "tortuosity_median")
 
@@ -112,14 +115,18 @@ def _counts(result: dict) -> tuple[int, int]:
 
 def _looks(result: dict, space: str, question: str) -> dict:
   """Whether a permutation test tells the sets apart; if so, whether they overlap."""
-  found, test, features = result["distances"][space], result["tests"][space], result["settings"]["features"][space]
+  found, test, features = (part[space] for part in (
+    result["distances"], result["tests"], result["settings"]["features"]))
   generated, real = _counts(result)
   basis = f"{generated} generated and {real} real {space}"
+
+  def say(level, answer):
+    return _verdict(space, question, level, answer, basis + ".")
+
   if "refused" in found:
-    return _verdict(space, question, "unknown", found["refused"], basis + ".")
+    return say("unknown", found["refused"])
   if min(generated, real) < _ENOUGH_IMAGES:
-    return _verdict(space, question, "unknown", f"There are too few {space} to tell: at least {_ENOUGH_IMAGES} of each "
-                    "are needed, 50 are better.", basis + ".")
+    return say("unknown", f"There are too few {space} to tell: at least {_ENOUGH_IMAGES} of each are needed, 50 are better.")
   kernel = found["kernel"]
   basis += (f"; {features} features; permutation test of the energy distance, p = {number(test['p'])}; kernel distance "
             f"{number(kernel['value'])} (95 % interval {interval(kernel)})")
@@ -127,18 +134,21 @@ def _looks(result: dict, space: str, question: str) -> dict:
     floor = found["kernel_floor"]
     basis += (f", random halves of the real set, {floor['num_a']} each, score {number(floor['value'])} "
               f"({interval(floor)}) against each other")
-  shares = (f" {_percent(found['precision'])} of the generated {space} lie among real ones, and "
-            f"{_percent(found['coverage'])} of the real ones have a generated one close by.") if "precision" in found else ""
+  shares, overlap = "", False
+  if "precision" in found and min(generated, real) >= _ENOUGH_NEIGHBOURS:
+    among, covered = found["precision"]["value"], found["coverage"]["value"]
+    overlap = min(among, covered) >= 0.5
+    shares = (f" {100 * among:.0f} % of the generated {space} lie among real ones, and {100 * covered:.0f} % of the real "
+              "ones have a generated one close by.")
   if test["p"] > 0.05:
-    few = " With so few images only large differences would show." if min(generated, real) < 50 else ""
-    return _verdict(space, question, "good", f"No difference was found by these features.{few}{shares}", basis + ".")
-  if shares and min(found["precision"]["value"], found["coverage"]["value"]) >= 0.5:
-    return _verdict(space, question, "caution", f"They differ as sets, though they overlap.{shares}", basis + ".")
-  return _verdict(space, question, "bad", f"They differ clearly.{shares}", basis + ".")
+    return say("good", f"No difference was found by these features.{_few(generated, real)}{shares}")
+  if overlap:
+    return say("caution", f"They differ as sets, though they overlap.{shares}")
+  return say("bad", f"They differ clearly.{shares}")
 
 
-def _percent(measure: dict) -> str:
-  return f"{100 * measure['value']:.0f} %"
+def _few(generated: int, real: int) -> str:
+  return " With so few eyes only large differences would show." if min(generated, real) < 50 else ""
 
 
 def differing(result: dict, level: float = 0.05) -> tuple[list[str], list[str]]:
@@ -154,28 +164,30 @@ def differing(result: dict, level: float = 0.05) -> tuple[list[str], list[str]]:
 
 
 def _vessels(result: dict) -> dict:
-  question = "Do the generated vessels measure like real vessels?"
   generated, real = _counts(result)
-  basis = f"{generated} generated and {real} real trees at {result['settings']['size'][0]} × {result['settings']['size'][1]} pixels"
+  height, width = result["settings"]["size"]
+  basis = f"{generated} generated and {real} real trees at {height} × {width} pixels"
+
+  def say(level, answer):
+    return _verdict("vessels", "Do the generated vessels measure like real vessels?", level, answer, basis + ".")
+
   if "refused" in result["vessels"]:
-    return _verdict("vessels", question, "unknown", result["vessels"]["refused"], basis + ".")
+    return say("unknown", result["vessels"]["refused"])
   if min(generated, real) < _ENOUGH_TREES:
-    return _verdict("vessels", question, "unknown", f"There are too few trees to tell (at least {_ENOUGH_TREES} of each are "
-                    "needed, 20 are better).", basis + ".")
+    return say("unknown", f"There are too few trees to tell: at least {_ENOUGH_TREES} of each are needed, 50 are better.")
   names, judged = differing(result)
-  basis += f"; two-sample Kolmogorov-Smirnov tests of {len(judged)} measures, corrected for their number (Holm), 5 % level."
   if not judged:
-    return _verdict("vessels", question, "unknown", "The trees have nothing that could be measured: they are empty.", basis)
+    return say("unknown", "The trees have nothing that could be measured: they are empty.")
+  basis += f"; Kolmogorov-Smirnov tests of {len(judged)} measures at the 5 % level, corrected for their number (Holm)"
   if not names:
-    few = " With so few trees only large differences would show." if min(generated, real) < 50 else ""
-    return _verdict("vessels", question, "good", f"No difference was found in any of {len(judged)} measures.{few}", basis)
+    return say("good", f"No difference was found in any of {len(judged)} measures.{_few(generated, real)}")
   distances = result["vessels"]["distances"]
   names.sort(key=lambda n: -_size(distances[n]))
   told = "; ".join(f"{report_page.readable(n)} {number(distances[n]['mean_a'])} instead of "
                    f"{number(distances[n]['mean_b'])}{_unit(result, n)}" for n in names[:4])
   more = f"; and {len(names) - 4} more" if len(names) > 4 else ""
-  level = "caution" if len(names) <= len(judged) / 3 and max(_size(distances[n]) for n in names) < 1 else "bad"
-  return _verdict("vessels", question, level, f"{len(names)} of {len(judged)} measures differ, on average: {told}{more}.", basis)
+  small = len(names) <= len(judged) / 3 and max(_size(distances[n]) for n in names) < 1
+  return say("caution" if small else "bad", f"{len(names)} of {len(judged)} measures differ; on average: {told}{more}.")
 
 
 def _size(entry: dict) -> float:
@@ -189,66 +201,71 @@ def _unit(result: dict, name: str) -> str:
 
 
 def _labels(result: dict) -> dict:
-  question = "Do the labels lie on the vessels of the photographs?"
-  found, (dy, dx) = result["fidelity"]["measures"]["darker"], result["fidelity"]["shift"]["generated"]
-  separation = result["fidelity"]["measures"]["separation"]
-  own, null, real = found["generated"], found["shuffled"], found["real"]
+  measures, shift = result["fidelity"]["measures"], result["fidelity"]["shift"]
+  own, null, real = (measures["darker"][side] for side in ("generated", "shuffled", "real"))
+  basis = (f"{own['count']} generated and {real['count']} real pairs; 95 % bootstrap intervals of the mean. It finds labels "
+           "without a vessel, not vessels without a label.")
+
+  def say(level, answer):
+    return _verdict("labels", "Do the labels lie on the vessels of the photographs?", level, answer, basis)
+
   if min(own["count"], real["count"], null["count"]) < _ENOUGH_PAIRS:
-    return _verdict("labels", question, "unknown", f"There are too few pairs with vessels to tell (at least {_ENOUGH_PAIRS} of "
-                    "each are needed).", f"{own['count']} generated and {real['count']} real pairs.")
-  if not min(found["position"], separation["position"]) > -math.inf:
-    return _verdict("labels", question, "unknown", "The labels of the real pairs do not lie on dark lines either, so nothing can "
-                    "be compared: check the real folder.", f"{own['count']} generated and {real['count']} real pairs.")
+    return say("unknown", f"There are too few pairs with vessels to tell: at least {_ENOUGH_PAIRS} of each are needed.")
+  if measures["separation"]["real"]["mean"] - measures["separation"]["shuffled"]["mean"] < _LEAST_GAIN:
+    return say("unknown", "The labels of the real pairs do not lie on dark lines either, so there is nothing to compare "
+               "with: check the real folder.")
+
   def share(side):
     return f"{100 * side['mean']:.0f} % ({100 * side['low']:.0f} to {100 * side['high']:.0f} %)"
 
   told = (f"{share(own)} of the labelled pixels are darker in green than the retina around them; in real pairs "
           f"{share(real)}, with the labels of other eyes {share(null)}.")
-  basis = (f"{own['count']} generated and {real['count']} real pairs; 95 % bootstrap intervals of the mean. It finds labels "
-           "without a vessel, not vessels without a label.")
-  position = min(found["position"], separation["position"])
-  if (dy, dx) != (0, 0):
-    real_shift = result["fidelity"]["shift"]["real"]
-    moved = f" They would lie best if moved by {_moved(dy, dx)} ({_moved(*real_shift)} for the real ones)."
-    told += moved
-  if position >= _SAME_LABELS and max(abs(dy), abs(dx)) <= 1:
-    return _verdict("labels", question, "good", "As well as in real pairs, or nearly. " + told, basis)
+  if any(shift["generated"]):
+    told += (f" They would lie best if moved by {_moved(*shift['generated'])} (the real ones by "
+             f"{_moved(*shift['real'])}).")
+  position = min(m["position"] for m in (measures["darker"], measures["separation"]) if not math.isnan(m["position"]))
+  if position >= _SAME_LABELS and max(map(abs, shift["generated"])) <= 1:
+    return say("good", f"As well as in real pairs, or nearly. {told}")
   if position >= _LOOSE_LABELS:
-    return _verdict("labels", question, "caution", "Less well than in real pairs. " + told, basis)
-  return _verdict("labels", question, "bad", "Poorly. " + told, basis)
+    return say("caution", f"Less well than in real pairs. {told}")
+  return say("bad", f"Poorly. {told}")
 
 
 def _moved(dy: int, dx: int) -> str:
-  parts = [f"{abs(dy)} px {'down' if dy > 0 else 'up'}"] * bool(dy) + [f"{abs(dx)} px {'right' if dx > 0 else 'left'}"] * bool(dx)
+  parts = [f"{abs(step)} px {words[step > 0]}" for step, words in ((dy, ("up", "down")), (dx, ("left", "right"))) if step]
   return " and ".join(parts) or "nothing"
 
 
 def _segmenter(result: dict) -> dict:
-  question = "Does a segmenter trained on real eyes find the labels in the generated photographs?"
   own, real = (result["segmenter"][side]["f1"] for side in ("generated", "real"))
-  basis = (f"Segmenter {result['settings']['segmenter']}; F1 inside the field of view at {result['settings']['size'][0]} × "
-           f"{result['settings']['size'][1]} pixels, {own['count']} generated and {real['count']} real pairs, 95 % bootstrap "
-           "intervals of the mean. If it was trained on these real eyes, its score on them is too high.")
+  height, width = result["settings"]["size"]
+  basis = (f"Segmenter {result['settings']['segmenter']}; F1 inside the field of view at {height} × {width} pixels, "
+           f"{own['count']} generated and {real['count']} real pairs, 95 % bootstrap intervals of the mean. If it was trained "
+           "on these real eyes, its score on them is too high.")
+
+  def say(level, answer):
+    question = "Does a segmenter trained on real eyes find the labels in the generated photographs?"
+    return _verdict("segmenter", question, level, answer, basis)
+
   if min(own["count"], real["count"]) < _ENOUGH_PAIRS:
-    return _verdict("segmenter", question, "unknown", f"There are too few pairs to tell (at least {_ENOUGH_PAIRS} of each are "
-                    "needed).", basis)
+    return say("unknown", f"There are too few pairs to tell: at least {_ENOUGH_PAIRS} of each are needed.")
 
   def told(side):
     return f"{side['mean']:.3f} ({side['low']:.3f} to {side['high']:.3f})"
 
-  gap = real["mean"] - own["mean"]
   text = f"It agrees with the generated labels at F1 {told(own)}, with the real ones at {told(real)}."
+  if real["mean"] < _USELESS_F1:
+    return say("unknown", f"{text} A segmenter that fails on real eyes says nothing about generated ones.")
   if own["low"] > real["high"]:
-    return _verdict("segmenter", question, "caution", text + " The generated photographs are easier to segment than real ones.",
-                    basis)
-  level = "good" if gap <= 0.05 else "caution" if gap <= 0.15 else "bad"
-  return _verdict("segmenter", question, level, text, basis)
+    return say("caution", f"{text} The generated photographs are easier to segment than real ones.")
+  gap = real["mean"] - own["mean"]
+  return say("good" if gap <= 0.05 else "caution" if gap <= 0.15 else "bad", text)
 
 
 def _privacy(result: dict) -> list[dict]:
   if result["privacy"] is None:
-    return [_verdict("privacy", "Were training eyes copied?", "unknown", "It was not looked for, because the training set was not "
-                     "given.", "Give it with --train.")]
+    answer = "It was not looked for, because the training set was not given."
+    return [_verdict("privacy", "Were training eyes copied?", "unknown", answer, "Give it with --train.")]
   thing = {"photographs": "photographs", "trees": "vessel trees"}
   return [_verdict(f"privacy of {kind}", f"Were training {thing[kind]} copied?", *report_privacy.verdict(kind, audit))
           for kind, audit in result["privacy"].items()]

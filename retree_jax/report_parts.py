@@ -31,7 +31,7 @@ def number(value) -> str:
   if value == 0:
     return "0"
   size = math.floor(math.log10(abs(value)))
-  if not -4 < size < 6:
+  if not -6 < size < 6:
     return f"{value:.2e}"
   text = f"{value:.{max(0, 2 - size)}f}"
   return text.replace("-", "−")
@@ -63,7 +63,8 @@ def histogram(real: Sequence[float], generated: Sequence[float], title: str, uni
     real, generated: values; NaN are left out.
     title: heading.  unit: of the axis.
     real_name: what the filled sample is called by screen readers.
-    bins: number of bins over the range of both, without the outermost 1 % where that shortens it by half.
+    bins: number of bins over the range of both samples; values beyond Tukey's outer fences fall into the
+      outermost.
 
   Returns:
     An <svg> element, or a sentence where neither sample has values.
@@ -73,10 +74,12 @@ def histogram(real: Sequence[float], generated: Sequence[float], title: str, uni
   if not both.size:
     return f"<p>{markup.escape(title)}: nothing to measure.</p>"
   low, high = float(both.min()), float(both.max())
-  inner = np.percentile(both, [1, 99])
-  clipped = high > low and (inner[1] - inner[0]) < 0.5 * (high - low) and inner[1] > inner[0]
+  # Tukey's outer fences: single far values would squeeze all the others into one bar.
+  lower, upper = np.percentile(both, [25, 75])
+  fences = lower - 3 * (upper - lower), upper + 3 * (upper - lower)
+  clipped = upper > lower and (low < fences[0] or high > fences[1])
   if clipped:
-    low, high = map(float, inner)
+    low, high = max(low, float(fences[0])), min(high, float(fences[1]))
   if high <= low:
     low, high = low - 0.5, high + 0.5
   edges = np.linspace(low, high, bins + 1)
@@ -97,14 +100,14 @@ def histogram(real: Sequence[float], generated: Sequence[float], title: str, uni
       f'<line class="{css}" x1="{p:.1f}" x2="{p:.1f}" y1="{height}" y2="{height + 6}"/>'
       for css, v in (("real-mark", x), ("made-mark", y)) if v.size
       for p in [width * min(1.0, max(0.0, (float(v.mean()) - low) / (high - low)))])
-  note = " *" if clipped else ""
+  note = "*" if clipped else ""
   return (
-      f'<svg class="chart" viewBox="0 0 {width} {height + foot + 8}" role="img" aria-label="{markup.escape(told, quote=True)}">'
-      f'<polygon class="real-fill" points="{outline(shares[0])}"/>'
-      f'<polyline class="made-line" points="{outline(shares[1])}"/>'
-      f'<line class="axis" x1="0" x2="{width}" y1="{height}" y2="{height}"/>{marks}'
-      f'<text x="0" y="{height + foot}">{number(low)}</text>'
-      f'<text x="{width / 2:.0f}" y="{height + foot}" text-anchor="middle">{markup.escape(unit)}{note}</text>'
+      f'<svg class="chart" viewBox="0 0 {width} {height + foot + 8}" role="img" '
+      f'aria-label="{markup.escape(told, quote=True)}"><polygon class="real-fill" '
+      f'points="{outline(shares[0])}"/><polyline class="made-line" points="{outline(shares[1])}"/><line '
+      f'class="axis" x1="0" x2="{width}" y1="{height}" y2="{height}"/>{marks}<text x="0" '
+      f'y="{height + foot}">{number(low)}</text>'
+      f'<text x="{width / 2:.0f}" y="{height + foot}" text-anchor="middle">{note}</text>'
       f'<text x="{width}" y="{height + foot}" text-anchor="end">{number(high)}</text></svg>')
 
 
@@ -136,11 +139,13 @@ def ranges(rows: Sequence[tuple[str, str, float, float, float]], low: float, hig
       parts.append(f'<text x="{left}" y="{y + 5}">–</text>')
       continue
     if math.isfinite(start) and math.isfinite(end):
-      parts.append(f'<line class="{css} span" x1="{place(start):.1f}" x2="{place(end):.1f}" y1="{y}" y2="{y}"/>')
+      parts.append(f'<line class="{css} span" x1="{place(start):.1f}" x2="{place(end):.1f}" y1="{y}" '
+                   f'y2="{y}"/>')
     parts.append(f'<circle class="{css}" cx="{place(value):.1f}" cy="{y}" r="6"/>')
     parts.append(f'<text x="{width}" y="{y + 5}" text-anchor="end">{text(value)}</text>')
   bottom = height - 4
   parts.append(f'<text class="tick" x="{left}" y="{bottom}">{text(low)}</text>'
                f'<text class="tick" x="{width - 56}" y="{bottom}" text-anchor="end">{text(high)}</text>')
-  return (f'<svg class="chart wide" viewBox="0 0 {width} {height}" role="img" aria-label="{markup.escape(told, quote=True)}">'
+  return (f'<svg class="chart wide" viewBox="0 0 {width} {height}" role="img" '
+          f'aria-label="{markup.escape(told, quote=True)}">'
           + "".join(parts) + "</svg>")

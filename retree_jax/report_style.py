@@ -6,7 +6,8 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--ground:#14181c;--card:#1c2228;--ink:#e8ebee;--soft:#a6b0ba;--line:#343d46;--real:#7db4ee;
 --made:#f59e54;--null:#98a2ad;--good:#5fce93;--caution:#e3b341;--bad:#ff8a80;--unknown:#a6b0ba}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
+body{margin:0;background:var(--ground);color:var(--ink);
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
 main{max-width:1120px;margin:0 auto;padding:24px 16px 48px}
 h1{font-size:1.75rem;line-height:1.2;margin:0 0 8px}
 h2{font-size:1.3rem;margin:40px 0 8px}
@@ -14,8 +15,8 @@ h3{font-size:1.05rem;margin:20px 0 6px}
 p{margin:6px 0;max-width:76ch}
 .lead,.basis,footer,figcaption,dd{color:var(--soft)}
 .verdicts{list-style:none;margin:12px 0;padding:0;display:grid;gap:10px}
-.verdict{background:var(--card);border:1px solid var(--line);border-left:6px solid var(--tone);border-radius:8px;padding:12px 16px;
-display:grid;grid-template-columns:190px 1fr;gap:4px 16px}
+.verdict{background:var(--card);border:1px solid var(--line);border-left:6px solid var(--tone);border-radius:8px;
+padding:12px 16px;display:grid;grid-template-columns:190px 1fr;gap:4px 16px}
 .verdict h3{margin:0 0 2px}
 .verdict .level{color:var(--tone);font-weight:600;margin:0}
 .verdict .basis{font-size:.86rem}
@@ -27,6 +28,7 @@ background:var(--tone);color:var(--card);font-weight:700}
 .sides{display:grid;grid-template-columns:1fr 1fr;gap:28px}
 .eyes{display:grid;grid-template-columns:repeat(auto-fill,minmax(118px,1fr));gap:10px}
 figure{margin:0}
+small{color:var(--soft);font-weight:400}
 figcaption{font-size:.8rem;overflow-wrap:anywhere}
 .eye img,.near img{display:block;width:100%;height:auto;background:#000;border-radius:4px;margin-bottom:3px}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:22px 26px;margin-top:14px}
