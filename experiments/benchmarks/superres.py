@@ -1,0 +1,124 @@
+"""Super-resolution against bicubic enlargement on held-out real pairs.
+
+    python -m experiments.benchmarks.superres --superres runs/superres --source folder:PATH [--num 38] [--out results.json]
+
+Every held-out pair is brought to the stage's size, shrunk by area averages to its input size, and enlarged again in both ways.
+PSNR and SSIM of the photograph, over the whole frame and within the field of view; F1 and clDice of the tree, cut at one half,
+within the field of view. Bicubic trees are scored a second time at the threshold that gives the best F1 on training eyes, as
+averages of thin vessels never reach one half. Differences are paired, with 95 % bootstrap intervals over the eyes.
+"""
+
+import argparse
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from retree_jax import checkpoint, enlarge, losses
+from retree_jax.data import pipeline, sources, writing
+from retree_jax.metrics import segmentation
+from retree_jax.tasks import superres
+
+NAMES = ("psnr", "ssim", "psnr_fov", "ssim_fov", "tree_f1", "tree_cldice")
+_FIELDS = ("image", "tree", "fov")
+
+
+def pairs(source, size, num: int):
+  """Up to `num` pairs one by one: dicts of uint8 [1, H, W, C]."""
+  batches = pipeline.evaluation_batches(source, size=size, batch_size=1, fields=_FIELDS, num_threads=1)
+  for _, batch in zip(range(num), batches, strict=False):
+    yield {name: batch[name] for name in _FIELDS}
+
+
+def by_bicubic(small: dict, scale: int) -> dict[str, np.ndarray]:
+  """The baseline, with the field of view treated as the enlarger treats it."""
+  pair = enlarge.bicubic(jnp.concatenate([small["image"], small["tree"]], axis=-1), scale)
+  pixels = np.asarray(enlarge.blackened(pair, enlarge.enlarged_fov(jnp.asarray(small["fov"]), scale)))
+  return {"image": pixels[..., :3], "tree": pixels[..., 3:4], "fov": pixels[..., 4:]}
+
+
+@jax.jit
+def _image_scores(made, real, fov):
+  made, real = (x.astype(jnp.float32) / 127.5 - 1.0 for x in (made, real))
+  inside = fov >= 128
+  return jnp.concatenate([losses.psnr(made, real), losses.ssim(made, real), losses.psnr(made, real, mask=inside),
+                          losses.ssim(made, real, mask=inside)])
+
+
+def score(made: dict, real: dict, threshold: float = 0.5) -> dict[str, float]:
+  """`NAMES` of one enlarged pair."""
+  found = segmentation.scores(made["tree"][0] / 255.0, real["tree"][0] >= 128, real["fov"][0] >= 128, threshold)
+  values = [float(v) for v in _image_scores(made["image"], real["image"], real["fov"])]
+  return dict(zip(NAMES, [*values, found["f1"], found["cldice"]], strict=True))
+
+
+def run(path, spec: str, num: int = 1000, tuning: int = 12) -> dict:
+  """All scores as a JSON-able dict.
+
+  Args:
+    path: workdir or name of the superres stage.
+    spec: source of real pairs, see `retree_jax.data.sources`.
+    num: at most so many held-out pairs.
+    tuning: training pairs from which the threshold of bicubic trees is chosen.
+  """
+  loaded = checkpoint.load(path, stage="superres")
+  enlarger = enlarge.Enlarger(loaded)
+  fields = ("image", "tree")
+  train = sources.open_source(spec, split="train", fields=fields, size=enlarger.size)
+  test = sources.open_source(spec, split="test", fields=fields, size=enlarger.size)
+  known = [(by_bicubic(superres.shrunk(real, enlarger.scale), enlarger.scale), real)
+           for real in pairs(train, enlarger.size, tuning)]
+  threshold = segmentation.choose_threshold(
+      [made["tree"][0] / 255.0 for made, _ in known], [real["tree"][0] >= 128 for _, real in known],
+      [real["fov"][0] >= 128 for _, real in known])
+
+  rows = {"superres": [], "bicubic": [], f"bicubic, tree cut at {threshold:.3f}": []}
+  seconds = []
+  for real in pairs(test, enlarger.size, num):
+    small = superres.shrunk(real, enlarger.scale)
+    started = time.perf_counter()
+    large = enlarger(small)
+    seconds.append(time.perf_counter() - started)
+    base = by_bicubic(small, enlarger.scale)
+    for name, made, cut in zip(rows, (large, base, base), (0.5, 0.5, threshold), strict=True):
+      rows[name].append(score(made, real, cut))
+  gains = {name: [{n: a[n] - b[n] for n in NAMES} for a, b in zip(rows["superres"], found, strict=True)]
+           for name, found in rows.items() if name != "superres"}
+  return {
+      "checkpoint": loaded.identity(), "step": loaded.step, "source": spec, "num": len(seconds),
+      "input": list(enlarger.input_size), "output": list(enlarger.size),
+      "seconds_per_pair": float(np.median(seconds)), "bicubic_threshold": threshold,
+      "means": {name: segmentation.summary(found) for name, found in rows.items()},
+      "gain_over": {name: segmentation.summary(found) for name, found in gains.items()},
+      "names": list(test.names[:len(seconds)]), "pairs": rows}
+
+
+def table(result: dict) -> str:
+  """The means and the paired gains as a Markdown table."""
+  lines = ["| | " + " | ".join(NAMES) + " |", "|---" * (len(NAMES) + 1) + "|"]
+  for name, means in result["means"].items():
+    lines.append(f"| {name} | " + " | ".join(f"{means[n]['mean']:.4f}" for n in NAMES) + " |")
+  for name, gain in result["gain_over"].items():
+    cells = [f"{gain[n]['mean']:+.4f} [{gain[n]['low']:+.4f}, {gain[n]['high']:+.4f}]" for n in NAMES]
+    lines.append(f"| gain over {name} | " + " | ".join(cells) + " |")
+  return "\n".join(lines)
+
+
+def main(arguments=None) -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--superres", required=True, help="workdir or name of the stage")
+  parser.add_argument("--source", required=True, help="real pairs, e.g. folder:PATH; the test split is scored")
+  parser.add_argument("--num", type=int, default=1000, help="at most so many held-out pairs")
+  parser.add_argument("--out", help="JSON file to write")
+  options = parser.parse_args(arguments)
+  result = run(options.superres, options.source, options.num)
+  print(f"{result['num']} held-out pairs, {result['input']} -> {result['output']}, step {result['step']}, "
+        f"{result['seconds_per_pair']:.2f} s per pair\n\n{table(result)}")
+  if options.out:
+    writing.write_json(pathlib.Path(options.out), result)
+
+
+if __name__ == "__main__":
+  main()
