@@ -30,7 +30,7 @@ def number(value) -> str:
     return "–"
   if value == 0:
     return "0"
-  size = math.floor(math.log10(abs(value)))
+  size = math.floor(math.log10(abs(float(f"{value:.2e}"))))  # of the rounded value: 0.9999 is 1.00
   if not -6 < size < 6:
     return f"{value:.2e}"
   text = f"{value:.{max(0, 2 - size)}f}"
