@@ -1,6 +1,7 @@
 """Launch scripts: they parse, their dry run prints the commands they would run, and starts none."""
 
 import os
+import re
 import shlex
 import subprocess
 
@@ -54,7 +55,8 @@ def test_slurm_requeues_what_a_signal_stopped_and_nothing_else(tmp_path):
   """With a stand-in for Slurm: the job goes back into the queue after a signal, not when finished, not when failed."""
   called = tmp_path / "called"
   (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {called}\n')
-  for name, code, requeued in (("Stopped by a signal at step 7", 0, True), ("step 9: loss 1", 0, False), ("error: no", 2, False)):
+  cases = (("Stopped by a signal at step 7", 0, True), ("step 9: loss 1", 0, False), ("error: no", 2, False))
+  for name, code, requeued in cases:
     (tmp_path / "srun").write_text(f'#!/bin/sh\necho "{name}" >&2\nexit {code}\n')
     for tool in ("srun", "scontrol"):
       (tmp_path / tool).chmod(0o755)
@@ -93,3 +95,12 @@ def test_kubernetes_job_is_whole():
   assert pods["template"]["spec"]["volumes"][0]["name"] == mount["name"]
   for word in ("IMAGE", "BUCKET", "QUEUE"):  # what the comment says to fill in
     assert f"s|{word}|" in text and word in str(job)
+
+
+def test_commands_use_flags_that_exist():
+  known = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', (small.ROOT / "retree_jax" / "main.py").read_text()))
+  text = "".join((LAUNCH / name).read_text() for name in ("tpu_vm.sh", "slurm.sbatch", "gke_job.yaml"))
+  used = {word.split("=")[0].removeprefix("--") for line in text.splitlines() if "retree_jax.main" in line
+          for word in line.split("retree_jax.main", 1)[1].split() if word.startswith("--")}
+  used = {name for name in used if not name.startswith("config.")}
+  assert {"distributed", "workdir"} <= used and used <= known
