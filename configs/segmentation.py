@@ -85,13 +85,12 @@ def get_config(variant: str = ""):
     c.train.update(batch_size=2, num_steps=20_000, ema_decay=0.0)
     c.sampler.update(overlap=0, flips=1)
   if variant == "cpu":
-    c.data.image_size = (640, 640)
     c.crop.update(size=160, num=8)
     c.loss.dice = 0.5
     c.model.update(widths=(24, 32, 48), bottleneck=(64,), dropout=0.05, dtype="float32")
     c.train.update(batch_size=1, num_steps=3000, ema_decay=0.99)
     c.optimizer.update(learning_rate=2e-3, warmup_steps=50, decay_steps=3000)
-    c.sampler.overlap = 32
+    c.sampler.update(overlap=32, flips=2)
     c.evaluate.update(every=500, num=8)
     c.preview.update(every=1000, num=4)
     c.checkpoint.every = 100
