@@ -58,7 +58,10 @@ def parse(flags_object, argv: list[str]) -> list[str]:
   try:
     return flags_object(argv)
   except flags.Error as error:
-    raise ValueError(f"{error}; see --help") from error
+    text = str(error)
+    if "Traceback" in text:  # what a config file raised, wrapped by ml_collections: its last line is the sentence
+      raise ValueError(text.strip().splitlines()[-1].split("Error: ", 1)[-1]) from error
+    raise ValueError(f"{text}; see --help") from error
   except (KeyError, AttributeError, TypeError, FileNotFoundError) as error:
     text = str(error.args[0] if error.args else error).strip("\"'")
     raise ValueError(f"{text} (in {' '.join(a for a in argv[1:] if a.startswith('--config')) or 'the config'})") from error

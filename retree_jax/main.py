@@ -16,7 +16,8 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, configs/
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (default runs/STAGE); a bucket will do.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "evaluate"], "What to do.")
 _NUM = flags.DEFINE_integer("num", None, "--mode sample: number of samples.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", None, "Root of all randomness, for config.seed (train) or config.sampler.seed.")
+_SEED = flags.DEFINE_integer("seed", None, "Root of all randomness, for config.seed (train) or config.sampler.seed.",
+                             lower_bound=0)
 _OUT = flags.DEFINE_string("out", None, "--mode sample: folder to write to (default WORKDIR/samples).")
 _INPUT = flags.DEFINE_string("input", None, "--mode sample: folder of photographs to label (segmentation), of pairs to "
                              "enlarge (superres), or of trees to paint (fundus).")

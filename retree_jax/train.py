@@ -42,6 +42,7 @@ def train(config, workdir, *, arrays: Mapping[str, np.ndarray] | None = None, de
     NotFiniteError: the loss is not finite.
   """
   # --- mesh, task, data -------------------------------------------------------------------------------------------------
+  keys.stream(config.seed, config.stage)  # a seed that is none is refused here, in a sentence
   mesh = sharding.make_mesh(config.mesh.fsdp, devices)
   sharding.check_batch(config.train.batch_size, mesh, config.train.accumulate)
   task = tasks.make(config)

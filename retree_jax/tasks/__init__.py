@@ -27,6 +27,9 @@ def make(config):
   """
   if config.stage not in _TASKS:
     raise ValueError(f"config.stage={config.stage!r} is unknown: use {', '.join(_TASKS)}")
+  size = tuple(config.data.image_size)
+  if len(size) != 2 or min(size) < 1:
+    raise ValueError(f"config.data.image_size={size} must be (height, width): write it once, as '(256, 256)'")
   module, name = _TASKS[config.stage]
   if config.stage == "segmentation" and "diffusion" in config:  # masks drawn from noise, given the photograph
     module, name = _TASKS["tree"]
