@@ -1,0 +1,157 @@
+"""Super-resolution network and its discriminator: what their docstrings promise, on a few channels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from retree_jax import models
+from retree_jax.models import superres
+
+TINY = {
+  "name": "superres", "factor": 4, "width": 6, "depth": 1, "up_widths": (), "vit_blocks": 1, "vit_patch": 2,
+  "token_width": 8, "heads": 2, "head_width": 4}
+JUDGE = {"name": "superres_discriminator", "widths": (4, 6), "vit_blocks": 1, "heads": 1, "head_width": 4}
+
+
+def awake(params):
+  """The parameters with their initial zeros replaced, so that every path can be seen in the output."""
+  leaves, structure = jax.tree.flatten(params)
+  rng = np.random.default_rng(0)
+  return jax.tree.unflatten(structure, [leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves])
+
+
+def keys_cubic(x, factor):
+  """Bicubic enlargement (Keys 1981, a = -1/2) of [H, W, C], centres of pixels aligned, by its definition."""
+
+  def kernel(d):
+    d = np.abs(d)
+    near, far = 1.5 * d**3 - 2.5 * d**2 + 1, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
+    return np.where(d <= 1, near, np.where(d < 2, far, 0))
+
+  def matrix(size):
+    place = (np.arange(size * factor) + 0.5) / factor - 0.5
+    weights = kernel(place[:, None] - np.arange(size))
+    return weights / weights.sum(1, keepdims=True)  # at the borders only what is there counts
+
+  return np.einsum("ih,jw,hwc->ijc", matrix(x.shape[0]), matrix(x.shape[1]), x)
+
+
+@pytest.mark.parametrize("factor, up_widths", [(2, ()), (4, (5, 4)), (8, ())])
+def test_untrained_it_is_bicubic_in_photograph_and_tree(factor, up_widths):
+  network = models.build({**TINY, "factor": factor, "up_widths": up_widths})
+  x = jnp.clip(0.5 * jax.random.normal(jax.random.key(0), (2, 4, 6, 4)), -1, 1)
+  params = network.init(jax.random.key(1), x)
+  out = jax.jit(network.apply)(params, x)
+  assert out.shape == (2, 4 * factor, 6 * factor, 4) and out.dtype == jnp.float32
+  wanted = np.stack([keys_cubic(np.asarray(picture, np.float64), factor) for picture in x])
+  np.testing.assert_allclose(out[..., :3], wanted[..., :3], atol=1e-5)
+  np.testing.assert_allclose(out[..., 3], superres.TREE_GAIN * wanted[..., 3], atol=1e-5)
+  # Logits: a pixel is vessel where its coverage is over one half, and surely so where it is all vessel.
+  assert 1 / (1 + np.exp(-superres.TREE_GAIN)) == pytest.approx(0.98, abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+  network = models.build(TINY)
+  x = jax.random.uniform(jax.random.key(0), (2, 4, 6, 4), minval=-1)
+  return network, awake(network.init(jax.random.key(1), x)), x
+
+
+def test_photograph_and_tree_are_drawn_from_both(tiny):
+  network, params, x = tiny
+
+  def reaches(params, given):  # [4 out, 4 in]: how much each channel of the answer hangs on each that was given
+    jacobian = jax.jacrev(lambda x: jnp.mean(network.apply(params, x)[0] ** 2, axis=(0, 1)))(given)
+    return jnp.abs(jacobian[:, 0]).max(axis=(1, 2))
+
+  assert np.all(jax.jit(reaches)(params, x) > 1e-6)
+
+
+def test_every_parameter_is_trained(tiny):
+  network, params, x = tiny
+  gradients = jax.jit(jax.grad(lambda p: jnp.sum(network.apply(p, x) ** 2)))(params)
+  dead = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(gradients)
+          if not np.abs(g).max() > 0]
+  assert not dead
+
+
+def test_bfloat16_keeps_parameters_and_output_in_float32(tiny):
+  network, params, x = tiny
+  narrow = models.build({**TINY, "dtype": "bfloat16"})
+  shapes = jax.eval_shape(lambda: narrow.init(jax.random.key(0), x))
+  assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+  half, full = jax.jit(narrow.apply)(params, x), jax.jit(network.apply)(params, x)
+  assert half.dtype == jnp.float32
+  assert 1e-5 < np.linalg.norm(half - full) / np.linalg.norm(full) < 0.05
+
+
+def test_noise_may_be_given_beside_the_pair():
+  network = models.build({**TINY, "vit_blocks": 0})
+  x, z = jnp.zeros((1, 3, 5, 4)), jax.random.normal(jax.random.key(0), (1, 3, 5, 2))
+  params = awake(network.init(jax.random.key(1), x, None, z))
+  run = jax.jit(lambda z: network.apply(params, x, None, z))
+  assert run(z).shape == (1, 12, 20, 4)  # without transformer any size will do
+  assert np.abs(run(z) - run(0 * z)).max() > 1e-3
+
+
+def test_the_largest_enlargements_are_affordable():
+  shape = jax.ShapeDtypeStruct
+  for factor, size in ((8, 64), (4, 128), (2, 256)):
+    network = models.build({"name": "superres", "factor": factor})
+    x = shape((1, size, size, 4), jnp.float32)
+    params = jax.eval_shape(lambda n=network, x=x: n.init(jax.random.key(0), x))
+    assert jax.eval_shape(network.apply, params, x).shape == (1, 512, 512, 4)
+
+
+@pytest.mark.parametrize("iterations, tolerance", [(10, 0.1), (200, 1e-4)])
+def test_spectral_value_is_the_largest_singular_value(iterations, tolerance):
+  matrix = jax.random.normal(jax.random.key(3), (36, 8))
+  value = jax.jit(superres.spectral_value, static_argnums=1)(matrix, iterations)
+  exact = np.linalg.svd(matrix, compute_uv=False)[0]
+  assert exact * (1 - tolerance) < value < exact * (1 + 1e-5)
+  if iterations == 200:  # d sigma / d matrix = u v^T
+    u, _, v = np.linalg.svd(matrix)
+    slope = jax.grad(superres.spectral_value)(matrix, 200)
+    np.testing.assert_allclose(slope, np.outer(u[:, 0], v[0]), atol=1e-2)
+
+
+def test_the_discriminator_judges_patches_at_a_scale_that_training_cannot_blow_up():
+  x = jax.random.uniform(jax.random.key(0), (2, 8, 12, 4), minval=-1)
+  network = models.build(JUDGE)
+  params = awake(network.init(jax.random.key(1), x))
+  run = jax.jit(network.apply)
+  logits = run(params, x)
+  assert logits.shape == (2, 2, 3, 1) and logits.dtype == jnp.float32
+  changed = run(params, x.at[0, :, :, 3].mul(-1))
+  assert np.abs(changed[0] - logits[0]).max() > 1e-4  # it looks at the tree
+  np.testing.assert_allclose(changed[1], logits[1], rtol=1e-4, atol=1e-6)
+  louder = {k: {**v, "kernel": 10 * v["kernel"]} if k.startswith("SpectralConv") else v for k, v in params.items()}
+  np.testing.assert_allclose(run(louder, x), logits, rtol=1e-3, atol=1e-5)
+  free = models.build({**JUDGE, "spectral_norm": False})
+  assert np.abs(jax.jit(free.apply)(louder, x) - logits).max() > 1
+
+
+@pytest.mark.parametrize("settings, words", [
+  ({**TINY, "factor": 3}, "'factor' of superres is 3; use 2, 4 or 8"),
+  ({**TINY, "up_widths": (8,)}, "a factor of 4 doubles 2 times; give 2 widths"),
+  ({**TINY, "heads": 0}, "must be at least 1"),
+  ({**TINY, "depth": -1}, "at least 0"),
+  ({**JUDGE, "widths": ()}, "for instance widths \\(32, 64, 128\\)"),
+  ({**JUDGE, "vit_blocks": -1}, "vit_blocks at least 0"),
+])
+def test_bad_settings_are_answered_in_a_sentence(settings, words):
+  with pytest.raises(ValueError, match=words):
+    models.build(settings)
+
+
+def test_bad_sizes_are_answered_in_a_sentence():
+  network = models.build(TINY)
+  with pytest.raises(ValueError, match="multiples of 2, for instance 4x6"):
+    network.check_size(5, 6)
+  with pytest.raises(ValueError, match="attend over 128x128 tokens of 256x256 pixels, .* raise the network's vit_patch"):
+    network.check_size(256, 256)
+  with pytest.raises(ValueError, match="add another entry to its widths"):
+    models.build(JUDGE).check_size(512, 512)
+  with pytest.raises(ValueError, match="takes RGB and tree, 4 channels, not 3; join the two"):
+    network.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))
