@@ -73,6 +73,10 @@ class Generator:
       from retree_jax import enlarge
 
       self._enlarger = enlarge.Enlarger(models.superres, mesh)
+      wanted, size = self._enlarger.input_size, self.samplers["fundus"].size
+      if wanted != size:
+        raise ValueError(f"the superres stage enlarges {wanted[0]}x{wanted[1]} pixels and the fundus stage makes "
+                         f"{size[0]}x{size[1]}: give stages that were trained for one another")
 
   @property
   def batch_size(self) -> int:

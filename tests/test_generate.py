@@ -165,6 +165,27 @@ def test_stages_that_do_not_fit_are_refused(stages_given, options, sentence):
     generate.pairs(generate.Models(**{k: every[v] for k, v in stages_given.items()}), **options)
 
 
+def test_superres_follows_a_fundus_stage_of_its_size(monkeypatch):
+  from retree_jax import enlarge
+
+  class Twice:
+    """A super-resolution that repeats pixels."""
+
+    def __init__(self, loaded, mesh):
+      self.input_size = loaded
+
+    def __call__(self, fields):
+      return {name: pixels.repeat(2, 1).repeat(2, 2) for name, pixels in fields.items()}
+
+  monkeypatch.setattr(enlarge, "Enlarger", Twice)
+  m = models()
+  small_pair, large = generate.pairs(m, num=1), generate.pairs(generate.Models(m.tree, m.fundus, (16, 16)), num=1)
+  for name in ("image", "tree", "fov"):
+    np.testing.assert_array_equal(large[name][:, ::2, 1::2], small_pair[name])
+  with pytest.raises(ValueError, match="enlarges 8x8 pixels and the fundus stage makes 16x16"):
+    generate.pairs(generate.Models(m.tree, m.fundus, (8, 8)), num=1)
+
+
 def test_trees_of_another_kind_are_refused():
   with pytest.raises(ValueError, match=r"uint8 of shape \[H, W, 1\], not float64"):
     generate.pairs(models(), trees=np.zeros((1, 8, 8, 1)))
