@@ -15,9 +15,11 @@ import numpy as np
 
 from retree_jax import defaults
 
-# Runs in the same session, and the processes that they start, compile the same program once.
-_CACHE = tempfile.mkdtemp(prefix="retree_jax_tests_")
-atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+# Runs in the same session, and the processes that they start, compile the same program once. To compile once for many sessions,
+# name a folder in RETREE_JAX_TEST_CACHE.
+_CACHE = os.environ.get("RETREE_JAX_TEST_CACHE") or tempfile.mkdtemp(prefix="retree_jax_tests_")
+if "RETREE_JAX_TEST_CACHE" not in os.environ:
+  atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", _CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
@@ -127,11 +129,20 @@ def start(*arguments: str, devices: int = 1, **environment: str) -> subprocess.P
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def finish(process: subprocess.Popen, timeout: float = 300) -> str:
+def finish(process: subprocess.Popen, timeout: float = 1500) -> str:
   """Waits for a process that must succeed; what it printed."""
   try:
     text, _ = process.communicate(timeout=timeout)
-  finally:
-    process.kill()
+  except subprocess.TimeoutExpired:
+    stop(process)
+    raise
   assert process.returncode == 0, text
   return text
+
+
+def stop(*processes: subprocess.Popen | None) -> None:
+  """Kills what still runs of these, and closes their pipes."""
+  for process in processes:
+    if process is not None and not process.stdout.closed:
+      process.kill()
+      process.communicate()

@@ -1,0 +1,76 @@
+"""Two processes over loopback train, preview, stop at one's signal, save, restore and sample as one process does."""
+
+import json
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+from PIL import Image
+
+from retree_jax import checkpoint
+from tests import small
+
+FLAGS = ("-m", "retree_jax.main", "--config", "configs/tree.py:tiny", *small.FLAGS, "--config.evaluate.num=3",
+         "--config.preview.num=3")
+
+
+def start_both(workdir, *flags):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  return [small.start(*FLAGS, f"--workdir={workdir}", f"--coordinator=localhost:{port}", "--num_processes=2",
+                      f"--process_id={rank}", *flags) for rank in range(2)]
+
+
+def losses(workdir) -> dict[int, float]:
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def test_two_processes_are_one_run(tmp_path):
+  both, one = tmp_path / "both", tmp_path / "one"
+  processes = start_both(both, "--config.train.num_steps=100000", "--config.checkpoint.every=1000")
+  try:
+    deadline = time.monotonic() + 1500
+    while time.monotonic() < deadline and all(p.poll() is None for p in processes):
+      if (both / "metrics.jsonl").exists() and len(losses(both)) >= 3:
+        break
+      time.sleep(0.05)
+    # The signal comes to one process only; both stop at the same step.
+    processes[1].send_signal(signal.SIGTERM)
+    texts = [small.finish(p) for p in processes]
+  finally:
+    small.stop(*processes)
+  stopped = checkpoint.load(both, step="latest").step
+  assert f"Stopped by a signal at step {stopped}" in texts[0] and "step 1:" not in texts[1]
+
+  # They go on where they were; the last step is evaluated, shown and saved.
+  last = stopped + 3
+  final = (f"--config.train.num_steps={last}", f"--config.evaluate.every={last}", f"--config.preview.every={last}")
+  processes = start_both(both, *final)
+  alone = None
+  try:
+    texts = [small.finish(p) for p in processes]
+    alone = small.start(*FLAGS, f"--workdir={one}", *final, devices=2)
+    small.finish(alone)
+  finally:
+    small.stop(*processes, alone)
+  assert f"Resumed from step {stopped}" in texts[0]
+
+  # The same data in the same order, hence the same losses and parameters, up to the order of sums.
+  ours, theirs = losses(both), losses(one)
+  assert list(ours) == list(theirs) == list(range(1, last + 1))
+  np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-3)
+  a, b = (checkpoint.load(workdir) for workdir in (both, one))
+  assert a.step == b.step == last and jax.process_count() == 1
+  small.assert_close(a.params, b.params, rtol=1e-2, atol=1e-3)
+  previews = []
+  for workdir in (both, one):
+    scores = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert scores["step"] == last and scores["heldout_loss"] > 0
+    with Image.open(next((workdir / "previews").glob("samples_tree_*.png"))) as picture:
+      previews.append((scores["heldout_loss"], np.asarray(picture, np.int32)))
+  assert np.isclose(previews[0][0], previews[1][0], rtol=2e-3)
+  assert np.abs(previews[0][1] - previews[1][1]).mean() < 4
