@@ -30,6 +30,7 @@ def get_config(variant: str = ""):
   # Vessels must be found in every camera's light: more of everything than a generator, which should keep to what is real.
   c.data.augment.update(scale=0.2, brightness=0.25, contrast=0.3, saturation=0.3, hue=0.03, gamma=0.3, illumination=0.25,
                         blur=1.0, noise=6.0)
+  c.data.heldout = "test"
   c.checkpoint.update(keep_latest=1, keep_best=0)
   if variant == "diffusion":
     return _diffusion(c)

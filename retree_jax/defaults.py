@@ -35,6 +35,9 @@ def base(stage: str, variant: str = "") -> ConfigDict:
   # Fields that the network makes, and those it is given.
   c.data.target = ("tree", "fov")
   c.data.condition = ()
+  # What checkpoints are chosen by: "validation" holds one patient in five out of the train split for it; "test" trains on the
+  # whole train split, logs the losses on the test split, and chooses nothing by them: the last checkpoint counts.
+  c.data.heldout = "validation"
   # Augmentation; see retree_jax.data.transforms.Augment.
   c.data.augment = augmentation()
   # Threads that read and augment.

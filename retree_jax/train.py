@@ -30,7 +30,7 @@ def train(config, workdir, *, arrays: Mapping[str, np.ndarray] | None = None, de
   Args:
     config: from `configs/STAGE.py`.
     workdir: folder for checkpoints, metrics and previews (local or bucket), shared by all hosts.
-    arrays: {"train": {"tree": uint8 [N, H, W, 1], ...}, "test": {...}} already at `config.data.image_size`, instead of
+    arrays: {"train": {"tree": uint8 [N, H, W, 1], ...}, "heldout": {...}} already at `config.data.image_size`, instead of
       `config.data.source`; no files are read.
     devices: devices of the mesh; all by default.
 
@@ -117,7 +117,8 @@ def train(config, workdir, *, arrays: Mapping[str, np.ndarray] | None = None, de
         started, started_step = time.monotonic(), step
       if config.evaluate.every and (step % config.evaluate.every == 0 or last):
         scores = evaluator(state.ema)
-        losses[step] = scores["heldout_loss"]
+        if config.data.heldout != "test":
+          losses[step] = scores["heldout_loss"]
         writers.scalars(step, scores)
         started, started_step = time.monotonic(), step
       if config.preview.every and (step % config.preview.every == 0 or last):
@@ -134,7 +135,7 @@ def train(config, workdir, *, arrays: Mapping[str, np.ndarray] | None = None, de
 
 
 def evaluate(loaded: checkpoint.Loaded, source: str, devices=None) -> dict[str, float]:
-  """The loop's evaluation of a finished stage on another source: means over its test and training splits.
+  """The loop's evaluation of a finished stage on another source: means over its test and train splits.
 
   Args:
     loaded: from `checkpoint.load`.
@@ -146,7 +147,7 @@ def evaluate(loaded: checkpoint.Loaded, source: str, devices=None) -> dict[str, 
   """
   mesh = sharding.make_mesh(devices=devices)
   config = loaded.config.copy_and_resolve_references()
-  config.data.source = source
+  config.data.update(source=source, heldout="test")
   task = tasks.make(config)
   evaluator = _Evaluator(config, task, _Data(config, None, task.fields), mesh)
   return evaluator(jax.device_put(loaded.params, sharding.replicated(mesh)))
@@ -167,8 +168,11 @@ class _Data:
     self.config, self.arrays, self.fields = config, arrays, fields
     if arrays is None:
       size, fields = tuple(config.data.image_size), tuple(f for f in fields if f != "fov")
-      self.train = sources.open_source(config.data.source, split="train", fields=fields, seed=config.seed, size=size)
-      self.heldout = sources.open_source(config.data.source, split="test", fields=fields, seed=config.seed, size=size)
+      if config.data.heldout not in ("validation", "test"):
+        raise ValueError(f"config.data.heldout={config.data.heldout!r} is unknown: use validation or test")
+      splits = ("train", "test") if config.data.heldout == "test" else ("fit", "validation")
+      self.train, self.heldout = (sources.open_source(
+          config.data.source, split=split, fields=fields, seed=config.seed, size=size) for split in splits)
       self.num_train = len(self.train)
     else:
       self.num_train = len(next(iter(arrays["train"].values())))
@@ -185,7 +189,7 @@ class _Data:
                                    num_threads=c.data.num_threads, **common)
 
   def examples(self, split: str, num: int) -> dict[str, np.ndarray]:
-    """The first `num` examples of a split, unaugmented, as uint8 arrays [n, H, W, C]."""
+    """The first `num` examples of "train" or "heldout", unaugmented, as uint8 arrays [n, H, W, C]."""
     if self.arrays is not None:
       chosen = self.arrays.get(split) or self.arrays["train"]
       return {f: np.asarray(chosen[f][:num]) for f in self.fields}
@@ -205,14 +209,14 @@ class _Evaluator:
 
   def __call__(self, ema) -> dict[str, float]:
     scores = {}
-    for split, prefix in (("test", "heldout"), ("train", "training")):
+    for split, prefix in (("heldout", "heldout"), ("train", "training")):
       for name, value in self._run(ema, split).items():
         scores[f"{prefix}_{name}"] = value
     return scores
 
   def preview_batch(self) -> dict[str, np.ndarray]:
     """Held-out examples for the preview."""
-    return self._examples("test")
+    return self._examples("heldout")
 
   def _examples(self, split):
     if split not in self._cache:

@@ -149,7 +149,7 @@ def calibrate(loaded) -> dict:
     ValueError: the data cannot be read.
   """
   config = loaded.config
-  training, validation = (_real(config, split) for split in ("train", "test"))
+  training, validation = (_real(config, split) for split in ("fit", "validation"))
   ranges = ranges_of([measures(t, f) for t, f in zip(*training, strict=True)])
   scores = np.array([v.score for v in Filter(loaded, 0.0, {}, "")(*validation)])
   if config.filter.threshold:

@@ -85,7 +85,7 @@ class Toy:
 
 @functools.lru_cache
 def arrays(size: int = 16, train: int = 24, test: int = 8) -> dict:
-  """{"train": {"tree": uint8 [n, size, size, 1]}, "test": ...}: each tree one straight vessel with a branch."""
+  """{"train": {"tree": uint8 [n, size, size, 1]}, "heldout": ...}: each tree one straight vessel with a branch."""
   rng = np.random.default_rng(7)
 
   def tree():
@@ -95,7 +95,7 @@ def arrays(size: int = 16, train: int = 24, test: int = 8) -> dict:
     out[branch, column:] = 255
     return out
 
-  return {split: {"tree": np.stack([tree() for _ in range(n)])} for split, n in (("train", train), ("test", test))}
+  return {split: {"tree": np.stack([tree() for _ in range(n)])} for split, n in (("train", train), ("heldout", test))}
 
 
 def on_host(tree):

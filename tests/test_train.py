@@ -150,7 +150,7 @@ def test_evaluation_counts_every_held_out_example_once(toy, tmp_path):
   params = task.init(keys.stream(0, "here")).params
   evaluator = train._Evaluator(config, task, train._Data(config, small.arrays(), task.fields), mesh)
   scores = evaluator(jax.device_put(params, sharding.replicated(mesh)))
-  for prefix, split in (("heldout", "test"), ("training", "train")):
+  for prefix, split in (("heldout", "heldout"), ("training", "train")):
     batch = {"tree": small.arrays()[split]["tree"][:5]}
     wanted = task.evaluate(params, batch, np.arange(5, dtype=np.int32))["loss"]
     assert scores[f"{prefix}_loss"] == pytest.approx(float(np.mean(wanted)), rel=1e-5)

@@ -112,9 +112,9 @@ def test_it_learns_to_tell_trees_from_dots_and_the_threshold_is_chosen_on_held_o
   assert bounds["checkpoint"] == judge.loaded.identity() and "held-out real trees" in judge.how
   assert bounds["num_training"] == 6 and bounds["num_validation"] >= 1
   # The bounds are those of the real trees: all trained on lie in the ranges, the held-out ones reach the threshold.
-  tree, fov = tree_filter._real(judge.loaded.config, "train")
+  tree, fov = tree_filter._real(judge.loaded.config, "fit")
   assert not any(tree_filter.outside(tree_filter.measures(*pair), judge.ranges) for pair in zip(tree, fov, strict=True))
-  held = judge(*tree_filter._real(judge.loaded.config, "test"))
+  held = judge(*tree_filter._real(judge.loaded.config, "validation"))
   assert min(v.score for v in held) == pytest.approx(judge.threshold) == bounds["threshold"]
   dots, rest = task.generated_trees(judge.loaded.config.data.generated, SIZE)
   assert len(dots) + len(rest) == 10 and len(rest) >= 1
@@ -126,7 +126,7 @@ def test_it_learns_to_tell_trees_from_dots_and_the_threshold_is_chosen_on_held_o
 def test_verdicts_do_not_depend_on_neighbours_and_any_size_will_do(trained):
   judge = tree_filter.load(trained, threshold=0.0)
   assert judge.how == "given by hand" and judge.threshold == 0.0
-  tree, fov = tree_filter._real(judge.loaded.config, "train")
+  tree, fov = tree_filter._real(judge.loaded.config, "fit")
   together = judge(tree, fov)
   assert together == [judge(tree[i:i + 1], fov[i:i + 1])[0] for i in range(len(tree))]
   assert all(v.accepted and v.reason == "" for v in together)

@@ -242,13 +242,8 @@ def tree(seed, size=(512, 512), *, view=None, binary=False):
   height, width = _checked_size(size)
   eye_anatomy, seen = _chosen_view(seed, view)
   factor = _canvas(height, width)
-  layer = Image.new("L", (width * factor, height * factor))
-  for vessels in (eye_anatomy.arteries, eye_anatomy.veins):
-    _draw(
-      layer, _strips(vessels, eye_anatomy.side, seen, height * factor, width * factor), 1.0, lambda _: 255
-    )
   fov = _fov(seen, *_degrees(eye_anatomy.side, seen, height, width))
-  cover = _coverage([layer], fov, factor)
+  cover = _coverage(_vessel_layers(eye_anatomy, seen, height, width, factor)[:2], fov, factor)
   return _as_tree(cover, binary)
 
 

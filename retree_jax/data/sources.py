@@ -21,7 +21,7 @@ import numpy as np
 
 from retree_jax.data import folders
 
-SPLITS = ("train", "test", "all")
+SPLITS = ("train", "test", "all", "fit", "validation")
 FIELDS = ("image", "tree", "fov", "image?", "tree?")
 HOLD_OUT = 0.2
 # eyes of one person must not lie on both sides of a split: 10_left and 10_right, Image_01L and Image_01R are
@@ -93,8 +93,8 @@ def read_splits(path: pathlib.Path, names) -> tuple[list[str], list[str]]:
 class PhantomSource:
   """Procedural eyes (`retree_jax.data.phantom`), drawn when asked for and kept.
 
-  Eye i of the train split has the phantom seed 2·(seed·10⁶ + i), of the test split that number plus one: the
-  splits never share an eye.
+  Eye i of the train split has the phantom seed 2·(seed·10⁶ + i), of the test split that number plus one; the
+  validation split goes on where the train split ends: the splits never share an eye.
 
   Attributes:
     names: phantom_SEED.  title: "phantom".
@@ -108,7 +108,9 @@ class PhantomSource:
     held_out = max(1, round(number * HOLD_OUT))
     train = [2 * (seed * 1_000_000 + i) for i in range(number)]
     test = [2 * (seed * 1_000_000 + i) + 1 for i in range(held_out)]
-    self._seeds = {"train": train, "test": test, "all": train + test}[split]
+    # Phantoms are endless, so that none has to be taken from the train split to validate on.
+    validation = [2 * (seed * 1_000_000 + number + i) for i in range(held_out)]
+    self._seeds = {"train": train, "fit": train, "validation": validation, "test": test, "all": train + test}[split]
     self.size = tuple(size or (512, 512))
     self.names = [f"phantom_{eye_seed}" for eye_seed in self._seeds]
     self._draw = functools.lru_cache(maxsize=self.max_cached)(self._render)
@@ -169,6 +171,33 @@ class JoinedSource:
     return {**self.parts[part][index - int(self._starts[part])], "name": self.names[index]}
 
 
+class ChosenSource:
+  """Some of the eyes of another source, by name.
+
+  Attributes:
+    names: of the eyes that are kept, in the order of `source`.  title: the source's.
+  """
+
+  def __init__(self, source, names):
+    wanted = set(names)
+    self._source, self.title = source, source.title
+    self._rows = [row for row, name in enumerate(source.names) if name in wanted]
+    self.names = [source.names[row] for row in self._rows]
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getitem__(self, index: int) -> dict:
+    return self._source[self._rows[index]]
+
+
+def _part(names: list[str], split: str) -> list[str]:
+  """The names of a train split that "fit" or "validation" keeps; any other split keeps all."""
+  if split not in ("fit", "validation") or not names:
+    return names
+  return hold_out(names)[0 if split == "fit" else 1]
+
+
 def at_size(source, size):
   """The source drawn at `size` where it has no resolution of its own (phantoms); any other source
   unchanged.
@@ -189,10 +218,11 @@ def _open_one(spec: str, split: str, fields, seed: int, size):
     if split != "all":
       splits = source.path / "splits.json"
       train, test = read_splits(splits, source.names) if splits.is_file() else hold_out(source.names)
-      chosen = train if split == "train" else test
+      chosen = test if split == "test" else _part(train, split)
       if not chosen:
         raise ValueError(
-          f"{splits} has an empty {split} list: name at least one eye there, or use split 'all'."
+          f"{splits} has an empty {'test' if split == 'test' else 'train'} list: name at least one eye there, or use "
+          "split 'all'."
         )
       source.keep(chosen)
     return source
@@ -201,7 +231,8 @@ def _open_one(spec: str, split: str, fields, seed: int, size):
       reading,
     )  # imports tensorflow_datasets: seconds that only its users should pay
 
-    return reading.TfdsSource(rest, split=split, fields=fields)
+    whole = reading.TfdsSource(rest, split="train" if split in ("fit", "validation") else split, fields=fields)
+    return whole if whole.names == (names := _part(whole.names, split)) else ChosenSource(whole, names)
   raise ValueError(
     f"Unknown data source {spec!r}: write phantom[:NUM], folder:PATH or tfds:NAME[:DIR], several joined by "
     "'+'."
@@ -214,7 +245,8 @@ def open_source(spec: str, *, split: str = "train", fields=("image", "tree"), se
   Args:
     spec: see the top of this file.
     split: "train", "test" or "all". A folder's `splits.json` is honoured; without it about one eye in five is
-      held out by a hash of its name.
+      held out by a hash of its name. "fit" and "validation" divide the train split in the same way, so that
+      checkpoints and thresholds can be chosen without a look at the test split.
     fields: what each example must have, of "image", "tree", "fov"; "tree?" and "image?" are taken where they
       are and may be missing, so that unlabelled photographs can be mixed with labelled ones. Every example
       has a "fov".
