@@ -56,12 +56,13 @@ def image(pixels: np.ndarray, alt: str) -> str:
 
 
 def histogram(real: Sequence[float], generated: Sequence[float], title: str, unit: str, bins: int = 16,
-              real_name: str = "real") -> str:
+              real_name: str = "real", whole: bool = False) -> str:
   """Two samples over one axis: real as filled bars, generated as a dashed outline, so that colour is not needed.
 
   Args:
     real, generated: values; NaN are left out.
     title: heading.  unit: of the axis.
+    whole: show the whole range, whatever lies far out.
     real_name: what the filled sample is called by screen readers.
     bins: number of bins over the range of both samples; values beyond Tukey's outer fences fall into the
       outermost.
@@ -77,7 +78,7 @@ def histogram(real: Sequence[float], generated: Sequence[float], title: str, uni
   # Tukey's outer fences: single far values would squeeze all the others into one bar.
   lower, upper = np.percentile(both, [25, 75])
   fences = lower - 3 * (upper - lower), upper + 3 * (upper - lower)
-  clipped = upper > lower and (low < fences[0] or high > fences[1])
+  clipped = not whole and upper > lower and (low < fences[0] or high > fences[1])
   if clipped:
     low, high = max(low, float(fences[0])), min(high, float(fences[1]))
   if high <= low:

@@ -58,7 +58,7 @@ def section(result: dict) -> str:
       distances = space["distances"]
       charts.append(f"<figure><figcaption>{_text(title)} <small>1 − correlation</small></figcaption>"
                     + histogram(distances["heldout_to_train"], distances["generated_to_train"], title, "1 − correlation",
-                                real_name="held-out") + "</figure>")
+                                real_name="held-out", whole=True) + "</figure>")
     pairs = result["pictures"].get("closest", {}).get(kind)
     if pairs:
       grids.append(f"<h3>Closest pairs: {_THING[kind]}</h3><div class=\"nears\">" + "".join(map(_pair, pairs)) + "</div>")

@@ -16,7 +16,7 @@ p{margin:6px 0;max-width:76ch}
 .lead,.basis,footer,figcaption,dd{color:var(--soft)}
 .verdicts{list-style:none;margin:12px 0;padding:0;display:grid;gap:10px}
 .verdict{background:var(--card);border:1px solid var(--line);border-left:6px solid var(--tone);border-radius:8px;
-padding:12px 16px;display:grid;grid-template-columns:190px 1fr;gap:4px 16px}
+padding:12px 16px;display:grid;grid-template-columns:215px 1fr;gap:4px 16px}
 .verdict h3{margin:0 0 2px}
 .verdict .level{color:var(--tone);font-weight:600;margin:0}
 .verdict .basis{font-size:.86rem}
@@ -27,6 +27,7 @@ background:var(--tone);color:var(--card);font-weight:700}
 .notes h3{margin:8px 0 2px}.notes ul{margin:0;padding-left:20px}
 .sides{display:grid;grid-template-columns:1fr 1fr;gap:28px}
 .eyes{display:grid;grid-template-columns:repeat(auto-fill,minmax(118px,1fr));gap:10px}
+code{white-space:nowrap}
 figure{margin:0}
 small{color:var(--soft);font-weight:400}
 figcaption{font-size:.8rem;overflow-wrap:anywhere}
