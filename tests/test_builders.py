@@ -250,7 +250,8 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path, capsys):
 def test_generated_sets_are_sources(tmp_path):
   out = tmp_path / "generated"
   ledger.Ledger(out).claim({}, 12)
-  fields = {"images": np.stack([shade(60 + i) for i in range(12)]), "masks": np.stack([vessel(i)[..., None] for i in range(12)]),
+  trees = np.stack([vessel(i)[..., None] for i in range(12)])
+  fields = {"images": np.stack([shade(60 + i) for i in range(12)]), "masks": trees,
             "fov": np.full((12, *SIZE, 1), 255, np.uint8)}
   generated.write_shard(out, 0, [{"name": f"{i:07d}", "label": "generated"} for i in range(12)], fields)
   generated.finish(out)
