@@ -9,6 +9,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from retree_jax.models import layers
 
@@ -183,12 +184,18 @@ def spectral_value(matrix: jax.Array, iterations: int = 10) -> jax.Array:
   """Largest singular value of a matrix [m, n], a little too small; differentiable through the matrix
   alone."""
   fixed = jax.lax.stop_gradient(matrix)
-  v = jax.random.normal(jax.random.key(0), (matrix.shape[1],))
-  for _ in range(iterations):
-    u = fixed @ v
-    u = u / (jnp.linalg.norm(u) + 1e-12)
-    v = u @ fixed
-    v = v / (jnp.linalg.norm(v) + 1e-12)
+  # A fixed start from NumPy: a draw of JAX's would be compiled anew for every layer.
+  start = np.random.default_rng(0).standard_normal(sum(matrix.shape)).astype(np.float32)
+
+  def unit(x):
+    return x / (jnp.linalg.norm(x) + 1e-12)
+
+  def improve(_, vectors):
+    u = unit(fixed @ vectors[1])
+    return u, unit(u @ fixed)
+
+  u, v = jnp.split(start, [matrix.shape[0]])
+  u, v = jax.lax.fori_loop(0, iterations, improve, (u, v))
   return jnp.maximum(u @ matrix @ v, 1e-6)
 
 
