@@ -196,7 +196,7 @@ def test_training_beats_bicubic_on_what_it_is_trained_on():
   task, state = begin(c)
   step = jax.jit(task.train_step)
   state, first = step(state, eyes())
-  for _ in range(60):
+  for _ in range(120):
     state, last = step(state, eyes())
   assert last["l1"] < 0.9 * first["l1"] and last["bce"] < first["bce"]
   scores = jax.jit(task.evaluate)(state.ema, eyes(), np.arange(8))
