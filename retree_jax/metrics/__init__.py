@@ -1,6 +1,7 @@
 """What generated eyes and predicted vessels are worth: numbers about arrays, which know nothing of models.
 
 segmentation: agreement of vessel maps. vessels: biomarkers of a tree and distances between sets of trees.
-images: distances between sets of photographs. privacy: whether training images were copied. skeleton,
-topology, masks and intervals serve them.
+images: distances between sets of photographs. fidelity: whether a label lies on the vessels. privacy: whether
+training images were copied. two_sample: whether two sets differ by more than chance. alignment, features,
+skeleton, topology, masks and intervals serve them.
 """

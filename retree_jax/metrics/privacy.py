@@ -9,8 +9,8 @@ How near is too near no distance says by itself: all eyes look alike. So the sam
 A generated image is *near* if its similarity to some training image exceeds the 95th percentile of the held-out
 images' (Dar et al., Nature BME 2025); of images that copy nothing 5 % are near all the same. It is *isolated* if its
 nearest training image is less than a third as far as its second nearest (Yoon et al. 2023; Favero et al. 2025). It is
-called *copied* if it is near and isolated, or if it is less than half as far as the nearest held-out image is, which
-finds copies of images that are in the training set twice. Held-out eyes must be of other patients than the training
+called *copied* if it is near and isolated, or, given at least 20 held-out images, if it is less than half as far as the
+nearest of these is, which finds copies of images that are in the training set twice. Held-out eyes must be of other patients than the training
 eyes, or they are near too and hide copies.
 
 Distances are 1 - correlation, in both spaces. Pixels (`alignment`) are compared up to mirroring, rotation, zoom, small
@@ -30,6 +30,7 @@ from retree_jax.metrics.alignment import Pose
 from retree_jax.metrics.features import Extractor, extract
 from retree_jax.metrics.intervals import mean_with_interval, wilson
 
+CALIBRATED = 20  # held-out images from which on their nearest one, and their percentile, mean something
 PERCENTILE = 95.0  # of the held-out images' similarity to the training images
 RATIO = 1 / 3  # of the distances to the nearest and to the second nearest training image
 _FEATURE_SIDE = 128  # pixels of the colourless pictures that features are taken of
@@ -223,10 +224,10 @@ def audit(
   crowded = [name for name, space in spaces.items() if Share.of(space.near).low > expected]
   verdict = "copies" if copied.any() else "suspicious" if crowded else "unclear" if len(heldout) < 20 else "clear"
   notes = []
-  if len(heldout) < 20:
-    notes.append(f"Only {len(heldout)} held-out images: the 95th percentile of fewer than 20 is a guess.")
+  if len(heldout) < CALIBRATED:
+    notes.append(f"Only {len(heldout)} held-out images: the 95th percentile of fewer than {CALIBRATED} is a guess.")
   if not len(train) / 2 <= len(heldout) <= 2 * len(train):
-    notes.append(f"{len(heldout)} held-out and {len(train)} training images: closer_to_train draws equally many.")
+    notes.append(f"{len(heldout)} held-out and {len(train)} training images: closer_to_train (in the JSON) compares equally many of each.")
   for name, space in spaces.items():
     if np.mean(space.heldout_distance < RATIO * space.heldout_second) > 0.02:
       notes.append(
@@ -356,7 +357,9 @@ def _judged(name, nearest, distance, poses, control, to_heldout, closer) -> Spac
   threshold = float(np.percentile(control[:, 0], 100 - PERCENTILE))
   first, second = distance[:, 0], distance[:, 1]
   near, isolated = first < threshold, first < RATIO * second
-  copied = (near & isolated) | (first < control[:, 0].min() / 2)
+  copied = near & isolated
+  if len(control) >= CALIBRATED:  # the nearest of fewer held-out images says too little of how near one can be by chance
+    copied |= first < control[:, 0].min() / 2
   return Space(
     name,
     nearest,
