@@ -149,6 +149,8 @@ class Sampler:
       blank = jnp.concatenate([
           (jnp.zeros_like if f == "tree" else lambda c: c)(cond[..., i:i + 1]) for i, f in enumerate(self.condition)], -1)
       predict = samplers.guided(predict_x0, lambda x, t: predict_x0(x, t, blank), options.guidance)
-    extra = {"eta": options.eta} if options.name == "ddim" else {}
+    # Ho et al. 2020, section 3.2: beta over every time step, as the paper has it; over a few long steps it adds too much noise.
+    extra = {"ddim": {"eta": options.eta}, "ddpm": {"variance": "beta" if options.spacing == "full" else "posterior"}}.get(
+        options.name, {})
     x = samplers.sample(options.name, predict, x, self._grid, step_keys, clip=options.clip, **extra)
     return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
