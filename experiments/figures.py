@@ -1,0 +1,61 @@
+"""The pictures of README.md and MODEL_CARD.md.
+
+    python -m experiments.figures --generated out --real folder:data/CHASE_DB1+folder:data/HRF --out docs
+
+pairs.png: generated photographs above, their trees below. real_and_generated.png: held-out real eyes above, generated ones
+below, each photograph with its tree. No choosing: the first pairs of the generated set, and evenly spaced held-out eyes.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import numpy as np
+from PIL import Image
+
+from retree_jax import command
+from retree_jax.data import pipeline, sources, writing
+
+GAP = 4  # white pixels between pictures
+
+
+def sheet(rows: list[list[np.ndarray]], side: int) -> np.ndarray:
+  """Rows of uint8 pictures [H, W, 1 or 3] as one uint8 picture, each fitted to side × side."""
+  def cell(picture):
+    grey = picture[..., 0] if picture.shape[-1] == 1 else picture
+    small = Image.fromarray(grey).resize((side, side), Image.Resampling.LANCZOS).convert("RGB")
+    return np.pad(np.asarray(small), ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
+
+  return np.concatenate([np.concatenate([cell(p) for p in row], axis=1) for row in rows])[:-GAP, :-GAP]
+
+
+def load(spec: str, split: str, num: int, side: int, spread: bool) -> tuple[list, list]:
+  """(photographs, trees) of `num` pairs: the first, or evenly spaced ones."""
+  source = sources.open_source(spec, split=split, fields=("image", "tree"))
+  count = min(num, len(source))
+  rows = np.linspace(0, len(source) - 1, count).astype(int) if spread else np.arange(count)
+  chosen = sources.ChosenSource(source, [source.names[i] for i in rows])
+  batch = next(iter(pipeline.evaluation_batches(chosen, size=(side, side), batch_size=count, fields=("image", "tree"))))
+  return list(batch["image"]), list(batch["tree"])
+
+
+def main() -> None:
+  """Draws the pictures."""
+  p = argparse.ArgumentParser(prog="python -m experiments.figures", description=__doc__.split("\n\n")[0])
+  p.add_argument("--generated", required=True, help="folder of generated pairs")
+  p.add_argument("--real", help="source of real pairs, whose test split is shown")
+  p.add_argument("--num", type=int, default=6, help="pairs in a row")
+  p.add_argument("--side", type=int, default=192, help="pixels of a picture")
+  p.add_argument("--out", required=True, help="folder to write")
+  args = p.parse_args()
+  out = pathlib.Path(args.out)
+  photographs, trees = load(f"folder:{args.generated}", "all", args.num, 2 * args.side, spread=False)
+  writing.write_png(out / "pairs.png", sheet([photographs, trees], args.side))
+  if args.real:
+    real_photographs, real_trees = load(args.real, "test", args.num, 2 * args.side, spread=True)
+    writing.write_png(out / "real_and_generated.png",
+                      sheet([real_photographs, real_trees, photographs, trees], args.side))
+
+
+if __name__ == "__main__":
+  sys.exit(command.run(main))
