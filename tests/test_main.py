@@ -121,7 +121,7 @@ def test_bad_input_is_answered_in_one_sentence(trained, tmp_path):
   sample = ["--config", "configs/tree.py:tiny", "--mode=sample", "--num=1"]
   cases |= {
     "another config": ([*TREE, "--config.optimizer.b2=0.5", f"--workdir={trained}"],
-                       "belongs to a run with another config: optimizer.b2 (0.99 there, 0.5 here)"),
+                       "optimizer.b2 (0.99 there, 0.5 here). Use another --workdir"),
     "another architecture": ([*without("model.widths"), "--config.model.widths=(16,)", f"--workdir={trained}"],
                              "model.widths ([8] there, [16] here)"),
     "nothing trained": ([*sample, f"--workdir={tmp_path}"], "holds no checkpoint of retree_jax"),
