@@ -214,15 +214,17 @@ def test_accumulated_parts_are_the_whole():
 
 
 def test_a_run_goes_through_the_loop_resumes_and_loads_as_a_generator(tmp_path):
-  whole = train.train(config(), tmp_path / "whole", devices=jax.devices()[:1])
-  train.train(config(train__num_steps=2), tmp_path / "stopped", devices=jax.devices()[:1])
-  stopped = train.train(config(), tmp_path / "stopped", devices=jax.devices()[:1])
+  # Adam divides by the gradient's size: with its usual epsilon, gradients that are all rounding become whole steps.
+  smooth = dict(optimizer__eps=1e-3, discriminator_optimizer__eps=1e-3)
+  whole = train.train(config(**smooth), tmp_path / "whole", devices=jax.devices()[:1])
+  train.train(config(**smooth, train__num_steps=2), tmp_path / "stopped", devices=jax.devices()[:1])
+  stopped = train.train(config(**smooth), tmp_path / "stopped", devices=jax.devices()[:1])
   small.assert_same(stopped, whole)
   loaded = checkpoint.load(tmp_path / "whole", stage="superres")
   small.assert_same(loaded.params, whole.ema)
   assert (tmp_path / "whole/previews/enlarged_tree_0000004.png").exists()
-  eight = train.train(config(mesh__fsdp=2), tmp_path / "eight")
-  small.assert_close(eight.ema, whole.ema, rtol=0.05, atol=2e-3)
+  eight = train.train(config(**smooth, mesh__fsdp=2), tmp_path / "eight")
+  small.assert_close(eight.params, whole.params, rtol=1e-4, atol=1e-6)
   large = enlarge.Enlarger(loaded)({f: v[:2, ::2, ::2] for f, v in eyes().items()})
   assert large["image"].shape == (2, 32, 32, 3) and large["tree"].shape == (2, 32, 32, 1)
 
@@ -241,7 +243,7 @@ def test_neither_the_batch_nor_the_number_of_devices_changes_a_bit():
   loaded = _loaded()
   rng = np.random.default_rng(1)
   fields = {f: rng.integers(0, 256, (9, 16, 16, n), dtype=np.uint8) for f, n in (("image", 3), ("tree", 1))}
-  fields["fov"] = eyes(9, 16)["fov"]
+  fields["fov"] = np.ascontiguousarray(eyes(9)["fov"][:, ::2, ::2])
   whole = enlarge.Enlarger(loaded)(fields)
   assert {f: v.shape for f, v in whole.items()} == {"image": (9, 32, 32, 3), "tree": (9, 32, 32, 1), "fov": (9, 32, 32, 1)}
   assert len(np.unique(whole["image"])) > 50 and not whole["tree"][whole["fov"] == 0].any()
