@@ -200,7 +200,9 @@ def claim_workdir(workdir, config: ml_collections.ConfigDict) -> None:
       theirs = _flat(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
       raise ValueError(f"{path} is not readable JSON: restore it, or use another --workdir") from error
-    differ = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k) and not k.startswith(_FREE_FIELDS)]
+    # A field that a newer version added is not in an older run's file; a network's settings are always all there.
+    known = [k for k in sorted({*ours, *theirs}) if k in theirs or k.startswith("model.")]
+    differ = [k for k in known if ours.get(k) != theirs.get(k) and not k.startswith(_FREE_FIELDS)]
     if differ:
       shown = ", ".join(f"{k} ({theirs.get(k)!r} there, {ours.get(k)!r} here)" for k in differ[:4])
       more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""

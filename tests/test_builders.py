@@ -107,6 +107,9 @@ def test_chase_from_its_archive(tmp_path):
   disc = shade(9)[..., 0] > 0
   found = eye["fov"][..., 0] > 0
   assert (found & disc).sum() / (found | disc).sum() > 0.85  # one pixel more all round
+  fit, validation = (sources.open_source(f"tfds:chase_db1:{tmp_path / 'sets'}", split=s) for s in ("fit", "validation"))
+  assert validation.names and sorted(fit.names + validation.names) == train.names
+  np.testing.assert_array_equal(validation[0]["tree"], train[train.names.index(validation.names[0])]["tree"])
   # A set that is there already is neither asked for again nor changed.
   before = {p: p.stat().st_mtime_ns for p in built.iterdir()}
   assert fundus.prepare("chase_db1", tmp_path / "CHASEDB1.zip", tmp_path / "sets") == built
