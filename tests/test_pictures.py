@@ -1,0 +1,127 @@
+"""Every format, depth and kind of damage that public sets hold; and the visible disc of drawn and real photographs."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from retree_jax.data import pictures
+
+
+def encoded(array, form, **options):
+  data = io.BytesIO()
+  (array if isinstance(array, Image.Image) else Image.fromarray(array)).save(data, form, **options)
+  return data.getvalue()
+
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (6, 9), np.uint8)
+COLOUR = RNG.integers(0, 256, (6, 9, 3), np.uint8)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM", "BMP", "GIF"])
+def test_lossless_formats_give_the_pixels(form):
+  np.testing.assert_array_equal(pictures.decode(encoded(GREY, form), "it"), GREY)
+  if form != "GIF":
+    np.testing.assert_array_equal(pictures.decode(encoded(COLOUR, form), "it"), COLOUR)
+
+
+def test_files_and_bytes_are_read_alike(tmp_path):
+  (tmp_path / "a.png").write_bytes(encoded(COLOUR, "PNG"))
+  np.testing.assert_array_equal(pictures.decode(tmp_path / "a.png", "a"), COLOUR)
+  assert pictures.picture_size(tmp_path / "a.png") == (6, 9)
+
+
+def test_depths_and_palettes():
+  wide = np.array([[0, 257, 65535]], np.uint16)
+  np.testing.assert_array_equal(pictures.decode(encoded(wide, "PNG"), "16 bits"), [[0, 1, 255]])
+  # 8-bit values in a 16-bit file are taken as they are.
+  np.testing.assert_array_equal(pictures.decode(encoded(np.array([[0, 1, 255]], np.uint16), "PNG"), "wide"), [[0, 1, 255]])
+  bits = np.array([[True, False]])
+  np.testing.assert_array_equal(pictures.decode(encoded(bits, "PNG"), "1 bit"), [[255, 0]])
+  alpha = Image.fromarray(np.dstack([COLOUR, np.full((6, 9), 7, np.uint8)]))
+  np.testing.assert_array_equal(pictures.decode(encoded(alpha, "PNG"), "alpha"), COLOUR)
+  red = Image.fromarray(np.tile(np.uint8([255, 0, 0]), (3, 3, 1))).convert("P")
+  assert pictures.decode(encoded(red, "GIF"), "palette").shape == (3, 3, 3)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+  whole = encoded(RNG.integers(0, 256, (64, 64, 3), np.uint8), "PNG")
+  jpeg = encoded(RNG.integers(0, 256, (64, 64, 3), np.uint8), "JPEG")
+  for data in (whole[: len(whole) // 2], whole[:20], jpeg[: len(jpeg) // 2], b"", b"<html>Not found</html>"):
+    with pytest.raises(ValueError, match=r"Cannot read eye_7 \(.*\): replace the damaged file or remove it") as found:
+      pictures.decode(data, "eye_7")
+    assert "\n" not in str(found.value)
+    (tmp_path / "a.png").write_bytes(data[:10])
+    with pytest.raises(ValueError, match="no picture or it is damaged"):
+      pictures.picture_size(tmp_path / "a.png")
+  with pytest.raises(ValueError, match="gone is gone"):
+    pictures.decode(tmp_path / "gone.png", "gone")
+
+
+def test_a_bomb_is_refused_before_its_pixels_are_made(tmp_path):
+  def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+  for side in (30_000, 9_000):
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    with pytest.raises(ValueError, match="bomb has more than 64 million pixels"):
+      pictures.decode(bomb, "bomb")
+
+
+def test_masks_of_any_scale_and_slight_jpeg_noise_are_binary():
+  truth = np.zeros((64, 64), bool)
+  truth[20:40, 10:50] = True
+  for low_high in ((0, 1), (0, 255), (0, 128)):
+    mask = np.where(truth, low_high[1], low_high[0]).astype(np.uint8)
+    np.testing.assert_array_equal(pictures.as_mask(mask, "it")[..., 0], truth * 255)
+    np.testing.assert_array_equal(pictures.as_mask(np.repeat(mask[..., None], 3, -1), "it")[..., 0], truth * 255)
+  noisy = np.where(truth, 252, 4).astype(np.uint8)
+  noisy[0, :40] = 100  # 1 % of the pixels
+  assert (pictures.as_mask(noisy, "it")[..., 0] == truth * 255)[1:].all()
+  assert not pictures.as_mask(np.zeros((4, 4), np.uint8), "black").any()
+
+
+def test_what_is_no_mask_is_refused():
+  with pytest.raises(ValueError, match=r"gradient is no binary mask \(9\d % of its pixels .*binarise it first"):
+    pictures.as_mask(np.tile(np.arange(256, dtype=np.uint8), (8, 1)), "gradient")
+  classes = np.repeat(np.uint8([0, 85, 170, 255]), 16).reshape(8, 8)
+  with pytest.raises(ValueError, match="50 % of its pixels"):
+    pictures.as_mask(classes, "classes")
+
+
+def disc_photograph(height, width, radius, centre, surround=3):
+  y, x = np.mgrid[:height, :width]
+  distance = np.hypot(y - centre[0], x - centre[1]) / radius
+  image = np.where(distance[..., None] < 1, (1.1 - 0.7 * distance**2)[..., None] * np.array([170, 80, 30]), surround)
+  image += np.random.default_rng(0).normal(0, 2, image.shape)
+  return np.clip(image, 0, 255).astype(np.uint8), distance < 1
+
+
+@pytest.mark.parametrize("height, width, radius, centre", [(240, 240, 110, (120, 120)), (200, 300, 140, (100, 150)),
+                                                            (300, 260, 90, (140, 120))])
+def test_the_disc_is_found(height, width, radius, centre):
+  image, truth = disc_photograph(height, width, radius, centre)
+  image[100:110, 60:100] //= 20  # a dark lesion
+  image[5:12, 5:25] = 255  # text in the corner
+  found = pictures.find_fov(image)[..., 0] > 0
+  assert (found & truth).sum() / (found | truth).sum() > 0.97
+
+
+def test_a_photograph_without_a_surround_is_all_visible():
+  image = RNG.integers(90, 140, (80, 80, 3)).astype(np.uint8)
+  assert (pictures.find_fov(image) == 255).all()
+  assert (pictures.find_fov(np.zeros((80, 80, 3), np.uint8)) == 255).all()
+
+
+@pytest.mark.parametrize("name, count", [("CHASE_DB1", 3), ("HRF", 3)])
+def test_real_discs(real_eyes, name, count):
+  for path in sorted((real_eyes / name / "fov").iterdir())[:: 15 // count]:
+    photograph = next((real_eyes / name / "images").glob(f"{path.stem}.*"))
+    found = pictures.find_fov(pictures.decode(photograph, "it"))[..., 0] > 0
+    truth = pictures.as_mask(pictures.decode(path, "it"), "it")[..., 0] > 0
+    assert (found & truth).sum() / (found | truth).sum() > 0.96, photograph
