@@ -154,6 +154,17 @@ def test_brightness_and_gamma_follow_their_formulas():
   assert np.abs(flat.astype(int) - 100).max() <= 1  # grey has no contrast, saturation or hue to change
 
 
+def test_noise_is_normal_with_the_deviation_that_was_drawn():
+  grey = {"image": np.full((64, 64, 3), 128, np.uint8), "fov": np.full((64, 64, 1), 255, np.uint8)}
+  deviations = []
+  for seed in range(30):
+    off = view(dataclasses.replace(Augment.none(), noise=20.0), seed, example=grey)["image"].astype(float) - 128
+    deviations.append(off.std())
+    if off.std() > 5:
+      assert abs(off.mean()) < 0.05 * off.std() and abs((np.abs(off) < off.std()).mean() - 0.683) < 0.06
+  assert max(deviations) < 20.5 and abs(np.mean(deviations) - 10) < 3  # uniform from 0 to 20
+
+
 def test_a_view_is_a_function_of_its_generator():
   augment = Augment(blur=1.0)
   np.testing.assert_array_equal(view(augment, 5)["image"], view(augment, 5)["image"])

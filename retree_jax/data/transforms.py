@@ -13,8 +13,11 @@ import math
 
 import numpy as np
 from PIL import Image, ImageFilter
+from scipy import special
 
 MODES = ("fov", "pad", "crop", "squash")
+_NORMAL = special.ndtri((np.arange(256) + 0.5) / 256)
+_NORMAL = (_NORMAL / _NORMAL.std()).astype(np.float32)  # mean 0, deviation 1
 
 
 def area_resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -309,7 +312,7 @@ class Augment:
         Image.fromarray(np.ascontiguousarray(work)).filter(ImageFilter.GaussianBlur(self.blur * abs(blur)))
       )
     table = (255 * (np.arange(256) / 255) ** math.exp(self.gamma * gamma)).astype(np.float32)
-    work = table[work]
+    work = table.take(work)
     share = max(float(inside.mean()), 1e-6)
     middle = float(work.mean()) / share  # the mean inside the FOV, for black surrounds
     # Saturation and hue act on the two chroma axes of YIQ, contrast around the mean, brightness on all: one
@@ -325,8 +328,9 @@ class Augment:
     )
     gain, spread = 1 + self.brightness * bright, 1 + self.contrast * contrast
     matrix = gain * spread * np.linalg.inv(to_yiq) @ chroma @ to_yiq
-    work = work.reshape(-1, 3) @ matrix.T.astype(np.float32)
-    work = work.reshape(height, width, 3) + np.float32(gain * (1 - spread) * middle)
+    # Not "@": BLAS would spread these few operations over all cores and let them spin, against training and other threads.
+    work = np.einsum("hwc,dc->hwd", work, matrix.astype(np.float32))
+    work += np.float32(gain * (1 - spread) * middle)
     if self.illumination:
       y, x = (np.linspace(-1, 1, side, dtype=np.float32) for side in (height, width))
       y, x = y[:, None], x[None, :]
@@ -334,6 +338,8 @@ class Augment:
       light = 1 + self.illumination * (light + vignette * (0.5 - (x * x + y * y) / 2)).astype(np.float32)
       work *= light[..., None]
     if self.noise:
-      work += rng.standard_normal(work.shape, dtype=np.float32) * np.float32(self.noise * abs(noise))
+      # A byte looked up among a normal distribution's quantiles takes an eighth of the time of a normal number.
+      drawn = np.frombuffer(rng.bytes(work.size), np.uint8).reshape(work.shape)
+      work += (_NORMAL * np.float32(self.noise * abs(noise))).take(drawn)
     np.rint(np.clip(work, 0, 255, out=work), out=work)
     return np.where(inside, work.astype(np.uint8), image)
