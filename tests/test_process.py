@@ -24,7 +24,7 @@ def test_corrupt_mixes_each_sample_at_its_own_level():
   np.testing.assert_allclose(process.corrupt(X0, NOISE, 0.6, 0.8), 0.6 * X0 + 0.8 * NOISE, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind, wanted", itertools.product(process.KINDS, process.KINDS))
+@pytest.mark.parametrize("kind, wanted", [*itertools.product(process.KINDS, process.KINDS)])
 def test_the_true_target_converts_into_every_other(kind, wanted):
   xt = process.corrupt(X0, NOISE, ALPHA, SIGMA)
   answer = process.target(X0, NOISE, ALPHA, SIGMA, kind)
@@ -34,7 +34,7 @@ def test_the_true_target_converts_into_every_other(kind, wanted):
   np.testing.assert_allclose(CONVERT[wanted](answer, xt, ALPHA, SIGMA, kind), truth[wanted], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind, wanted", itertools.product(process.KINDS, process.KINDS))
+@pytest.mark.parametrize("kind, wanted", [*itertools.product(process.KINDS, process.KINDS)])
 def test_the_ends_are_finite_in_value_and_gradient(kind, wanted):
   alpha, sigma = jnp.array([0.0, 1.0]), jnp.array([1.0, 0.0])
   x0, noise = X0[:2], NOISE[:2]
