@@ -1,0 +1,54 @@
+"""Trained stages as the weights inside the package: averaged parameters at 16 bits, under a name.
+
+    python -m experiments.ship tree=runs/chain/tree fundus=runs/chain/fundus superres=runs/chain/superres
+
+Afterwards `retree_jax.checkpoint.load("tree")` and `python -m retree_jax.generate --num 16 --out out` use them. The last
+checkpoint of each run is taken, unless --step says otherwise. Paths of the machine that trained them are cut down to their
+last part.
+"""
+
+import argparse
+import pathlib
+import re
+import sys
+
+import retree_jax
+from retree_jax import checkpoint, command
+
+WEIGHTS = pathlib.Path(retree_jax.__file__).parent / "weights"
+
+
+def without_paths(value):
+  """A config's values with folders cut down to their names: "folder:/a/CHASE*2+folder:/b/HRF" → "folder:CHASE*2+folder:HRF"."""
+  if isinstance(value, dict):
+    return {k: without_paths(v) for k, v in value.items()}
+  if isinstance(value, str) and "/" in value:
+    return re.sub(r"[^+:*]*/", "", value)
+  return value
+
+
+def ship(name: str, path, step="latest", folder=WEIGHTS) -> int:
+  """Writes folder/name from the run in `path`; returns its size in bytes."""
+  loaded = checkpoint.load(path, step=step)
+  loaded.config.update(without_paths(loaded.config.to_dict()))
+  loaded.config.train.start_from = ""
+  out = pathlib.Path(folder) / name
+  checkpoint.export(loaded, out)
+  return sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+
+
+def main() -> None:
+  """Ships what the arguments name."""
+  p = argparse.ArgumentParser(prog="python -m experiments.ship", description=__doc__.split("\n\n")[0])
+  p.add_argument("runs", nargs="+", metavar="NAME=WORKDIR", help="name of the weights and the run they come from")
+  p.add_argument("--step", default="latest", help="checkpoint: latest, best or a step")
+  args = p.parse_args()
+  for pair in args.runs:
+    name, _, path = pair.partition("=")
+    if not re.fullmatch(r"[a-z0-9_]+", name) or not path:
+      raise ValueError(f"{pair!r} is no NAME=WORKDIR: write for example tree=runs/tree")
+    print(f"{name}: {ship(name, path, args.step) / 2**20:.1f} MiB", flush=True)
+
+
+if __name__ == "__main__":
+  sys.exit(command.run(main))
