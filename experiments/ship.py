@@ -34,6 +34,8 @@ def ship(name: str, path, step="latest", folder=WEIGHTS) -> int:
   loaded.config.train.start_from = ""
   out = pathlib.Path(folder) / name
   checkpoint.export(loaded, out)
+  # Orbax notes here where it wrote, for people to read; the mark is the file itself.
+  (out / "commit_success.txt").write_text("Checkpoint commit was successful\n")
   return sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
 
 

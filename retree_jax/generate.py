@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from retree_jax import command, cpu
-from retree_jax.data import transforms
+from retree_jax.data import pictures, transforms
 
 MAX_ATTEMPTS = 20  # trees drawn for one pair before the best of them is taken and marked as not accepted
 
@@ -282,21 +282,18 @@ def _with_fov(fields: dict[str, np.ndarray], framed: bool = True) -> dict[str, n
     framed: the stage learnt from eyes cropped to their discs.
 
   Returns:
-    "tree", and "fov" uint8 0/255: the drawn one, thresholded, its largest part filled. Where none was drawn, the disc that
-    the frame inscribes, or the whole frame if eyes were not framed so.
+    "tree", and "fov" uint8 0/255: the disc that the drawn one means. Where none was drawn, the disc that the frame inscribes,
+    or the whole frame if eyes were not framed so.
   """
-  from scipy import ndimage
-
   tree = fields["tree"]
   guess = _disc(tree.shape[1:3], min(tree.shape[1:3])) if framed else np.full(tree.shape[1:], 255, np.uint8)
   clean = np.empty_like(tree)
   for i in range(len(tree)):
     clean[i] = guess
-    labels, count = ndimage.label(fields["fov"][i, ..., 0] >= 128) if "fov" in fields else (None, 0)
-    if count:
-      largest = ndimage.binary_fill_holes(labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]))
-      if largest.mean() >= 0.3:  # else no disc to speak of: an untrained model
-        clean[i, ..., 0] = 255 * largest
+    if "fov" in fields:
+      disc = pictures.as_disc(fields["fov"][i, ..., 0] >= 128)
+      if disc.mean() >= 0.3:  # else no disc to speak of: an untrained model
+        clean[i, ..., 0] = 255 * disc
   return {"tree": np.where(clean > 0, tree, 0).astype(np.uint8), "fov": clean}
 
 

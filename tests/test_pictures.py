@@ -125,3 +125,39 @@ def test_real_discs(real_eyes, name, count):
     found = pictures.find_fov(pictures.decode(photograph, "it"))[..., 0] > 0
     truth = pictures.as_mask(pictures.decode(path, "it"), "it")[..., 0] > 0
     assert (found & truth).sum() / (found | truth).sum() > 0.96, photograph
+
+
+def _disc(radius=58.0, centre=(63.5, 63.5), size=128):
+  rows, columns = np.mgrid[:size, :size]
+  return np.hypot(rows - centre[0], columns - centre[1]) <= radius
+
+
+def _overlap(a, b):
+  return (a & b).sum() / (a | b).sum()
+
+
+def test_a_dented_disc_becomes_a_disc_again():
+  true = _disc()
+  dented = true.copy()
+  dented[:30, 80:] = False
+  dented[95:, 40:60] = False
+  dented[60:64, 30:34] = False
+  assert _overlap(dented, true) < 0.93
+  assert _overlap(pictures.as_disc(dented), true) > 0.98
+
+
+def test_straight_cuts_and_the_frame_stay():
+  cut = _disc(radius=63.0)
+  cut[:15] = cut[-15:] = False
+  np.testing.assert_array_less(0.98, _overlap(pictures.as_disc(cut), cut))
+  assert not pictures.as_disc(cut)[:13].any()
+  beyond = _disc(radius=75.0)  # the frame cuts it on all four sides
+  assert _overlap(pictures.as_disc(beyond), beyond) > 0.98
+
+
+def test_what_is_no_disc_keeps_its_hull_or_is_nothing():
+  triangle = np.tril(np.ones((64, 64), bool))
+  assert _overlap(pictures.as_disc(triangle), triangle) > 0.95
+  specks = np.zeros((64, 64), bool)
+  specks[::7, ::5] = True
+  assert not pictures.as_disc(specks).any()

@@ -153,3 +153,45 @@ def find_fov(image: np.ndarray) -> np.ndarray:
     return everything
   whole = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR)
   return ((np.asarray(whole) >= 128) * np.uint8(255))[..., None]
+
+
+def as_disc(drawn: np.ndarray) -> np.ndarray:
+  """The disc, whole or cut straight by its aperture, that a roughly drawn field of view means.
+
+  A network draws the rim of a field of view with dents; every camera's is an arc of a circle with straight cuts
+  at most. A circle is fitted to the rim of the convex hull by least absolute deviations, which dents do not pull.
+
+  Args:
+    drawn: bool [H, W].
+
+  Returns:
+    bool [H, W]; the convex hull where no circle fits; all False where less than a tenth is drawn.
+  """
+  from skimage.morphology import convex_hull_image
+
+  labels, count = ndimage.label(drawn)
+  largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]) if count else np.zeros(drawn.shape, bool)
+  if largest.mean() < 0.1:
+    return np.zeros(drawn.shape, bool)
+  hull = convex_hull_image(largest)
+  height, width = hull.shape
+  # The frame's own edges are no rim.
+  y, x = np.nonzero(hull & ~ndimage.binary_erosion(hull, border_value=1))
+  if len(y) < 10:
+    return hull
+  weight = np.ones(len(y))
+  for _ in range(20):  # x² + y² = 2ax + 2by + c, reweighted
+    equations = np.stack([2.0 * x, 2.0 * y, np.ones(len(x))], axis=1) * weight[:, None]
+    a, b, c = np.linalg.lstsq(equations, (x**2 + y**2) * weight, rcond=None)[0]
+    radius = np.sqrt(max(c + a * a + b * b, 1.0))
+    weight = 1.0 / np.sqrt(np.maximum(np.abs(np.hypot(x - a, y - b) - radius), 0.5))
+  rows, columns = np.mgrid[:height, :width]
+  disc = np.hypot(columns - a, rows - b) <= radius + 0.5
+  for axis in (0, 1):  # straight cuts: where the hull ends on a long edge before the circle does
+    inside = np.flatnonzero(hull.any(axis=1 - axis))
+    for end, step in ((inside[0], -1), (inside[-1], 1)):
+      edge = np.take(hull, end, axis).sum()
+      beyond = np.arange(end + step, -1 if step < 0 else hull.shape[axis], step)
+      if edge > 0.3 * hull.shape[1 - axis] and len(beyond):
+        disc[(beyond, slice(None)) if axis == 0 else (slice(None), beyond)] = False
+  return disc if (disc & hull).sum() >= 0.85 * (disc | hull).sum() else hull
