@@ -52,7 +52,7 @@ def parse(flags_object, argv: list[str]) -> list[str]:
   """
   from absl import flags
 
-  if {"--help", "-help", "-h"} & set(argv[1:]):
+  if {"--help", "-help", "-h"} & set(argv[1:]) and "help" not in flags_object:
     print(f"{sys.modules['__main__'].__doc__ or ''}\n{flags_object.main_module_help()}")
     raise SystemExit(0)
   try:

@@ -84,8 +84,8 @@ def card(books, identity: dict, models) -> str:
 
 def _contents(identity) -> list[str]:
   if identity["format"] == "tfds":
-    return ["ArrayRecord shards for TFDS: `tfds.builder_from_directory(FOLDER).as_data_source('train')`; `manifest.jsonl` has one "
-            "line per pair."]
+    return ["ArrayRecord shards for TFDS: `tfds.builder_from_directory(FOLDER).as_data_source('train')`; `manifest.jsonl` has "
+            "one line per pair."]
   first = ("- `images/`: photographs, RGB, 8 bits" if "fundus" in identity["stages"]
            else "- `coverage/`: trees as drawn, 0..255, the share of a pixel that is vessel")
   return [first, "- `masks/`: vessels, 0 or 255 (coverage of at least one half)", "- `fov/`: the visible disc, 0 or 255",

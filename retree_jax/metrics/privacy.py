@@ -10,8 +10,8 @@ A generated image is *near* if its similarity to some training image exceeds the
 images' (Dar et al., Nature BME 2025); of images that copy nothing 5 % are near all the same. It is *isolated* if its
 nearest training image is less than a third as far as its second nearest (Yoon et al. 2023; Favero et al. 2025). It is
 called *copied* if it is near and isolated, or, given at least 20 held-out images, if it is less than half as far as the
-nearest of these is, which finds copies of images that are in the training set twice. Held-out eyes must be of other patients than the training
-eyes, or they are near too and hide copies.
+nearest of these is, which finds copies of images that are in the training set twice. Held-out eyes must be of other
+patients than the training eyes, or they are near too and hide copies.
 
 Distances are 1 - correlation, in both spaces. Pixels (`alignment`) are compared up to mirroring, rotation, zoom, small
 shifts, colour and lighting, all of which augmentation adds to a copy; a copy of a part of an eye is not found. Features
@@ -227,7 +227,8 @@ def audit(
   if len(heldout) < CALIBRATED:
     notes.append(f"Only {len(heldout)} held-out images: the 95th percentile of fewer than {CALIBRATED} is a guess.")
   if not len(train) / 2 <= len(heldout) <= 2 * len(train):
-    notes.append(f"{len(heldout)} held-out and {len(train)} training images: closer_to_train (in the JSON) compares equally many of each.")
+    notes.append(f"{len(heldout)} held-out and {len(train)} training images: closer_to_train (in the JSON) compares "
+                 "equally many of each.")
   for name, space in spaces.items():
     if np.mean(space.heldout_distance < RATIO * space.heldout_second) > 0.02:
       notes.append(
