@@ -73,7 +73,7 @@ def run(args, say=print) -> dict:
 
 def markdown(found: dict) -> str:
   """The table as text."""
-  lines = ["| recipe | training s | optimizer steps | s / tree | kernel distance ×10³ | floor | density (real) | "
+  lines = ["| recipe | training s | optimizer steps | s / tree | kernel distance | floor | density (real) | "
            "components (real) |", "|---|---|---|---|---|---|---|---|"]
   for name, entry in found.items():
     row = entry["row"]

@@ -150,12 +150,12 @@ def markdown(found: dict) -> str:
   lines = []
   if "tree floor" in found:
     real = next(v["real"] for k, v in found.items() if k.startswith("tree ") and "real" in v)
-    lines += ["| trees | s / tree | kernel distance ×10³ | density | components | fractal dimension |",
+    lines += ["| trees | s / tree | kernel distance | density | components | fractal dimension |",
               "|---|---|---|---|---|---|",
               f"| real | | {interval(found['tree floor'])} (floor) | {_marks(real)} |"]
     lines += [f"| {k[5:]} | {v['seconds']:.2f} | {interval(v['distance'])} | {_marks(v['generated'])} |"
               for k, v in found.items() if k.startswith("tree ") and "seconds" in v]
-  head = "| s / photograph | kernel distance ×10³ | separation (shuffled) | contrast | mean colour error, R G B |"
+  head = "| s / photograph | kernel distance | separation (shuffled) | contrast | mean colour error, R G B |"
   for prefix, title in (("fundus ", "photographs"), ("guidance ", "guidance scale")):
     rows = [(k, v) for k, v in found.items() if k.startswith(prefix) and "seconds" in v]
     if rows:
@@ -173,10 +173,10 @@ def _marks(m):
 
 
 def interval(d: dict) -> str:
-  """A distance with its interval, in thousandths."""
+  """A distance with its interval."""
   if d["low"] is None:
-    return f"{1e3 * d['value']:.2f}"
-  return f"{1e3 * d['value']:.2f} [{1e3 * d['low']:.2f}, {1e3 * d['high']:.2f}]"
+    return f"{d['value']:.3g}"
+  return f"{d['value']:.3g} [{d['low']:.3g}, {d['high']:.3g}]"
 
 
 def main() -> None:
