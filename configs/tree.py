@@ -31,24 +31,8 @@ def get_config(variant: str = ""):
     return c
 
   # Our best, sized for one accelerator and up: v-prediction down to pure noise, attention at 32×32 and 16×16.
-  c.model.update(name="denoiser", patch=2, widths=(128, 256, 384, 512), blocks=(2,), attention=(2, 3), dtype="bfloat16")
+  defaults.set_denoiser(c, variant)
   if variant == "cpu":
     # Noise and detail at 128×128, the U-Net at 64×64, attention at 16×16: 5 images/s on one core.
-    c.data.image_size = (128, 128)
-    c.model.update(widths=(32, 64, 128), blocks=(1, 2, 2), attention=(2,), middle=3, head_width=32, detail=8,
-                   time_dim=256, dtype="float32")
-    c.train.update(batch_size=8, num_steps=8000, ema_decay=0.998)
-    c.optimizer.update(learning_rate=8e-4, warmup_steps=100)
-  if variant == "tiny":
-    c.data.image_size = (64, 64)
-    c.data.source = "phantom:100"
-    c.model.update(widths=(32, 64, 96), blocks=(1,), attention=(2,), middle=1, head_width=32, detail=16, time_dim=128,
-                   dtype="float32")
-    c.train.update(batch_size=16, num_steps=1000, ema_decay=0.99)
-    c.optimizer.update(learning_rate=1e-3, warmup_steps=50)
-  if variant in ("tiny", "cpu"):
-    c.evaluate.update(every=500, num=16)
-    c.preview.update(every=500, num=8)
-    c.checkpoint.every = 250
-    c.log.every = 25
+    c.model.update(middle=3, detail=8)
   return c

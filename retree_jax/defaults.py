@@ -188,6 +188,28 @@ def add_diffusion(c: ConfigDict) -> None:
   c.sampler.seed = 0
 
 
+def set_denoiser(c: ConfigDict, variant: str) -> None:
+  """Network, data size and lengths of the denoising stages, of all variants but "paper": one place for both stages."""
+  c.model.update(name="denoiser", patch=2, widths=(128, 256, 384, 512), blocks=(2,), attention=(2, 3), dtype="bfloat16")
+  if variant == "cpu":
+    c.data.image_size = (128, 128)
+    c.model.update(widths=(32, 64, 128), blocks=(1, 2, 2), attention=(2,), head_width=32, time_dim=256, dtype="float32")
+    c.train.update(batch_size=8, num_steps=8000, ema_decay=0.998)
+    c.optimizer.update(learning_rate=8e-4, warmup_steps=100)
+  if variant == "tiny":
+    c.data.image_size = (64, 64)
+    c.data.source = "phantom:100"
+    c.model.update(widths=(32, 64, 96), blocks=(1,), attention=(2,), middle=1, head_width=32, detail=16, time_dim=128,
+                   dtype="float32")
+    c.train.update(batch_size=16, num_steps=1000, ema_decay=0.99)
+    c.optimizer.update(learning_rate=1e-3, warmup_steps=50)
+  if variant in ("tiny", "cpu"):
+    c.evaluate.update(every=500, num=16)
+    c.preview.update(every=500, num=8)
+    c.checkpoint.every = 250
+    c.log.every = 25
+
+
 def dumps(config: ConfigDict) -> str:
   """The config as JSON text."""
   return json.dumps(json.loads(config.to_json_best_effort()), indent=1)

@@ -143,7 +143,7 @@ def test_bad_input_is_answered_in_one_sentence(trained, tmp_path):
 
 @pytest.mark.parametrize("error, code, words", [
   (OSError(errno.ENOSPC, "No space left on device"), 1, "no space is left on the disk: free some"),
-  (PermissionError(errno.EACCES, "denied", "/root/x"), 2, "no permission for /root/x: use a folder that you may write to"),
+  (PermissionError(errno.EACCES, "denied", "/closed/x"), 2, "no permission for /closed/x: use a folder that you may write to"),
   (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), 1, "lower config.train.batch_size"),
   (NotFiniteError("The loss is\n  not finite"), 1, "The loss is not finite"),
   (KeyboardInterrupt(), 130, "rerun the same command to go on"),
