@@ -91,7 +91,7 @@ class Generator:
       seed: root of the randomness.
 
     Returns:
-      Fields "tree" (coverage) and "fov", uint8 [N, H, W, 1], and N records: "attempts" (trees drawn),
+      Fields "tree" and "fov" (coverage), uint8 [N, H, W, 1], and N records: "attempts" (trees drawn),
       "accepted" (False where none of MAX_ATTEMPTS passed; the one with the best score is taken), "filter_score"
       (None without a filter) and "dropped" (why each of the others went).
 
@@ -138,7 +138,7 @@ class Generator:
         how cameras cut it.
 
     Returns:
-      Fields "tree" and "fov", uint8 [N, H, W, 1] at one size. Vessels outside the disc are cut away.
+      Fields "tree" and "fov" (coverage), uint8 [N, H, W, 1] at one size. Vessels outside the disc are cut away.
 
     Raises:
       ValueError: arrays of another kind, or no fundus stage.
@@ -151,10 +151,12 @@ class Generator:
       if tree.dtype != np.uint8 or tree.ndim != 3 or tree.shape[-1] != 1:
         raise ValueError(f"a tree must be uint8 of shape [H, W, 1], not {tree.dtype} of shape {tree.shape}")
       fov = None if fovs is None else fovs[i]
-      fov = _disc(tree.shape[:2], max(tree.shape[:2])) if fov is None else fov
-      example = transforms.fit({"tree": tree, "fov": fov}, sampler.size, sampler.config.data.fit)
-      fields["fov"].append(example["fov"])
-      fields["tree"].append(np.where(example["fov"] > 0, example["tree"], 0).astype(np.uint8))
+      fov = _inscribed(tree.shape[:2], max(tree.shape[:2])) if fov is None else fov
+      hard = transforms.binarise(fov)
+      fitted, disc = (transforms.fit({"tree": field, "fov": hard}, sampler.size, sampler.config.data.fit)["tree"]
+                      for field in (tree, fov))
+      fields["fov"].append(disc)
+      fields["tree"].append(np.where(disc >= 128, fitted, 0).astype(np.uint8))
     return {name: np.stack(pixels) for name, pixels in fields.items()}
 
   def photographs(self, fields: dict[str, np.ndarray], indices: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -169,18 +171,19 @@ class Generator:
       "image", "tree" and "fov", uint8 [N, H, W, C]; without a fundus stage, the fields as they are.
     """
     if "fundus" not in self.samplers:
-      return fields
+      return fields | {"fov": transforms.binarise(fields["fov"])}
     sampler, started = self.samplers["fundus"], time.monotonic()
     size = sampler.size
     sized = {name: np.stack([transforms.area_resize(p, size) for p in fields[name]]) for name in ("tree", "fov")}
-    sized["fov"] = transforms.binarise(sized["fov"])
-    condition = {name: sized[name] for name in sampler.condition}
+    hard = transforms.binarise(sized["fov"])
+    condition = {name: {**sized, "fov": hard}[name] for name in sampler.condition}
     out = {**sized, **sampler(self.models.fundus.params, indices, condition, seed=seed)}
     self.seconds["fundus"] += time.monotonic() - started
-    if self._enlarger is not None:
-      started = time.monotonic()
-      out = self._enlarger(out)
-      self.seconds["superres"] += time.monotonic() - started
+    if self._enlarger is None:
+      return out | {"fov": hard}
+    started = time.monotonic()
+    out = self._enlarger(out)  # with the disc's coverage, for a rim without steps
+    self.seconds["superres"] += time.monotonic() - started
     return out
 
 
@@ -282,26 +285,24 @@ def _with_fov(fields: dict[str, np.ndarray], framed: bool = True) -> dict[str, n
     framed: the stage learnt from eyes cropped to their discs.
 
   Returns:
-    "tree", and "fov" uint8 0/255: the disc that the drawn one means. Where none was drawn, the disc that the frame inscribes,
-    or the whole frame if eyes were not framed so.
+    "tree", and "fov" uint8 0..255 (coverage): the disc that the drawn one means. Where none was drawn, the disc
+    that the frame inscribes, or the whole frame if eyes were not framed so.
   """
   tree = fields["tree"]
-  guess = _disc(tree.shape[1:3], min(tree.shape[1:3])) if framed else np.full(tree.shape[1:], 255, np.uint8)
+  guess = _inscribed(tree.shape[1:3], min(tree.shape[1:3])) if framed else np.full(tree.shape[1:], 255, np.uint8)
   clean = np.empty_like(tree)
   for i in range(len(tree)):
     clean[i] = guess
     if "fov" in fields:
       disc = pictures.as_disc(fields["fov"][i, ..., 0] >= 128)
-      if disc.mean() >= 0.3:  # else no disc to speak of: an untrained model
-        clean[i, ..., 0] = 255 * disc
-  return {"tree": np.where(clean > 0, tree, 0).astype(np.uint8), "fov": clean}
+      if (disc >= 128).mean() >= 0.3:  # else no disc to speak of: an untrained model
+        clean[i, ..., 0] = disc
+  return {"tree": np.where(clean >= 128, tree, 0).astype(np.uint8), "fov": clean}
 
 
-def _disc(size: tuple[int, int], diameter: float) -> np.ndarray:
-  """A filled circle about the middle of a frame, uint8 0/255 [H, W, 1]."""
-  y, x = np.ogrid[:size[0], :size[1]]
-  inside = (y - (size[0] - 1) / 2) ** 2 + (x - (size[1] - 1) / 2) ** 2 <= (diameter / 2) ** 2
-  return (inside * np.uint8(255))[..., None]
+def _inscribed(size: tuple[int, int], diameter: float) -> np.ndarray:
+  """Coverage of a disc about the middle of a frame, uint8 0..255 [H, W, 1]."""
+  return pictures.disc_coverage(size, ((size[0] - 1) / 2, (size[1] - 1) / 2), diameter / 2)[..., None]
 
 
 def define_flags() -> flags.FlagValues:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from retree_jax import enlarge
 from retree_jax.data import pictures
 
 
@@ -143,21 +144,33 @@ def test_a_dented_disc_becomes_a_disc_again():
   dented[95:, 40:60] = False
   dented[60:64, 30:34] = False
   assert _overlap(dented, true) < 0.93
-  assert _overlap(pictures.as_disc(dented), true) > 0.98
+  assert _overlap(pictures.as_disc(dented) >= 128, true) > 0.98
+
+
+def test_the_coverage_of_a_disc_adds_up_to_its_area_and_stays_smooth_when_enlarged():
+  coverage = pictures.disc_coverage((128, 128), (63.5, 63.5), 58.0)
+  assert coverage.sum() / 255 == pytest.approx(np.pi * 58.0**2, rel=1e-3)
+  # Pixel i of 128 spans pixels 4i to 4i + 3 of 512: its middle is at 4i + 1.5.
+  true = _disc(radius=4 * 58.0, centre=(4 * 63.5 + 1.5,) * 2, size=512)
+
+  def wrong(disc):
+    return np.mean((np.asarray(enlarge.enlarged_fov(disc[None, ..., None], 4))[0, ..., 0] > 0) != true)
+
+  assert wrong(coverage) < 0.4 * wrong((coverage >= 128) * np.uint8(255))
 
 
 def test_straight_cuts_and_the_frame_stay():
   cut = _disc(radius=63.0)
   cut[:15] = cut[-15:] = False
-  np.testing.assert_array_less(0.98, _overlap(pictures.as_disc(cut), cut))
+  np.testing.assert_array_less(0.98, _overlap(pictures.as_disc(cut) >= 128, cut))
   assert not pictures.as_disc(cut)[:13].any()
   beyond = _disc(radius=75.0)  # the frame cuts it on all four sides
-  assert _overlap(pictures.as_disc(beyond), beyond) > 0.98
+  assert _overlap(pictures.as_disc(beyond) >= 128, beyond) > 0.98
 
 
 def test_what_is_no_disc_keeps_its_hull_or_is_nothing():
   triangle = np.tril(np.ones((64, 64), bool))
-  assert _overlap(pictures.as_disc(triangle), triangle) > 0.95
+  assert _overlap(pictures.as_disc(triangle) >= 128, triangle) > 0.95
   specks = np.zeros((64, 64), bool)
   specks[::7, ::5] = True
   assert not pictures.as_disc(specks).any()

@@ -165,20 +165,21 @@ def as_disc(drawn: np.ndarray) -> np.ndarray:
     drawn: bool [H, W].
 
   Returns:
-    bool [H, W]; the convex hull where no circle fits; all False where less than a tenth is drawn.
+    Coverage 0..255, uint8 [H, W], so that the rim stays smooth when it is enlarged; the convex hull where no circle fits;
+    all 0 where less than a tenth is drawn.
   """
   from skimage.morphology import convex_hull_image
 
   labels, count = ndimage.label(drawn)
   largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]) if count else np.zeros(drawn.shape, bool)
   if largest.mean() < 0.1:
-    return np.zeros(drawn.shape, bool)
+    return np.zeros(drawn.shape, np.uint8)
   hull = convex_hull_image(largest)
   height, width = hull.shape
   # The frame's own edges are no rim.
   y, x = np.nonzero(hull & ~ndimage.binary_erosion(hull, border_value=1))
   if len(y) < 10:
-    return hull
+    return np.uint8(255) * hull
   weight = np.ones(len(y))
   for _ in range(20):  # x² + y² = 2ax + 2by + c, reweighted
     equations = np.stack([2.0 * x, 2.0 * y, np.ones(len(x))], axis=1) * weight[:, None]
@@ -186,12 +187,26 @@ def as_disc(drawn: np.ndarray) -> np.ndarray:
     radius = np.sqrt(max(c + a * a + b * b, 1.0))
     weight = 1.0 / np.sqrt(np.maximum(np.abs(np.hypot(x - a, y - b) - radius), 0.5))
   rows, columns = np.mgrid[:height, :width]
-  disc = np.hypot(columns - a, rows - b) <= radius + 0.5
+  disc = disc_coverage(hull.shape, (b, a), radius + 0.5)
   for axis in (0, 1):  # straight cuts: where the hull ends on a long edge before the circle does
     inside = np.flatnonzero(hull.any(axis=1 - axis))
     for end, step in ((inside[0], -1), (inside[-1], 1)):
       edge = np.take(hull, end, axis).sum()
       beyond = np.arange(end + step, -1 if step < 0 else hull.shape[axis], step)
       if edge > 0.3 * hull.shape[1 - axis] and len(beyond):
-        disc[(beyond, slice(None)) if axis == 0 else (slice(None), beyond)] = False
-  return disc if (disc & hull).sum() >= 0.85 * (disc | hull).sum() else hull
+        disc[(beyond, slice(None)) if axis == 0 else (slice(None), beyond)] = 0
+  inside = disc >= 128
+  return disc if (inside & hull).sum() >= 0.85 * (inside | hull).sum() else np.uint8(255) * hull
+
+
+def disc_coverage(size: tuple[int, int], centre: tuple[float, float], radius: float) -> np.ndarray:
+  """A filled circle, uint8 [H, W]: how much of each pixel it covers, 0..255.
+
+  Args:
+    size: (height, width) in pixels.
+    centre: (row, column) in pixels; whole numbers are the middles of pixels.
+    radius: in pixels.
+  """
+  rows, columns = np.ogrid[:size[0], :size[1]]
+  distance = np.hypot(rows - centre[0], columns - centre[1])
+  return np.round(255 * np.clip(radius + 0.5 - distance, 0.0, 1.0)).astype(np.uint8)
