@@ -23,12 +23,14 @@ import time
 from retree_jax.data import writing
 
 # Minutes of training per stage. "coarse": minutes that the tree stage first spends at half its size, where a step costs a
-# quarter: it learns there where vessels go, and at full size how thin they are.
+# quarter: it learns there where vessels go, and at full size how thin they are. "validation": its flags.
 PRESETS = {
-    "tiny": {"variant": ":tiny", "segmentation": 2, "tree": 4, "filter": 2, "fundus": 4, "superres": 4, "num": 16},
+    "tiny": {"variant": ":tiny", "segmentation": 2, "tree": 4, "filter": 2, "fundus": 4, "superres": 4, "num": 16,
+             "validation": ("--steps", "150", "--seeds", "1")},
     "cpu": {"variant": ":cpu", "segmentation": 40, "tree": 60, "filter": 10, "fundus": 90, "superres": 40, "num": 200,
-            "coarse": 40},
-    "default": {"variant": "", "segmentation": 3, "tree": 7, "filter": 1, "fundus": 9, "superres": 5, "num": 1000},
+            "coarse": 40, "validation": ("--steps", "500")},
+    "default": {"variant": "", "segmentation": 3, "tree": 7, "filter": 1, "fundus": 9, "superres": 5, "num": 1000,
+                "validation": ("--steps", "2000")},
 }
 STAGES = ("segmentation", "tree", "filter", "fundus", "superres")
 _GRACE_S = 120  # between the request to stop and the kill: a checkpoint has to be written
@@ -99,8 +101,11 @@ def plan(args) -> list[Step]:
                       "--train", labelled, "--segmenter", run["segmentation"], "--out", str(out / "report"))),
   ]
   if args.validate:
-    steps.append(Step("validation", ("-m", "experiments.validation", "--real", labelled, "--generated", str(out / "pairs"),
-                                     "--preset", args.preset, "--out", str(out / "validation"))))
+    # Trained on each set, tested on all of them.
+    sets = [part for spec in labelled.split("+") for part in ("--real", spec, "--test", spec)]
+    steps.append(Step("validation", (
+        "-m", "experiments.validation", "--config", f"configs/segmentation.py{preset['variant']}", *sets,
+        "--generated", str(out / "pairs"), *preset["validation"], "--out", str(out / "validation"))))
   return steps
 
 

@@ -316,34 +316,40 @@ def _title(spec: str) -> str:
   return sources.open_source(spec, split="test").title
 
 
-def _define_flags():
-  """The flags; not at import, where they would clash with those of other programs."""
-  config = config_flags.DEFINE_config_file(
-      "config", "configs/segmentation.py:cpu", "Config of the segmenters.", lock_config=True)
-  flags.DEFINE_multi_string("real", [], "Real pairs to train on; repeat it to do the experiment with each.")
-  flags.DEFINE_string("generated", None, "Generated pairs.")
-  flags.DEFINE_multi_string("test", [], "Another real set to test on; its test split is used. May be repeated.")
-  flags.DEFINE_string("out", "runs/validation", "Folder for runs, scores and tables.")
-  flags.DEFINE_list("arms", list(ARMS), "Arms to run.")
-  flags.DEFINE_integer("seeds", 3, "Number of seeds.", lower_bound=1)
-  flags.DEFINE_integer("steps", 1000, "Optimizer steps of every arm.", lower_bound=2)
-  flags.DEFINE_float("minutes", None, "Begin no training after so many minutes.", lower_bound=0)
-  flags.DEFINE_integer("fidelity", 50, "Generated photographs to measure the fidelity on; 0 = none.", lower_bound=0)
-  return config
+def define_flags() -> flags.FlagValues:
+  """The command's flags."""
+  f = flags.FlagValues()
+  config_flags.DEFINE_config_file(
+      "config", "configs/segmentation.py:cpu", "Config of the segmenters.", lock_config=True, flag_values=f)
+  flags.DEFINE_multi_string("real", [], "Real pairs to train on; repeat it to do the experiment with each.", flag_values=f)
+  flags.DEFINE_string("generated", None, "Generated pairs.", flag_values=f)
+  flags.DEFINE_multi_string("test", [], "Another real set to test on; its test split is used. May be repeated.",
+                            flag_values=f)
+  flags.DEFINE_string("out", "runs/validation", "Folder for runs, scores and tables.", flag_values=f)
+  flags.DEFINE_list("arms", list(ARMS), "Arms to run.", flag_values=f)
+  flags.DEFINE_integer("seeds", 3, "Number of seeds.", lower_bound=1, flag_values=f)
+  flags.DEFINE_integer("steps", 1000, "Optimizer steps of every arm.", lower_bound=2, flag_values=f)
+  flags.DEFINE_float("minutes", None, "Begin no training after so many minutes.", lower_bound=0, flag_values=f)
+  flags.DEFINE_integer("fidelity", 50, "Generated photographs to measure the fidelity on; 0 = none.", lower_bound=0,
+                       flag_values=f)
+  flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=f)
+  return f
 
 
 def main() -> None:
   """Runs the experiment for each `--real`, prints the tables."""
-  config = _define_flags()
-  command.parse(flags.FLAGS, sys.argv)
-  f = flags.FLAGS
+  f = define_flags()
+  command.parse(f, sys.argv)
+  if f.help:
+    print(f"{__doc__}\n{f.get_help()}")
+    return
   if not f.real or not f.generated:
     raise ValueError("--real and --generated are needed: name two folders of pairs")
   deadline = time.monotonic() + 60 * f.minutes if f.minutes is not None else float("inf")
   for real in map(_spec, f.real):
     tests = {_title(spec): spec for spec in dict.fromkeys([real, *map(_spec, f.test)])}
     plan = Plan(_title(real), real, _spec(f.generated), tests, tuple(f.arms), tuple(range(f.seeds)), f.steps, f.fidelity)
-    print(markdown(run(plan, config.value, f.out, deadline)), flush=True)
+    print(markdown(run(plan, f.config, f.out, deadline)), flush=True)
 
 
 if __name__ == "__main__":

@@ -289,7 +289,7 @@ def _pictures(source, chosen, seed: int) -> list[dict]:
           for example in measuring.fitted(source, np.sort(shown), (_PICTURE, _PICTURE))]
 
 
-def _flags() -> flags.FlagValues:
+def define_flags() -> flags.FlagValues:
   """The command's flags, apart from the global ones: importing this file must not claim names there."""
   f = flags.FlagValues()
   flags.DEFINE_string("generated", None, "Folder of generated pairs (images/, masks/).", flag_values=f)
@@ -316,7 +316,7 @@ def _flags() -> flags.FlagValues:
 def main(argv: list[str] | None = None) -> None:
   """Parses the flags, compares and writes the report."""
   argv = sys.argv if argv is None else argv
-  f = _flags()
+  f = define_flags()
   rest = command.parse(f, argv)
   if rest[1:]:
     raise ValueError(f"{rest[1]!r} stands alone on the command line: write --generated DIR --real DIR; see "

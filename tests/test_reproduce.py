@@ -5,9 +5,12 @@ import sys
 import time
 
 import pytest
+from absl.flags import DEFINE_string, FlagValues
+from ml_collections import config_flags
 
-from experiments import reproduce
+from experiments import reproduce, validation
 from experiments.reproduce import Step
+from retree_jax import command, evaluate, generate
 
 # Stands in for a training: counts its starts in a file, works until it is asked to stop, and saves.
 _TRAINING = """
@@ -72,6 +75,27 @@ def test_the_plan_labels_photographs_before_they_are_painted(tmp_path, monkeypat
   for stage in reproduce.STAGES:
     config = steps[f"train {stage}"].command[3]
     assert config == f"configs/{stage}.py:tiny"
+
+
+@pytest.mark.parametrize("preset", reproduce.PRESETS)
+def test_every_flag_of_the_plan_is_one_of_its_command(preset, tmp_path, monkeypatch):
+  args = reproduce.parser().parse_args(
+      ["--labelled", "A,B", "--out", str(tmp_path), "--preset", preset, "--validate", "--vgg19", "w.npz"])
+  own = {"retree_jax.generate": generate, "retree_jax.evaluate": evaluate, "experiments.validation": validation}
+  seen = set()
+  for step in reproduce.plan(args):
+    module, rest = step.command[1], list(step.command[2:])
+    seen.add(module)
+    monkeypatch.setattr(sys, "argv", [module, *rest])  # where ml_collections looks for fields of a config
+    if module in own:
+      assert command.parse(own[module].define_flags(), [module, *rest]) == [module]
+      continue
+    flags = FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=flags)
+    for name in ("workdir", "mode", "input", "out"):
+      DEFINE_string(name, None, "", flag_values=flags)
+    assert command.parse(flags, [module, *rest]) == [module]
+  assert seen == {*own, "retree_jax.main"}
 
 
 @pytest.mark.parametrize("arguments, sentence", [
