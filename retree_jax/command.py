@@ -55,6 +55,11 @@ def parse(flags_object, argv: list[str]) -> list[str]:
   if {"--help", "-help", "-h"} & set(argv[1:]) and "help" not in flags_object:
     print(f"{sys.modules['__main__'].__doc__ or ''}\n{flags_object.main_module_help()}")
     raise SystemExit(0)
+  for flag, following in zip(argv, [*argv[1:], ""], strict=True):
+    name, equals, value = flag.partition("=")
+    path = (value if equals else following).partition(":")[0]
+    if name in ("--config", "-config") and path and not os.path.isfile(path):
+      raise ValueError(f"there is no config file {path}: name one, e.g. --config=configs/tree.py, from the folder it lies in")
   try:
     return flags_object(argv)
   except flags.Error as error:
@@ -63,5 +68,12 @@ def parse(flags_object, argv: list[str]) -> list[str]:
       raise ValueError(text.strip().splitlines()[-1].split("Error: ", 1)[-1]) from error
     raise ValueError(f"{text}; see --help") from error
   except (KeyError, AttributeError, TypeError, FileNotFoundError) as error:
-    text = str(error.args[0] if error.args else error).strip("\"'")
+    text = _plain(str(error.args[0] if error.args else error))
     raise ValueError(f"{text} (in {' '.join(a for a in argv[1:] if a.startswith('--config')) or 'the config'})") from error
+
+
+def _plain(text: str) -> str:
+  """What ml_collections says of a field that a config lacks, quoted twice and over two lines, as a sentence."""
+  text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split()).strip("\"'")
+  _, meant, guess = text.partition("Did you mean ")
+  return f"the config has no such field: did you mean {guess}" if meant else text

@@ -317,7 +317,8 @@ def define_flags() -> flags.FlagValues:
       ("coordinator", "host:port of process 0, for clusters that JAX does not recognise.")):
     flags.DEFINE_string(name, None, text, flag_values=f)
   flags.DEFINE_string("out", "out", "Folder to write; a bucket will do.", flag_values=f)
-  flags.DEFINE_integer("num", None, "Number of pairs (default 16, or all of --trees).", lower_bound=1, flag_values=f)
+  flags.DEFINE_integer("num", None, "Number of pairs (default 16, or all of --trees).", lower_bound=1,
+                       upper_bound=2**32 // MAX_ATTEMPTS, flag_values=f)
   flags.DEFINE_integer("seed", 0, "Root of the randomness.", lower_bound=0, upper_bound=2**32 - 1, flag_values=f)
   flags.DEFINE_enum("format", "png", ["png", "tfds"], "PNG folders, or a TFDS data set of ArrayRecord shards.",
                     flag_values=f)

@@ -94,9 +94,10 @@ def test_train_sample_and_evaluate(trained, tmp_path):
 
 BAD = {
   "no config": ([], "--config is missing: give for example --config configs/tree.py:tiny"),
-  "no such config file": (["--config", "configs/branch.py"], "configs/branch.py"),
+  "no such config file": (["--config", "configs/branch.py"], "there is no config file configs/branch.py: name one"),
   "wrong variant": (["--config", "configs/tree.py:huge"], "variant 'huge' is unknown: write configs/tree.py alone"),
-  "misspelt field": ([*TREE, "--config.train.num_step=3"], "num_step"),
+  "misspelt field": ([*TREE, "--config.train.num_step=3"],
+                     'the config has no such field: did you mean "num_steps" instead of "num_step"?'),
   "misspelt section": ([*TREE, "--config.trian.num_steps=3"], "trian"),
   "wrong type": ([*TREE, "--config.train.num_steps=many"], "train.num_steps"),
   "unknown flag": ([*TREE, "--wordkir=x"], "wordkir"),
