@@ -8,7 +8,8 @@ of two turns of one round. `torch` is the plain transcription in `torch_denoiser
 cores; `plain` is ours in a bare environment; `settings` is ours as every command line of the project starts on a CPU
 (`retree_jax.cpu`). A training step is the paper's: draw a timestep, noise the batch, mean squared plus mean absolute error,
 backward, AdamW. A reverse step is one ancestral step on a batch; ours are those of `--mode sample`. Peak memory is the worker's
-largest resident set. Compilation is not part of the times. Writes PATH.json and PATH.md.
+largest resident set. Compilation is not part of the times, nor are the first --warmup rounds: the kernel gathers memory into
+huge pages during the first half minute of a process, and steps get quicker until then. Writes PATH.json and PATH.md.
 """
 
 import argparse
@@ -171,7 +172,7 @@ class Worker:
     self._process.wait()
 
 
-def measure(job: str, dim: int, batch: int, size: int, rounds: int, seconds: float) -> dict:
+def measure(job: str, dim: int, batch: int, size: int, rounds: int, seconds: float, warmup: int) -> dict:
   """One job at one width, for each library: medians over rounds, and medians of the ratios to PyTorch's turn of the same
   round."""
   workers = {}
@@ -179,11 +180,13 @@ def measure(job: str, dim: int, batch: int, size: int, rounds: int, seconds: flo
     for library in LIBRARIES:
       workers[library] = Worker(library, job, dim, batch, size)
     turns = []
-    for number in range(rounds):
+    for number in range(-warmup, rounds):
       order = LIBRARIES if number % 2 == 0 else LIBRARIES[::-1]
       turns.append({library: workers[library].turn(seconds) for library in order})
       said = ", ".join(f"{library} {turns[-1][library]['seconds_per_step'] * 1e3:.0f} ms" for library in LIBRARIES)
       print(f"dim {dim} {job} {number + 1}/{rounds}: {said}", file=sys.stderr)
+      if number < 0:
+        turns.clear()
   finally:
     for worker in workers.values():
       worker.close()
@@ -224,6 +227,7 @@ def main(arguments=None) -> None:
   parser.add_argument("--batch", type=int, default=BATCH)
   parser.add_argument("--size", type=int, default=SIZE, help="side of the square pictures")
   parser.add_argument("--rounds", type=int, default=9, help="turns of each worker")
+  parser.add_argument("--warmup", type=int, default=4, help="rounds before those that count")
   parser.add_argument("--seconds", type=float, default=8.0, help="length of a turn")
   parser.add_argument("--out", help="path without suffix, for PATH.json and PATH.md")
   parser.add_argument("--worker", choices=LIBRARIES, help=argparse.SUPPRESS)
@@ -240,7 +244,8 @@ def main(arguments=None) -> None:
     "load_at_start": os.getloadavg()[0], "batch": options.batch, "size": options.size, "rounds": options.rounds, "dims": {}}
   for dim in options.dims.split(","):
     report["dims"][dim] = {
-      job: measure(job, int(dim), options.batch, options.size, options.rounds, options.seconds) for job in JOBS}
+      job: measure(job, int(dim), options.batch, options.size, options.rounds, options.seconds, options.warmup)
+      for job in JOBS}
   print(markdown(report))
   if options.out:
     path = pathlib.Path(options.out)
