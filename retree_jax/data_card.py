@@ -25,11 +25,12 @@ def write(books, identity: dict, models) -> None:
 
 
 def contact_sheet(books) -> np.ndarray:
-  """The first pairs of a folder, each photograph beside its tree drawn over it; or the trees alone. uint8 [H, W, 3]."""
+  """The first pairs of a folder, each photograph beside its tree drawn over it; or the trees alone, as drawn: at their size a
+  thin vessel covers less than half of a pixel, and a mask lacks it. uint8 [H, W, 3]."""
   cells = []
   for row, _ in zip(books.rows(), range(_SHOWN), strict=False):
-    mask, image = (_read(books.out / folder / f"{row['name']}.png") for folder in ("masks", "images"))
-    cells += [mask] if image is None else [image, plots.overlay(image, mask)]
+    image, mask, drawn = (_read(books.out / folder / f"{row['name']}.png") for folder in ("images", "masks", "coverage"))
+    cells += [drawn] if image is None else [image, plots.overlay(image, mask)]
   pairs = cells[0].shape[-1] == 3
   return plots.grid(np.stack(cells), columns=min(len(cells), 8 if pairs else 4))
 
