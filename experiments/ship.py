@@ -13,7 +13,7 @@ import re
 import sys
 
 import retree_jax
-from retree_jax import checkpoint, command
+from retree_jax import checkpoint, command, tree_filter
 
 WEIGHTS = pathlib.Path(retree_jax.__file__).parent / "weights"
 
@@ -30,12 +30,15 @@ def without_paths(value):
 def ship(name: str, path, step="latest", folder=WEIGHTS) -> int:
   """Writes folder/name from the run in `path`; returns its size in bytes."""
   loaded = checkpoint.load(path, step=step)
+  given = loaded.config.copy_and_resolve_references()
   loaded.config.update(without_paths(loaded.config.to_dict()))
   loaded.config.train.start_from = ""
   out = pathlib.Path(folder) / name
   checkpoint.export(loaded, out)
   # Orbax notes here where it wrote, for people to read; the mark is the file itself.
   (out / "commit_success.txt").write_text("Checkpoint commit was successful\n")
+  if given.stage == "filter":
+    tree_filter.choose_bounds(out, given)
   return sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
 
 

@@ -159,8 +159,8 @@ def calibrate(loaded) -> dict:
     how = f"the score that {config.filter.pass_rate:.0%} of {len(scores)} held-out real trees reach"
   judge, share = Filter(loaded, threshold, ranges, how), None
   try:
-    generated = task.generated_trees(config.data.generated, judge.size)[1]
-    share = float(np.mean([v.accepted for v in judge(generated, np.full_like(generated, 255))]))
+    generated = [task.generated_trees(config.data.generated, judge.size, kind)[1] for kind in ("coverage", "fov")]
+    share = float(np.mean([v.accepted for v in judge(*generated)]))
   except ValueError:
     pass  # the bounds need real trees alone
   return {"checkpoint": loaded.identity(), "threshold": threshold, "how": how, "ranges": ranges,
@@ -200,8 +200,18 @@ def load(path, threshold: float | None = None) -> Filter:
 def export(path, out) -> None:
   """Writes a filter at 16 bits with its bounds, chosen anew for the rounded weights: a folder that `load` reads anywhere."""
   checkpoint.export(checkpoint.load(path, stage="filter"), out)
-  loaded = checkpoint.load(out, stage="filter")
-  _write_bounds(loaded, calibrate(loaded))
+  choose_bounds(out, checkpoint.load(out, stage="filter").config)
+
+
+def choose_bounds(path, config) -> None:
+  """Writes the bounds of the filter in `path`, chosen from the data that `config` names (its own may name none that is here).
+
+  Raises:
+    ValueError: no checkpoint of the filter stage, or data that cannot be read.
+  """
+  loaded = checkpoint.load(path, stage="filter")
+  bounds = calibrate(dataclasses.replace(loaded, config=config))
+  _write_bounds(loaded, bounds | {"checkpoint": loaded.identity()})
 
 
 def _bounds_path(loaded) -> epath.Path:

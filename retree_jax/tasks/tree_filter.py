@@ -18,12 +18,13 @@ from retree_jax.tasks import batches
 _MAX_BYTES = 32 * 2**20  # of generated trees: they become a constant of the compiled step
 
 
-def generated_trees(folder, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def generated_trees(folder, size: tuple[int, int], kind: str = "coverage") -> tuple[np.ndarray, np.ndarray]:
   """Reads the trees that a tree stage drew, as it drew them: coverage, before it was made a mask.
 
   Args:
     folder: what `python -m retree_jax.generate --tree DIR --num 500 --out FOLDER` wrote.
     size: (height, width) to bring them to, by area averages.
+    kind: "fov" for the trees' fields of view instead; whole frames where they are not in the folder.
 
   Returns:
     (for training, held out), uint8 [N, H, W, 1] each; about one in five is held out, by a hash of its name.
@@ -43,8 +44,12 @@ def generated_trees(folder, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarr
     logging.info("The filter uses the first %d of %d generated trees", limit, len(names))
   train, heldout = sources.hold_out(names[:limit])
 
+  found = epath.Path(folder) / kind
+  if kind == "fov" and not found.is_dir():
+    return tuple(np.full((len(chosen), *size, 1), 255, np.uint8) for chosen in (train, heldout))
+
   def read(chosen):
-    pixels = [pictures.decode((coverage / name).read_bytes(), str(coverage / name)) for name in chosen]
+    pixels = [pictures.decode((found / name).read_bytes(), str(found / name)) for name in chosen]
     return np.stack([transforms.area_resize(p if p.ndim == 3 else p[..., None], size)[..., :1] for p in pixels])
 
   return read(train), read(heldout)
