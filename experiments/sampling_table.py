@@ -39,7 +39,7 @@ def settings(steps: str) -> list[tuple[str, dict]]:
     ValueError: neither a number nor "full".
   """
   found = []
-  for part in steps.split(","):
+  for part in filter(None, steps.split(",")):
     if part == "full":
       found.append(("ddpm", {"name": "ddpm", "spacing": "full", "num_steps": 0}))
     elif part.isdigit() and int(part) > 0:
@@ -118,6 +118,10 @@ def tables(args, say=print) -> dict:
   found = json.loads(path.read_text()) if path.exists() else {}
   tree = checkpoint.load(args.tree, stage="tree") if args.tree else None
   fundus = checkpoint.load(args.fundus, stage="fundus") if args.fundus else None
+  for stage, loaded in (("tree", tree), ("fundus", fundus)):
+    facts = loaded and {"checkpoint": loaded.identity(), "num": args.num, "source": args.real}
+    if facts and found.setdefault(f"{stage} of", facts) != facts:
+      raise ValueError(f"{path} holds rows of another {stage} stage, --num or --real: name another folder with --out")
   jobs = []
   if tree is not None:
     real = heldout(args.real, tree.config.data.image_size, ("tree", "fov"))

@@ -27,12 +27,14 @@ def without_paths(value):
   return value
 
 
-def ship(name: str, path, step="latest", folder=WEIGHTS) -> int:
-  """Writes folder/name from the run in `path`; returns its size in bytes."""
+def ship(name: str, path, step="latest", folder=WEIGHTS, sampler=None) -> int:
+  """Writes folder/name from the run in `path`, with other fields of `config.sampler` if given; returns its size in bytes."""
   loaded = checkpoint.load(path, step=step)
   given = loaded.config.copy_and_resolve_references()
   loaded.config.update(without_paths(loaded.config.to_dict()))
   loaded.config.train.start_from = ""
+  if sampler:
+    loaded.config.sampler.update(sampler)
   out = pathlib.Path(folder) / name
   checkpoint.export(loaded, out)
   # Orbax notes here where it wrote, for people to read; the mark is the file itself.
@@ -47,12 +49,14 @@ def main() -> None:
   p = argparse.ArgumentParser(prog="python -m experiments.ship", description=__doc__.split("\n\n")[0])
   p.add_argument("runs", nargs="+", metavar="NAME=WORKDIR", help="name of the weights and the run they come from")
   p.add_argument("--step", default="latest", help="checkpoint: latest, best or a step")
+  p.add_argument("--guidance", type=float, help="default guidance scale of the fundus stage, in place of the config's")
   args = p.parse_args()
   for pair in args.runs:
     name, _, path = pair.partition("=")
     if not re.fullmatch(r"[a-z0-9_]+", name) or not path:
       raise ValueError(f"{pair!r} is no NAME=WORKDIR: write for example tree=runs/tree")
-    print(f"{name}: {ship(name, path, args.step) / 2**20:.1f} MiB", flush=True)
+    changes = {"guidance": args.guidance} if args.guidance is not None and name == "fundus" else {}
+    print(f"{name}: {ship(name, path, args.step, sampler=changes) / 2**20:.1f} MiB", flush=True)
 
 
 if __name__ == "__main__":
