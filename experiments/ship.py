@@ -4,7 +4,8 @@
 
 Afterwards `retree_jax.checkpoint.load("tree")` and `python -m retree_jax.generate --num 16 --out out` use them. The last
 checkpoint of each run is taken, unless --step says otherwise. Paths of the machine that trained them are cut down to their
-last part.
+last part. A tree filter's bounds and the probability at which super-resolution cuts its trees are chosen here, on the data that
+the run's config names.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import re
 import sys
 
 import retree_jax
+from experiments.benchmarks import superres
 from retree_jax import checkpoint, command, tree_filter
 
 WEIGHTS = pathlib.Path(retree_jax.__file__).parent / "weights"
@@ -33,8 +35,12 @@ def ship(name: str, path, step="latest", folder=WEIGHTS, sampler=None) -> int:
   given = loaded.config.copy_and_resolve_references()
   loaded.config.update(without_paths(loaded.config.to_dict()))
   loaded.config.train.start_from = ""
-  if sampler:
-    loaded.config.sampler.update(sampler)
+  with loaded.config.unlocked():
+    if given.stage == "superres":
+      scores = superres.choose_cut(loaded, given.data.source)
+      loaded.config.sampler.tree_cut = max(scores, key=scores.get)
+      print(f"{name}: clDice {', '.join(f'{s:.3f} at {c:.3f}' for c, s in scores.items())}")
+    loaded.config.sampler.update(sampler or {})
   out = pathlib.Path(folder) / name
   checkpoint.export(loaded, out)
   # Orbax notes here where it wrote, for people to read; the mark is the file itself.

@@ -4,6 +4,8 @@ Pair k's pixels are a function of (weights, pair k) alone: each device runs the 
 `config.sampler.block` pairs, so neither the batch nor the number of devices changes a bit.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,10 @@ class Enlarger:
     scale: how many times larger, along a side.
     size: (height, width) in pixels of what comes out.
     block: pairs that the network sees at once.
+    tree_cut: probability that becomes a coverage of one half, where masks are cut.
+
+  Raises:
+    ValueError: `config.sampler.tree_cut` is no probability.
   """
 
   def __init__(self, loaded, mesh=None):
@@ -37,6 +43,9 @@ class Enlarger:
     self.input_size = tuple(s // self.scale for s in self.size)
     on_cpu = self.mesh.devices.flat[0].platform == "cpu"
     # One pair at a time on a CPU: as quick there, and the same bits whatever the batch.
+    self.tree_cut = float(options.get("tree_cut", 0.5))
+    if not 0 < self.tree_cut < 1:
+      raise ValueError(f"config.sampler.tree_cut={self.tree_cut} must lie between 0 and 1: 0.5 is the neutral one")
     self.block = options.block or (1 if on_cpu else options.batch_size)
     blocks = max(1, options.batch_size // self.block)
     self.batch_size = self.block * blocks * self.mesh.size
@@ -100,15 +109,24 @@ class Enlarger:
 
   def _block(self, params, pixels):
     low = pixels[..., :4].astype(jnp.float32) / 127.5 - 1.0
-    high = to_pixels(self._network.apply(params, low))
+    high = to_pixels(self._network.apply(params, low), self.tree_cut)
     if pixels.shape[-1] == 4:
       return high
     return blackened(high, enlarged_fov(pixels[..., 4:], self.scale))
 
 
-def to_pixels(output: jax.Array) -> jax.Array:
-  """The network's output (RGB around [-1, 1] and tree logits, [B, H, W, 4]) as uint8 photograph and coverage."""
-  unit = jnp.concatenate([(output[..., :3] + 1.0) / 2.0, jax.nn.sigmoid(output[..., 3:])], axis=-1)
+def to_pixels(output: jax.Array, tree_cut: float = 0.5) -> jax.Array:
+  """The network's output as uint8 photograph and coverage.
+
+  Where a vessel is thinner than a small pixel, its place at the large size is uncertain and its probability spread over more
+  pixels than it fills: cut at one half, it goes. A lower `tree_cut` keeps it.
+
+  Args:
+    output: RGB around [-1, 1] and tree logits, [B, H, W, 4].
+    tree_cut: probability that becomes 128 of 255; the others follow smoothly, by their odds.
+  """
+  logits = output[..., 3:] - math.log(tree_cut / (1.0 - tree_cut))
+  unit = jnp.concatenate([(output[..., :3] + 1.0) / 2.0, jax.nn.sigmoid(logits)], axis=-1)
   return jnp.clip(jnp.round(unit * 255.0), 0, 255).astype(jnp.uint8)
 
 

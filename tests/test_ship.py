@@ -1,10 +1,15 @@
 """Weights for the package carry no path of the machine that trained them, and load by their folder."""
 
+import types
+
 import jax
 import numpy as np
+import pytest
 
 from experiments import ship
-from retree_jax import checkpoint, models, train
+from experiments.benchmarks import superres
+from retree_jax import checkpoint, enlarge, models, train
+from retree_jax.data import sources
 from tests import small
 
 
@@ -23,3 +28,29 @@ def test_shipped_weights_are_the_last_average_at_16_bits(monkeypatch, tmp_path):
   assert loaded.step == 3
   for ours, theirs in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(state.ema), strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=2**-8)
+
+
+@pytest.mark.parametrize("own_cut", [0.5, 0.4])
+def test_super_resolution_is_cut_where_thin_vessels_of_training_eyes_stay(monkeypatch, own_cut):
+  """A stage that gives every vessel a probability of .33 and its surroundings .22: the best cut lies between."""
+  size, spec = (128, 128), "phantom:4"
+  eyes = list(superres.pairs(sources.open_source(spec, split="train", fields=("image", "tree"), size=size), size, 9))
+  answers = iter(eyes)
+
+  class Enlarger:
+    scale, tree_cut = 2, own_cut
+
+    def __init__(self, loaded):
+      self.size = size
+
+    def __call__(self, small):
+      real = next(answers)
+      assert small["tree"].shape == (1, 64, 64, 1)
+      odds = np.where(real["tree"] >= 128, 0.33 / 0.67, 0.22 / 0.78) * (1 - own_cut) / own_cut
+      return {"tree": np.round(255 * odds / (1 + odds)).astype(np.uint8)}
+
+  monkeypatch.setattr(enlarge, "Enlarger", Enlarger)
+  scores = superres.choose_cut(types.SimpleNamespace(), spec)
+  best = [cut for cut, score in scores.items() if score > 0.999]
+  assert best == [cut for cut in superres.CUTS if 0.22 < cut < 0.33]
+  assert scores[0.5] == 0 and 0 < scores[0.2] < 0.9

@@ -1,5 +1,6 @@
 """Super-resolution: the views it is shown, terms that switch on and off, the run through the loop, and the enlarger."""
 
+import dataclasses
 import functools
 
 import jax
@@ -255,9 +256,25 @@ def test_neither_the_batch_nor_the_number_of_devices_changes_a_bit():
   assert eight.size == (32, 32) and eight.scale == 2
   # The same as the network itself.
   low = jnp.concatenate([fields["image"], fields["tree"]], -1).astype(jnp.float32) / 127.5 - 1
-  plain = np.asarray(enlarge.to_pixels(loaded.apply(loaded.params, low))[..., :3], int)
+  cut = loaded.config.sampler.tree_cut
+  plain = np.asarray(enlarge.to_pixels(loaded.apply(loaded.params, low), cut), int)
   inside = whole["fov"][..., 0] > 0
-  assert np.abs(plain - whole["image"])[inside].max() <= 1
+  assert np.abs(plain[..., :3] - whole["image"])[inside].max() <= 1
+  assert np.abs(plain[..., 3:] - whole["tree"])[inside].max() <= 1
+
+
+@pytest.mark.parametrize("cut", [0.2, 0.4, 0.5])
+def test_the_cut_becomes_a_coverage_of_one_half_and_odds_follow(cut):
+  probability = np.array([0.0, 0.1, cut - 1e-3, cut + 1e-3, 0.8, 1.0])
+  with np.errstate(divide="ignore"):
+    logits = np.log(probability / (1 - probability))
+    odds = probability / (1 - probability) * (1 - cut) / cut
+    wanted = np.where(np.isinf(odds), 1.0, odds / (1 + np.where(np.isinf(odds), 0.0, odds)))
+  output = jnp.zeros((1, 1, len(probability), 4)).at[0, 0, :, 3].set(jnp.asarray(logits, jnp.float32))
+  found = np.asarray(enlarge.to_pixels(output, cut))[0, 0]
+  np.testing.assert_allclose(found[:, 3], 255 * wanted, atol=0.51)
+  assert (found[:, 3] >= 128).tolist() == (probability > cut).tolist()
+  assert (found[:, :3] == 128).all()
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -290,3 +307,9 @@ def test_every_variant_makes_its_task(variant):
   task = tasks.make(config_file.get_config(variant))
   state = jax.eval_shape(lambda: task.init(keys.stream(0, "test")))
   assert task.adversarial == (variant != "cpu") == bool(jax.tree.leaves(state.params["discriminator"]))
+
+
+@pytest.mark.parametrize("cut", [0.0, 1.0, -2.0])
+def test_a_cut_that_is_no_probability_is_refused(cut):
+  with pytest.raises(ValueError, match=r"config.sampler.tree_cut=.* between 0 and 1"):
+    enlarge.Enlarger(dataclasses.replace(_loaded(), config=config(sampler__tree_cut=cut)))

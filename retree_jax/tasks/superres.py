@@ -226,8 +226,8 @@ class SuperresTask:
       index: not used; nothing here is random.
 
     Returns:
-      "loss" (the weighted terms without the adversarial one), "psnr" in dB, "ssim", "f1" of the tree at one half, within the
-      field of view, and the last three for bicubic enlargement under "..._bicubic".
+      "loss" (the weighted terms without the adversarial one), "psnr" in dB, "ssim", "f1" of the tree, cut at
+      `config.sampler.tree_cut`, within the field of view, and the last three for bicubic enlargement under "..._bicubic".
     """
     del index
     high = batches.stack_signed(batch, ("image", "tree"))
@@ -236,7 +236,7 @@ class SuperresTask:
     terms = self._terms(output, high)
     base = enlarge.bicubic(jnp.round((low + 1.0) * 127.5), self.factor)
     scores = {"loss": sum(self.config.loss[name] * value for name, value in terms.items())}
-    for name, pixels in (("", enlarge.to_pixels(output)), ("_bicubic", base)):
+    for name, pixels in (("", enlarge.to_pixels(output, self.config.sampler.tree_cut)), ("_bicubic", base)):
       pixels = jnp.where(batch["fov"] >= 128, pixels, 0)
       image = batches.to_signed(pixels[..., :3])
       scores["psnr" + name] = losses.psnr(image, high[..., :3])
