@@ -197,6 +197,25 @@ def test_command(sets, tmp_path, capsys):
   assert "report.html" in capsys.readouterr().out
 
 
+def test_command_takes_features_of_a_network_whose_weights_the_user_has(sets, tmp_path):
+  """VGG19's first block with random weights: set "b" against itself with every colour inverted is further off than "a"."""
+  rng = np.random.default_rng(0)
+  layers = {}
+  for name, channels, scale in (("block1_conv1", 3, 0.01), ("block1_conv2", 64, 1.0)):
+    layers[f"{name}/kernel"] = (scale * rng.normal(0, np.sqrt(2 / (9 * channels)), (3, 3, channels, 64))).astype(np.float32)
+    layers[f"{name}/bias"] = np.zeros(64, np.float32)
+  np.savez(tmp_path / "vgg19.npz", **layers)
+  real, distances = _folder(tmp_path / "real", sets["b"]), {}
+  for name, eyes in (("alike", sets["a"]), ("inverted", {**sets["b"], "image": 255 - sets["b"]["image"]})):
+    folder, out = _folder(tmp_path / name, eyes), tmp_path / f"report_{name}"
+    assert _run("--generated", folder, "--real", real, "--size", SIDE, "--features", "vgg19",
+                "--feature_weights", tmp_path / "vgg19.npz", "--nopictures", "--out", out) == 0
+    found = json.loads((out / "report.json").read_text())
+    assert found["settings"]["features"]["photographs"] == "vgg19 means of relu1_2"
+    distances[name] = found["distances"]["photographs"]["kernel"]["value"]
+  assert distances["alike"] < 0.1 * distances["inverted"]
+
+
 def test_command_says_what_is_wrong_in_one_line(sets, tmp_path, capsys):
   part = {field: pixels[:3] for field, pixels in sets["a"].items()}
   pairs = _folder(tmp_path / "pairs", part)
