@@ -4,6 +4,8 @@
 
 pairs.png: generated photographs above, their trees below. real_and_generated.png: held-out real eyes above, generated ones
 below, each photograph with its tree. No choosing: the first pairs of the generated set, and evenly spaced held-out eyes.
+closest.png: of all generated photographs the ones nearest to a training eye, and below each that eye, turned and zoomed as
+it fits best (`retree_jax.metrics.privacy`).
 """
 
 import argparse
@@ -13,8 +15,9 @@ import sys
 import numpy as np
 from PIL import Image
 
-from retree_jax import command
+from retree_jax import command, measuring
 from retree_jax.data import pipeline, sources, writing
+from retree_jax.metrics import privacy
 
 GAP = 4  # white pixels between pictures
 
@@ -39,11 +42,23 @@ def load(spec: str, split: str, num: int, side: int, spread: bool) -> tuple[list
   return list(batch["image"]), list(batch["tree"])
 
 
+def closest(generated: str, real: str, num: int, side: int) -> list[list[np.ndarray]]:
+  """The `num` generated photographs nearest to a training eye, and those eyes: two rows, the nearest first."""
+  opened = [sources.open_source(spec, split=split, fields=("image",))
+            for spec, split in ((generated, "all"), (real, "train"), (real, "test"))]
+  thumbnails = [measuring.photographs(s, np.arange(len(s)), (side, side)).thumbnails["image"] for s in opened]
+  pairs = privacy.audit(*thumbnails).spaces["pixels"].closest(num)
+  made, known = (list(measuring.fitted(source, rows, (side, side))) for source, rows in (
+      (opened[0], [p.generated for p in pairs]), (opened[1], [p.train for p in pairs])))
+  return [[eye["image"] for eye in made],
+          [pair.pose(eye["image"], side) for pair, eye in zip(pairs, known, strict=True)]]
+
+
 def main() -> None:
   """Draws the pictures."""
   p = argparse.ArgumentParser(prog="python -m experiments.figures", description=__doc__.split("\n\n")[0])
   p.add_argument("--generated", required=True, help="folder of generated pairs")
-  p.add_argument("--real", help="source of real pairs, whose test split is shown")
+  p.add_argument("--real", help="source of real pairs: its test split is shown, and its train split beside what comes nearest")
   p.add_argument("--num", type=int, default=6, help="pairs in a row")
   p.add_argument("--side", type=int, default=192, help="pixels of a picture")
   p.add_argument("--out", required=True, help="folder to write")
@@ -55,6 +70,8 @@ def main() -> None:
     real_photographs, real_trees = load(args.real, "test", args.num, 2 * args.side, spread=True)
     writing.write_png(out / "real_and_generated.png",
                       sheet([real_photographs, real_trees, photographs, trees], args.side))
+    rows = closest(f"folder:{args.generated}", args.real, args.num, args.side)
+    writing.write_png(out / "closest.png", sheet(rows, args.side))
 
 
 if __name__ == "__main__":
