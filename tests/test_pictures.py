@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from retree_jax import enlarge
 from retree_jax.data import pictures
@@ -166,6 +167,23 @@ def test_straight_cuts_and_the_frame_stay():
   assert not pictures.as_disc(cut)[:13].any()
   beyond = _disc(radius=75.0)  # the frame cuts it on all four sides
   assert _overlap(pictures.as_disc(beyond) >= 128, beyond) > 0.98
+
+
+@pytest.mark.parametrize("degrees", [0, 7, -14, 90, 101])
+def test_tilted_cuts_with_ragged_edges_become_straight_again(degrees):
+  rows, columns = np.mgrid[:128, :128] - 63.5
+  along = rows * np.cos(np.deg2rad(degrees)) + columns * np.sin(np.deg2rad(degrees))
+  disc = np.hypot(rows, columns)
+  true = (disc <= 62.0) & (along < 41.3) & (along > -46.8)
+  # Ragged: the rim runs up to 3 pixels outside or inside, smoothly, as a network draws it.
+  wave = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(128, 128)), 4)
+  wave *= 3 / np.abs(wave).max()
+  drawn = (disc + wave <= 62.0) & (along + wave < 41.3) & (along - wave > -46.8)
+  found = pictures.as_disc(drawn)
+  assert _overlap(found >= 128, true) > max(0.98, _overlap(drawn, true))
+  for side, place in ((1, 41.3), (-1, 46.8)):
+    edge = (found > 0) & (found < 255) & (disc < 60.0) & (side * along > 0)
+    assert edge.sum() > 20 and np.abs(side * along[edge] - place).max() < 1.5
 
 
 def test_what_is_no_disc_keeps_its_hull_or_is_nothing():

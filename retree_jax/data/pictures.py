@@ -11,6 +11,7 @@ from scipy import ndimage
 # EyePACS, the largest photographs in the field, stay below 20 million pixels; a file that claims more than
 # this is a mistake or a bomb.
 MAX_PIXELS = 64_000_000
+_TILT = 20  # degrees
 
 
 def decode(data: bytes | pathlib.Path, name: str) -> np.ndarray:
@@ -159,7 +160,8 @@ def as_disc(drawn: np.ndarray) -> np.ndarray:
   """The disc, whole or cut straight by its aperture, that a roughly drawn field of view means.
 
   A network draws the rim of a field of view with dents; every camera's is an arc of a circle with straight cuts
-  at most. A circle is fitted to the rim of the convex hull by least absolute deviations, which dents do not pull.
+  at most. A circle is fitted to the rim of the convex hull by least absolute deviations, which dents do not pull, and the cuts
+  to the area that they take away.
 
   Args:
     drawn: bool [H, W].
@@ -175,28 +177,77 @@ def as_disc(drawn: np.ndarray) -> np.ndarray:
   if largest.mean() < 0.1:
     return np.zeros(drawn.shape, np.uint8)
   hull = convex_hull_image(largest)
-  height, width = hull.shape
-  # The frame's own edges are no rim.
-  y, x = np.nonzero(hull & ~ndimage.binary_erosion(hull, border_value=1))
-  if len(y) < 10:
+  rim = _rim(hull)
+  if len(rim) < 10:
     return np.uint8(255) * hull
+  row, column, radius = _circle(rim)
+  # The hull runs over what stands out of the rim; what was drawn, near that circle, says better where it is.
+  whole = ndimage.binary_fill_holes(largest)
+  rim = _rim(whole)
+  near = rim[np.abs(np.hypot(*(rim - (row, column)).T) - radius) < 4]
+  if len(near) > 0.3 * len(rim):
+    row, column, radius = _circle(near)
+  disc = _cut(disc_coverage(hull.shape, (row, column), radius + 0.5), whole)
+  inside = disc >= 128
+  return disc if (inside & hull).sum() >= 0.85 * (inside | hull).sum() else np.uint8(255) * hull
+
+
+def _rim(mask: np.ndarray) -> np.ndarray:
+  """(row, column) of the outermost pixels of a mask, [N, 2]; the frame's own edges are no rim."""
+  return np.argwhere(mask & ~ndimage.binary_erosion(mask, border_value=1)).astype(float)
+
+
+def _circle(points: np.ndarray) -> tuple[float, float, float]:
+  """(row, column, radius) of the circle through points [N, 2], by least absolute deviations."""
+  y, x = points.T
   weight = np.ones(len(y))
   for _ in range(20):  # x² + y² = 2ax + 2by + c, reweighted
     equations = np.stack([2.0 * x, 2.0 * y, np.ones(len(x))], axis=1) * weight[:, None]
     a, b, c = np.linalg.lstsq(equations, (x**2 + y**2) * weight, rcond=None)[0]
     radius = np.sqrt(max(c + a * a + b * b, 1.0))
     weight = 1.0 / np.sqrt(np.maximum(np.abs(np.hypot(x - a, y - b) - radius), 0.5))
-  rows, columns = np.mgrid[:height, :width]
-  disc = disc_coverage(hull.shape, (b, a), radius + 0.5)
-  for axis in (0, 1):  # straight cuts: where the hull ends on a long edge before the circle does
-    inside = np.flatnonzero(hull.any(axis=1 - axis))
-    for end, step in ((inside[0], -1), (inside[-1], 1)):
-      edge = np.take(hull, end, axis).sum()
-      beyond = np.arange(end + step, -1 if step < 0 else hull.shape[axis], step)
-      if edge > 0.3 * hull.shape[1 - axis] and len(beyond):
-        disc[(beyond, slice(None)) if axis == 0 else (slice(None), beyond)] = 0
-  inside = disc >= 128
-  return disc if (inside & hull).sum() >= 0.85 * (inside | hull).sum() else np.uint8(255) * hull
+  return b, a, radius
+
+
+def _cut(disc: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+  """Cuts a disc straight, above and below or left and right, where that brings it nearer to what was drawn.
+
+  Args:
+    disc: coverage, uint8 [H, W].
+    drawn: bool [H, W].
+
+  Returns:
+    Coverage, uint8 [H, W]. Opposite cuts are parallel, and lie up to `_TILT` degrees askew: eyes are turned in training.
+  """
+  rows, columns = np.nonzero(disc >= 128)
+  gain = np.where(drawn[rows, columns], -1.0, 1.0)  # of cutting a pixel away
+  least = 0.4 * min(disc.shape)  # pixels of chord: shorter ones are dents, as are segments of which a fifth was drawn
+  steps = 4  # places of a cut per pixel
+
+  def cuts(degrees):
+    """(pixels gained, [(normal, place of the cut along it)]) of the best cuts on both sides."""
+    angle, total, found = np.deg2rad(degrees), 0.0, []
+    for normal in ((np.cos(angle), np.sin(angle)), (-np.cos(angle), -np.sin(angle))):
+      along = rows * normal[0] + columns * normal[1]
+      outermost = along.max()
+      depth = ((outermost - along) * steps).astype(int)
+      gained, counts = np.cumsum(np.bincount(depth, gain)), np.cumsum(np.bincount(depth))
+      best = int(np.argmax(gained))
+      chord = counts[min(best + steps, len(counts) - 1)] - counts[best]
+      if gained[best] > 0.6 * counts[best] and chord > least:
+        total += gained[best]
+        found.append((normal, outermost - (best + 1) / steps))
+    return total, found
+
+  best = (0.0, [])
+  for axis in (0, 90):
+    coarse = max(range(axis - _TILT, axis + _TILT + 1, 5), key=lambda degrees: cuts(degrees)[0])
+    best = max([best, *map(cuts, range(coarse - 4, coarse + 5))], key=lambda found: found[0])
+  grid = np.ogrid[:disc.shape[0], :disc.shape[1]]
+  for normal, place in best[1]:
+    beyond = grid[0] * normal[0] + grid[1] * normal[1] - place
+    disc = np.minimum(disc, np.round(255 * np.clip(0.5 - beyond, 0.0, 1.0)).astype(np.uint8))
+  return disc
 
 
 def disc_coverage(size: tuple[int, int], centre: tuple[float, float], radius: float) -> np.ndarray:
