@@ -55,11 +55,7 @@ def sample(loaded, changes: dict, count: int, condition=None) -> tuple[dict[str,
   config.sampler.update(changes)
   sampler = sampling.Sampler(config, loaded.network)
   first = None if condition is None else {f: v[:1] for f, v in condition.items()}
-  sampler(loaded.params, np.arange(1), first)
-  # One sample at a time compiles one program for every count only if the count is the same: warm up with the real one.
-  step = min(count, sampler.batch_size)
-  warm = None if condition is None else {f: v[:step] for f, v in condition.items()}
-  sampler(loaded.params, np.arange(step), warm)
+  sampler(loaded.params, np.arange(1), first)  # compiles the one program of all counts
   start = time.perf_counter()
   made = sampler(loaded.params, np.arange(count), condition)
   return made, (time.perf_counter() - start) / count
