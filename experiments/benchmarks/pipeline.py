@@ -15,7 +15,6 @@ what an idle one delivers. Writes PATH.json and PATH.md.
 """
 
 import argparse
-import importlib.util
 import itertools
 import json
 import os
@@ -24,7 +23,7 @@ import statistics
 import tempfile
 import time
 
-import numpy as np
+from experiments.benchmarks import stages
 
 PHOTOGRAPHS, HEIGHT, WIDTH = 28, 960, 999
 BATCH = 16
@@ -74,38 +73,20 @@ def consumed(config_spec: str, seconds: float) -> dict:
   """Size, fields and images per second of a config's training step on random pixels."""
   import jax
 
-  from retree_jax import keys, tasks
-  from retree_jax.data.pipeline import CHANNELS
-
-  path, _, variant = config_spec.partition(":")
-  spec = importlib.util.spec_from_file_location("config", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config(variant)
-  task = tasks.make(config)
-  rng, batch = np.random.default_rng(0), {}
-  number, size = config.train.batch_size, tuple(config.data.image_size)
-  for field in task.fields:
-    key = field.rstrip("?")
-    batch[key] = rng.integers(0, 256, (number, *size, CHANNELS[key]), np.uint8)
-    if field != key:
-      batch[f"has_{key}"] = np.ones(number, bool)
-  state = jax.jit(lambda: task.init(keys.stream(0, "benchmark")))()
+  config = stages.load_config(config_spec)
+  task, state, batch = stages.prepared(config)
   step = jax.jit(task.train_step, donate_argnums=0)
-  batch, times, used = jax.device_put(batch), [], 0.0
-  for i in range(10_000):
-    started = time.perf_counter()
+
+  def call():
+    nonlocal state
     state, metrics = step(state, batch)
     jax.block_until_ready(metrics)
-    if i >= 2:
-      times.append(time.perf_counter() - started)
-    else:
-      used = time.process_time()
-    if sum(times) > seconds and len(times) >= 3:
-      break
-  return {"config": config_spec, "size": size[0], "fields": [f.rstrip("?") for f in task.fields], "batch": number,
-          "images_per_second": number / statistics.median(times),
-          "cpu_ms": 1000 * (time.process_time() - used) / (number * len(times)), "device": jax.devices()[0].device_kind}
+
+  per_step, cpu = stages.timed(call, seconds)
+  number = config.train.batch_size
+  return {"config": config_spec, "size": config.data.image_size[0], "fields": [f.rstrip("?") for f in task.fields],
+          "batch": number, "images_per_second": number / per_step, "cpu_ms": 1000 * cpu / number,
+          "device": jax.devices()[0].device_kind}
 
 
 def table(result: dict) -> str:
