@@ -175,7 +175,7 @@ def _chunk(generator, facts, given, seed, indices: range) -> tuple[list[dict], d
   else:
     fields, records = generator.given(*given[indices]), [{} for _ in indices]
     names = [given.names[k] for k in indices]
-  fields = generator.photographs(fields, numbers, seed)
+  fields = generator.photographs(fields, numbers, seed, generate.tilts(records))
   fov = transforms.binarise(fields["fov"])
   stored = {"masks": np.where(fov > 0, transforms.binarise(fields["tree"]), 0).astype(np.uint8), "fov": fov}
   stored |= {"images": fields["image"]} if "image" in fields else {"coverage": fields["tree"]}

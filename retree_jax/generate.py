@@ -93,7 +93,8 @@ class Generator:
     Returns:
       Fields "tree" and "fov" (coverage), uint8 [N, H, W, 1], and N records: "attempts" (trees drawn),
       "accepted" (False where none of MAX_ATTEMPTS passed; the one with the best score is taken), "filter_score"
-      (None without a filter) and "dropped" (why each of the others went).
+      (None without a filter), "dropped" (why each of the others went) and "tilt" (degrees counter-clockwise by which the
+      cuts of its field of view are turned).
 
     Raises:
       ValueError: there is no tree stage.
@@ -102,7 +103,7 @@ class Generator:
       raise ValueError("there is no tree stage to draw trees with: give --tree, or trees to paint with --trees")
     sampler, judge = self.samplers["tree"], self.models.tree_filter
     n, indices = len(indices), np.asarray(indices, np.int64)
-    records = [{"attempts": 0, "accepted": False, "filter_score": None, "dropped": []} for _ in range(n)]
+    records = [{"attempts": 0, "accepted": False, "filter_score": None, "dropped": [], "tilt": 0} for _ in range(n)]
     fields: dict[str, np.ndarray] = {}
     waiting, drawn_before = np.arange(n), 0
     while len(waiting) and drawn_before < (1 if judge is None else MAX_ATTEMPTS):
@@ -114,7 +115,7 @@ class Generator:
       started = time.monotonic()
       numbers = indices[rows] * MAX_ATTEMPTS + attempts
       drawn = sampler(self.models.tree.params, numbers, seed=seed, stream="trees")
-      drawn = _with_fov(drawn, sampler.config.data.fit == "fov")
+      drawn, tilts = _with_fov(drawn, sampler.config.data.fit == "fov")
       self.seconds["tree"] += time.monotonic() - started
       started = time.monotonic()
       verdicts = [None] * len(rows) if judge is None else judge(drawn["tree"], drawn["fov"])
@@ -123,6 +124,7 @@ class Generator:
         fields.setdefault(name, np.zeros((n, *pixels.shape[1:]), np.uint8))
       for place, (i, verdict) in enumerate(zip(rows, verdicts, strict=True)):
         if not records[i]["accepted"] and _book(records[i], verdict):
+          records[i]["tilt"] = tilts[place]
           for name, pixels in drawn.items():
             fields[name][i] = pixels[place]
       drawn_before += ahead
@@ -159,13 +161,16 @@ class Generator:
       fields["tree"].append(np.where(disc >= 128, fitted, 0).astype(np.uint8))
     return {name: np.stack(pixels) for name, pixels in fields.items()}
 
-  def photographs(self, fields: dict[str, np.ndarray], indices: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+  def photographs(self, fields: dict[str, np.ndarray], indices: np.ndarray, seed: int,
+                  tilts: Sequence[float] | None = None) -> dict[str, np.ndarray]:
     """Paints trees (and enlarges both).
 
     Args:
       fields: "tree" and "fov" as `trees` or `given` return them.
       indices: [N] numbers of the pairs.
       seed: root of the randomness.
+      tilts: degrees by which the eyes are turned counter-clockwise, from the records of `trees`. Stages learn from turned
+        eyes; cameras take upright ones, so finished pairs are turned back. None leaves them.
 
     Returns:
       "image", "tree" and "fov", uint8 [N, H, W, C]; without a fundus stage, the fields as they are.
@@ -180,11 +185,12 @@ class Generator:
     out = {**sized, **sampler(self.models.fundus.params, indices, condition, seed=seed)}
     self.seconds["fundus"] += time.monotonic() - started
     if self._enlarger is None:
-      return out | {"fov": hard}
-    started = time.monotonic()
-    out = self._enlarger(out)  # with the disc's coverage, for a rim without steps
-    self.seconds["superres"] += time.monotonic() - started
-    return out
+      out |= {"fov": hard}
+    else:
+      started = time.monotonic()
+      out = self._enlarger(out)  # with the disc's coverage, for a rim without steps
+      self.seconds["superres"] += time.monotonic() - started
+    return out if tilts is None else _upright(out, tilts)
 
 
 def pairs(models: Models, num: int = 16, seed: int = 0, trees: np.ndarray | None = None, mesh=None,
@@ -213,7 +219,12 @@ def pairs(models: Models, num: int = 16, seed: int = 0, trees: np.ndarray | None
     fields, records = generator.trees(indices, seed)
   else:
     fields, records = generator.given(trees), [{} for _ in trees]
-  return {**generator.photographs(fields, indices, seed), "records": records}
+  return {**generator.photographs(fields, indices, seed, tilts(records)), "records": records}
+
+
+def tilts(records: Sequence[dict]) -> list[float]:
+  """What `Generator.photographs` turns back, from the records of `Generator.trees`; 0 for trees that a user gave."""
+  return [record.get("tilt", 0) for record in records]
 
 
 def load_models(tree=None, fundus=None, superres=None, filter_path=None, threshold: float | None = None,
@@ -277,7 +288,18 @@ def _changed(config, **sampler):
   return config
 
 
-def _with_fov(fields: dict[str, np.ndarray], framed: bool = True) -> dict[str, np.ndarray]:
+def _upright(fields: dict[str, np.ndarray], tilts: Sequence[float]) -> dict[str, np.ndarray]:
+  """Finished pairs, turned clockwise by `tilts` degrees; photograph and tree stay 0 outside the field of view."""
+  out = {name: pixels.copy() for name, pixels in fields.items()}
+  for i in np.flatnonzero(tilts):
+    turned = {name: pictures.turned(pixels[i], -tilts[i]) for name, pixels in fields.items()}
+    turned["fov"] = transforms.binarise(turned["fov"])
+    for name, pixels in turned.items():
+      out[name][i] = np.where(turned["fov"] > 0, pixels, 0)
+  return out
+
+
+def _with_fov(fields: dict[str, np.ndarray], framed: bool = True) -> tuple[dict[str, np.ndarray], list[int]]:
   """Trees with a clean field of view, and no vessel outside it.
 
   Args:
@@ -286,18 +308,18 @@ def _with_fov(fields: dict[str, np.ndarray], framed: bool = True) -> dict[str, n
 
   Returns:
     "tree", and "fov" uint8 0..255 (coverage): the disc that the drawn one means. Where none was drawn, the disc
-    that the frame inscribes, or the whole frame if eyes were not framed so.
+    that the frame inscribes, or the whole frame if eyes were not framed so. And the tilt of each disc, in degrees.
   """
   tree = fields["tree"]
   guess = _inscribed(tree.shape[1:3], min(tree.shape[1:3])) if framed else np.full(tree.shape[1:], 255, np.uint8)
-  clean = np.empty_like(tree)
+  clean, tilts = np.empty_like(tree), [0] * len(tree)
   for i in range(len(tree)):
     clean[i] = guess
     if "fov" in fields:
-      disc = pictures.as_disc(fields["fov"][i, ..., 0] >= 128)
+      disc, tilt = pictures.as_disc(fields["fov"][i, ..., 0] >= 128)
       if (disc >= 128).mean() >= 0.3:  # else no disc to speak of: an untrained model
-        clean[i, ..., 0] = disc
-  return {"tree": np.where(clean >= 128, tree, 0).astype(np.uint8), "fov": clean}
+        clean[i, ..., 0], tilts[i] = disc, tilt
+  return {"tree": np.where(clean >= 128, tree, 0).astype(np.uint8), "fov": clean}, tilts
 
 
 def _inscribed(size: tuple[int, int], diameter: float) -> np.ndarray:

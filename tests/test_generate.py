@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
+from scipy import ndimage
 
 from retree_jax import checkpoint, command, generate, sharding, tree_filter
 from tests import small, stages
@@ -136,13 +137,51 @@ def test_the_sampled_disc_is_cleaned():
   soft[18:22, 18:22] = 0  # a hole
   soft[0, 0] = 255  # a speck
   soft[:, 30] = np.minimum(soft[:, 30], 140)
-  fields = generate._with_fov({"tree": np.full((2, 40, 40, 1), 90, np.uint8),
-                               "fov": np.stack([soft, soft * 0])[..., None].astype(np.uint8)})
+  fields, tilts = generate._with_fov({"tree": np.full((2, 40, 40, 1), 90, np.uint8),
+                                      "fov": np.stack([soft, soft * 0])[..., None].astype(np.uint8)})
   found = fields["fov"][0, ..., 0]
   assert np.mean((found >= 128) != (disc > 0)) < 0.02  # a pixel of the rim here or there
   assert found[20, 20] == 255 and found[0, 0] == 0
   np.testing.assert_array_equal(fields["tree"][0, ..., 0], (found >= 128) * 90)
   assert 0.75 < (fields["fov"][1] >= 128).mean() < 0.82  # none was drawn: the frame's own disc
+  assert tilts == [0, 0]
+
+
+class TiltedDiscs:
+  """Draws every eye's tree as 200 and its field of view as a disc with two straight cuts, turned by 12 degrees."""
+
+  def __init__(self):
+    y, x = np.mgrid[:64, :64] - 31.5
+    along = y * np.cos(np.deg2rad(12)) + x * np.sin(np.deg2rad(12))
+    self.fov = (np.hypot(x, y) < 30) & (np.abs(along) < 19)
+
+  def __call__(self, params, numbers, seed, stream):
+    return {"tree": np.full((len(numbers), 64, 64, 1), 200, np.uint8),
+            "fov": np.repeat(np.uint8(255) * self.fov[None, ..., None], len(numbers), 0)}
+
+
+def test_finished_pairs_are_upright(monkeypatch):
+  chain = generate.Models(loaded("tree", Paints(), ("tree", "fov"), size=(64, 64)),
+                          loaded("fundus", Paints(), ("image",), ("tree", "fov"), size=(64, 64)))
+  generator, drawn = generate.Generator(chain), TiltedDiscs()
+  for name in ("config", "size", "block", "mesh", "condition", "batch_size"):
+    setattr(drawn, name, getattr(generator.samplers["tree"], name))
+  generator.samplers["tree"] = drawn
+  fields, records = generator.trees(np.arange(2), seed=0)
+  assert [abs(r["tilt"] - 12) <= 1 for r in records] == [True, True]
+  left = generator.photographs(fields, np.arange(2), seed=0)
+  upright = generator.photographs(fields, np.arange(2), seed=0, tilts=generate.tilts(records))
+  tops = {name: [np.flatnonzero(out["fov"][0, :, x, 0])[0] for x in (16, 24, 32, 40, 48)]
+          for name, out in (("left", left), ("upright", upright))}
+  assert np.ptp(tops["left"]) > 5 and np.ptp(tops["upright"]) <= 1
+  # Photograph and tree were turned with it, and end where it ends.
+  for name, pixels in upright.items():
+    assert pixels.dtype == np.uint8 and not pixels[upright["fov"][..., 0] == 0].any(), name
+  inside = ndimage.binary_erosion(upright["fov"][0, ..., 0] > 0, iterations=3)
+  assert (np.abs(upright["tree"][0, ..., 0][inside].astype(int) - 200) <= 1).all()
+  untouched = generator.photographs(fields, np.arange(2), seed=0, tilts=[0, 0])
+  for name, pixels in left.items():
+    np.testing.assert_array_equal(untouched[name], pixels)
 
 
 def test_stages_of_other_sizes_follow_one_another():

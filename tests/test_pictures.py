@@ -145,7 +145,7 @@ def test_a_dented_disc_becomes_a_disc_again():
   dented[95:, 40:60] = False
   dented[60:64, 30:34] = False
   assert _overlap(dented, true) < 0.93
-  assert _overlap(pictures.as_disc(dented) >= 128, true) > 0.98
+  assert _overlap(pictures.as_disc(dented)[0] >= 128, true) > 0.98
 
 
 def test_the_coverage_of_a_disc_adds_up_to_its_area_and_stays_smooth_when_enlarged():
@@ -163,10 +163,10 @@ def test_the_coverage_of_a_disc_adds_up_to_its_area_and_stays_smooth_when_enlarg
 def test_straight_cuts_and_the_frame_stay():
   cut = _disc(radius=63.0)
   cut[:15] = cut[-15:] = False
-  np.testing.assert_array_less(0.98, _overlap(pictures.as_disc(cut) >= 128, cut))
-  assert not pictures.as_disc(cut)[:13].any()
+  np.testing.assert_array_less(0.98, _overlap(pictures.as_disc(cut)[0] >= 128, cut))
+  assert not pictures.as_disc(cut)[0][:13].any()
   beyond = _disc(radius=75.0)  # the frame cuts it on all four sides
-  assert _overlap(pictures.as_disc(beyond) >= 128, beyond) > 0.98
+  assert _overlap(pictures.as_disc(beyond)[0] >= 128, beyond) > 0.98
 
 
 @pytest.mark.parametrize("degrees", [0, 7, -14, 90, 101])
@@ -179,16 +179,22 @@ def test_tilted_cuts_with_ragged_edges_become_straight_again(degrees):
   wave = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(128, 128)), 4)
   wave *= 3 / np.abs(wave).max()
   drawn = (disc + wave <= 62.0) & (along + wave < 41.3) & (along - wave > -46.8)
-  found = pictures.as_disc(drawn)
+  found, tilt = pictures.as_disc(drawn)
+  assert abs(tilt - (degrees - 90 * (degrees > 45))) <= 2
   assert _overlap(found >= 128, true) > max(0.98, _overlap(drawn, true))
   for side, place in ((1, 41.3), (-1, 46.8)):
     edge = (found > 0) & (found < 255) & (disc < 60.0) & (side * along > 0)
     assert edge.sum() > 20 and np.abs(side * along[edge] - place).max() < 2
+  # Turned back, the cuts run along the frame.
+  upright = pictures.turned(np.uint8(255) * true[..., None], -(degrees - 90 * (degrees > 45)))[..., 0] >= 128
+  straight = true if degrees in (0, 90) else (disc <= 62.0) & (
+      (rows < 41.3) & (rows > -46.8) if degrees < 45 else (columns < 41.3) & (columns > -46.8))
+  assert _overlap(upright, straight) > 0.985
 
 
 def test_what_is_no_disc_keeps_its_hull_or_is_nothing():
   triangle = np.tril(np.ones((64, 64), bool))
-  assert _overlap(pictures.as_disc(triangle) >= 128, triangle) > 0.95
+  assert _overlap(pictures.as_disc(triangle)[0] >= 128, triangle) > 0.95
   specks = np.zeros((64, 64), bool)
   specks[::7, ::5] = True
-  assert not pictures.as_disc(specks).any()
+  assert not pictures.as_disc(specks)[0].any()

@@ -156,7 +156,7 @@ def find_fov(image: np.ndarray) -> np.ndarray:
   return ((np.asarray(whole) >= 128) * np.uint8(255))[..., None]
 
 
-def as_disc(drawn: np.ndarray) -> np.ndarray:
+def as_disc(drawn: np.ndarray) -> tuple[np.ndarray, int]:
   """The disc, whole or cut straight by its aperture, that a roughly drawn field of view means.
 
   A network draws the rim of a field of view with dents; every camera's is an arc of a circle with straight cuts
@@ -168,18 +168,18 @@ def as_disc(drawn: np.ndarray) -> np.ndarray:
 
   Returns:
     Coverage 0..255, uint8 [H, W], so that the rim stays smooth when it is enlarged; the convex hull where no circle fits;
-    all 0 where less than a tenth is drawn.
+    all 0 where less than a tenth is drawn. And the degrees by which the cuts are turned counter-clockwise, 0 without any.
   """
   from skimage.morphology import convex_hull_image
 
   labels, count = ndimage.label(drawn)
   largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]) if count else np.zeros(drawn.shape, bool)
   if largest.mean() < 0.1:
-    return np.zeros(drawn.shape, np.uint8)
+    return np.zeros(drawn.shape, np.uint8), 0
   hull = convex_hull_image(largest)
   rim = _rim(hull)
   if len(rim) < 10:
-    return np.uint8(255) * hull
+    return np.uint8(255) * hull, 0
   row, column, radius = _circle(rim)
   # The hull runs over what stands out of the rim; what was drawn, near that circle, says better where it is.
   whole = ndimage.binary_fill_holes(largest)
@@ -187,9 +187,9 @@ def as_disc(drawn: np.ndarray) -> np.ndarray:
   near = rim[np.abs(np.hypot(*(rim - (row, column)).T) - radius) < 4]
   if len(near) > 0.3 * len(rim):
     row, column, radius = _circle(near)
-  disc = _cut(disc_coverage(hull.shape, (row, column), radius + 0.5), whole)
+  disc, tilt = _cut(disc_coverage(hull.shape, (row, column), radius + 0.5), whole)
   inside = disc >= 128
-  return disc if (inside & hull).sum() >= 0.85 * (inside | hull).sum() else np.uint8(255) * hull
+  return (disc, tilt) if (inside & hull).sum() >= 0.85 * (inside | hull).sum() else (np.uint8(255) * hull, 0)
 
 
 def _rim(mask: np.ndarray) -> np.ndarray:
@@ -209,7 +209,7 @@ def _circle(points: np.ndarray) -> tuple[float, float, float]:
   return b, a, radius
 
 
-def _cut(disc: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+def _cut(disc: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, int]:
   """Cuts a disc straight, above and below or left and right, where that brings it nearer to what was drawn.
 
   Args:
@@ -217,7 +217,8 @@ def _cut(disc: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     drawn: bool [H, W].
 
   Returns:
-    Coverage, uint8 [H, W]. Opposite cuts are parallel, and lie up to `_TILT` degrees askew: eyes are turned in training.
+    Coverage, uint8 [H, W], and the cuts' degrees counter-clockwise. Opposite cuts are parallel, and lie up to `_TILT` degrees
+    askew: eyes are turned in training.
   """
   rows, columns = np.nonzero(disc >= 128)
   gain = np.where(drawn[rows, columns], -1.0, 1.0)  # of cutting a pixel away
@@ -239,15 +240,23 @@ def _cut(disc: np.ndarray, drawn: np.ndarray) -> np.ndarray:
         found.append((normal, outermost - (best + 1) / steps))
     return total, found
 
-  best = (0.0, [])
+  best, tilt = (0.0, []), 0
   for axis in (0, 90):
     coarse = max(range(axis - _TILT, axis + _TILT + 1, 5), key=lambda degrees: cuts(degrees)[0])
-    best = max([best, *map(cuts, range(coarse - 4, coarse + 5))], key=lambda found: found[0])
+    for degrees in range(coarse - 4, coarse + 5):
+      if (found := cuts(degrees))[0] > best[0]:
+        best, tilt = found, degrees - axis
   grid = np.ogrid[:disc.shape[0], :disc.shape[1]]
   for normal, place in best[1]:
     beyond = grid[0] * normal[0] + grid[1] * normal[1] - place
     disc = np.minimum(disc, np.round(255 * np.clip(0.5 - beyond, 0.0, 1.0)).astype(np.uint8))
-  return disc
+  return disc, tilt
+
+
+def turned(pixels: np.ndarray, degrees: float) -> np.ndarray:
+  """A picture uint8 [H, W, C] turned counter-clockwise about its middle, bicubic, 0 where nothing comes from."""
+  channels = [Image.fromarray(pixels[..., c]).rotate(degrees, Image.Resampling.BICUBIC) for c in range(pixels.shape[-1])]
+  return np.stack([np.asarray(c) for c in channels], axis=-1)
 
 
 def disc_coverage(size: tuple[int, int], centre: tuple[float, float], radius: float) -> np.ndarray:
