@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from retree_jax import command, cpu
-from retree_jax.data import pictures, transforms
+from retree_jax import command, cpu, framing
+from retree_jax.data import transforms
 
 MAX_ATTEMPTS = 20  # trees drawn for one pair before the best of them is taken and marked as not accepted
 
@@ -115,7 +115,7 @@ class Generator:
       started = time.monotonic()
       numbers = indices[rows] * MAX_ATTEMPTS + attempts
       drawn = sampler(self.models.tree.params, numbers, seed=seed, stream="trees")
-      drawn, tilts = _with_fov(drawn, sampler.config.data.fit == "fov")
+      drawn, tilts = framing.with_fov(drawn, sampler.config.data.fit == "fov")
       self.seconds["tree"] += time.monotonic() - started
       started = time.monotonic()
       verdicts = [None] * len(rows) if judge is None else judge(drawn["tree"], drawn["fov"])
@@ -153,7 +153,7 @@ class Generator:
       if tree.dtype != np.uint8 or tree.ndim != 3 or tree.shape[-1] != 1:
         raise ValueError(f"a tree must be uint8 of shape [H, W, 1], not {tree.dtype} of shape {tree.shape}")
       fov = None if fovs is None else fovs[i]
-      fov = _inscribed(tree.shape[:2], max(tree.shape[:2])) if fov is None else fov
+      fov = framing.inscribed(tree.shape[:2], max(tree.shape[:2])) if fov is None else fov
       hard = transforms.binarise(fov)
       fitted, disc = (transforms.fit({"tree": field, "fov": hard}, sampler.size, sampler.config.data.fit)["tree"]
                       for field in (tree, fov))
@@ -190,7 +190,7 @@ class Generator:
       started = time.monotonic()
       out = self._enlarger(out)  # with the disc's coverage, for a rim without steps
       self.seconds["superres"] += time.monotonic() - started
-    return out if tilts is None else _upright(out, tilts)
+    return out if tilts is None else framing.upright(out, tilts)
 
 
 def pairs(models: Models, num: int = 16, seed: int = 0, trees: np.ndarray | None = None, mesh=None,
@@ -286,45 +286,6 @@ def _changed(config, **sampler):
   config = config.copy_and_resolve_references()
   config.sampler.update(changes)
   return config
-
-
-def _upright(fields: dict[str, np.ndarray], tilts: Sequence[float]) -> dict[str, np.ndarray]:
-  """Finished pairs, turned clockwise by `tilts` degrees; photograph and tree stay 0 outside the field of view."""
-  out = {name: pixels.copy() for name, pixels in fields.items()}
-  for i in np.flatnonzero(tilts):
-    turned = {name: pictures.turned(pixels[i], -tilts[i]) for name, pixels in fields.items()}
-    turned["fov"] = transforms.binarise(turned["fov"])
-    for name, pixels in turned.items():
-      out[name][i] = np.where(turned["fov"] > 0, pixels, 0)
-  return out
-
-
-def _with_fov(fields: dict[str, np.ndarray], framed: bool = True) -> tuple[dict[str, np.ndarray], list[int]]:
-  """Trees with a clean field of view, and no vessel outside it.
-
-  Args:
-    fields: "tree", and "fov" where the stage draws one, uint8 [N, H, W, 1].
-    framed: the stage learnt from eyes cropped to their discs.
-
-  Returns:
-    "tree", and "fov" uint8 0..255 (coverage): the disc that the drawn one means. Where none was drawn, the disc
-    that the frame inscribes, or the whole frame if eyes were not framed so. And the tilt of each disc, in degrees.
-  """
-  tree = fields["tree"]
-  guess = _inscribed(tree.shape[1:3], min(tree.shape[1:3])) if framed else np.full(tree.shape[1:], 255, np.uint8)
-  clean, tilts = np.empty_like(tree), [0] * len(tree)
-  for i in range(len(tree)):
-    clean[i] = guess
-    if "fov" in fields:
-      disc, tilt = pictures.as_disc(fields["fov"][i, ..., 0] >= 128)
-      if (disc >= 128).mean() >= 0.3:  # else no disc to speak of: an untrained model
-        clean[i, ..., 0], tilts[i] = disc, tilt
-  return {"tree": np.where(clean >= 128, tree, 0).astype(np.uint8), "fov": clean}, tilts
-
-
-def _inscribed(size: tuple[int, int], diameter: float) -> np.ndarray:
-  """Coverage of a disc about the middle of a frame, uint8 0..255 [H, W, 1]."""
-  return pictures.disc_coverage(size, ((size[0] - 1) / 2, (size[1] - 1) / 2), diameter / 2)[..., None]
 
 
 def define_flags() -> flags.FlagValues:

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 from scipy import ndimage
 
-from retree_jax import checkpoint, command, generate, sharding, tree_filter
+from retree_jax import checkpoint, command, framing, generate, sharding, tree_filter
 from tests import small, stages
 
 
@@ -137,8 +137,8 @@ def test_the_sampled_disc_is_cleaned():
   soft[18:22, 18:22] = 0  # a hole
   soft[0, 0] = 255  # a speck
   soft[:, 30] = np.minimum(soft[:, 30], 140)
-  fields, tilts = generate._with_fov({"tree": np.full((2, 40, 40, 1), 90, np.uint8),
-                                      "fov": np.stack([soft, soft * 0])[..., None].astype(np.uint8)})
+  fields, tilts = framing.with_fov({"tree": np.full((2, 40, 40, 1), 90, np.uint8),
+                                    "fov": np.stack([soft, soft * 0])[..., None].astype(np.uint8)})
   found = fields["fov"][0, ..., 0]
   assert np.mean((found >= 128) != (disc > 0)) < 0.02  # a pixel of the rim here or there
   assert found[20, 20] == 255 and found[0, 0] == 0
