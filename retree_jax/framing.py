@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import ndimage
 
 from retree_jax.data import pictures, transforms
 
@@ -30,15 +31,60 @@ def with_fov(fields: dict[str, np.ndarray], framed: bool = True) -> tuple[dict[s
   return {"tree": np.where(clean >= 128, tree, 0).astype(np.uint8), "fov": clean}, tilts
 
 
+def soft_rim(images: np.ndarray, fovs: np.ndarray) -> np.ndarray:
+  """Photographs whose rim fades as that of a shrunk photograph does, so that enlarging them gives a smooth one.
+
+  Args:
+    images: uint8 [N, H, W, 3], black where less than half of a pixel is seen.
+    fovs: coverage, uint8 [N, H, W, 1].
+
+  Returns:
+    uint8 [N, H, W, 3]: where a pixel is seen in part, the colour of the nearest one that is seen whole, by its share.
+  """
+  out = np.empty_like(images)
+  for i, (image, fov) in enumerate(zip(images, fovs[..., 0], strict=True)):
+    inside = ndimage.binary_erosion(fov >= 250, border_value=1)
+    rows, columns = ndimage.distance_transform_edt(~inside, return_distances=False, return_indices=True)
+    whole = image[rows, columns] if inside.any() else image
+    out[i] = np.round(whole * (fov[..., None] / 255.0))
+  return out
+
+
 def upright(fields: dict[str, np.ndarray], tilts: Sequence[float]) -> dict[str, np.ndarray]:
-  """Finished pairs, turned clockwise by `tilts` degrees; photograph and tree stay 0 outside the field of view."""
+  """Finished pairs turned clockwise.
+
+  Args:
+    fields: uint8 [N, H, W, C] each, among them "fov".
+    tilts: degrees, N of them; whole pairs stay as they are where it is 0.
+
+  Returns:
+    The same fields, 0 outside the field of view. Where the frame cut the disc, the cut runs along the frame again.
+  """
   out = {name: pixels.copy() for name, pixels in fields.items()}
   for i in np.flatnonzero(tilts):
     turned = {name: pictures.turned(pixels[i], -tilts[i]) for name, pixels in fields.items()}
-    turned["fov"] = transforms.binarise(turned["fov"])
+    frame = pictures.turned(np.full_like(turned["fov"], 255), -tilts[i])[..., 0] >= 128
+    turned["fov"] = _cut_by_frame(transforms.binarise(turned["fov"]), frame)
     for name, pixels in turned.items():
       out[name][i] = np.where(turned["fov"] > 0, pixels, 0)
   return out
+
+
+def _cut_by_frame(fov: np.ndarray, frame: np.ndarray) -> np.ndarray:
+  """A field of view [H, W, 1] without the rows and columns in which the turned `frame`, bool [H, W], cuts it aslant."""
+  fov = fov.copy()
+  height, width = frame.shape
+  row, column = np.nonzero(ndimage.binary_dilation(~frame, iterations=2) & (fov[..., 0] > 0))
+  side = np.argmin([row, height - 1 - row, column, width - 1 - column], axis=0) if len(row) else np.zeros(0, int)
+  if (side == 0).any():
+    fov[:row[side == 0].max() + 1] = 0
+  if (side == 1).any():
+    fov[row[side == 1].min():] = 0
+  if (side == 2).any():
+    fov[:, :column[side == 2].max() + 1] = 0
+  if (side == 3).any():
+    fov[:, column[side == 3].min():] = 0
+  return fov
 
 
 def inscribed(size: tuple[int, int], diameter: float) -> np.ndarray:

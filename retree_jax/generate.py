@@ -188,7 +188,8 @@ class Generator:
       out |= {"fov": hard}
     else:
       started = time.monotonic()
-      out = self._enlarger(out)  # with the disc's coverage, for a rim without steps
+      # With the disc's coverage, for a rim without steps.
+      out = self._enlarger(out | {"image": framing.soft_rim(out["image"], out["fov"])})
       self.seconds["superres"] += time.monotonic() - started
     return out if tilts is None else framing.upright(out, tilts)
 

@@ -8,6 +8,7 @@ from absl import flags
 from scipy import ndimage
 
 from retree_jax import checkpoint, command, framing, generate, sharding, tree_filter
+from retree_jax.data import transforms
 from tests import small, stages
 
 
@@ -160,6 +161,31 @@ class TiltedDiscs:
             "fov": np.repeat(np.uint8(255) * self.fov[None, ..., None], len(numbers), 0)}
 
 
+def test_a_blackened_rim_fades_like_that_of_a_shrunk_photograph():
+  y, x = np.mgrid[:256, :256] - 127.5
+  seen = np.hypot(x, y) < 121.3
+  large = np.where(seen[..., None], [200, 110, 40], 0).astype(np.uint8)
+  small, fov = (transforms.area_resize(p, (64, 64)) for p in (large, np.uint8(255) * seen[..., None]))
+  blackened = np.where(fov >= 128, [200, 110, 40], 0).astype(np.uint8)
+  assert np.abs(blackened.astype(int) - small).max() > 60
+  assert np.abs(framing.soft_rim(blackened[None], fov[None])[0].astype(int) - small).max() <= 2
+  nothing = np.zeros_like(fov)
+  assert not framing.soft_rim(blackened[None], nothing[None]).any()
+
+
+@pytest.mark.parametrize("degrees", [9, -14])
+def test_a_disc_that_the_frame_cut_is_cut_along_it_again(degrees):
+  y, x = np.mgrid[:128, :128] - 63.5
+  along = y * np.cos(np.deg2rad(degrees)) + x * np.sin(np.deg2rad(degrees))
+  fov = np.uint8(255) * ((np.hypot(x, y) < 74) & (np.abs(along) < 40))
+  found = framing.upright({"fov": fov[None, ..., None], "tree": fov[None, ..., None]}, [degrees])
+  inside = found["fov"][0, ..., 0] > 0
+  assert 0.8 < inside.sum() / (fov > 0).sum() < 1
+  for edge in (inside[44:84], inside[44:84, ::-1]):  # rows between the two cuts: both ends are straight
+    assert np.ptp(np.argmax(edge, axis=1)) == 0 and np.argmax(edge, axis=1)[0] < 20
+  np.testing.assert_array_equal(found["tree"] > 0, found["fov"] > 0)
+
+
 def test_finished_pairs_are_upright(monkeypatch):
   chain = generate.Models(loaded("tree", Paints(), ("tree", "fov"), size=(64, 64)),
                           loaded("fundus", Paints(), ("image",), ("tree", "fov"), size=(64, 64)))
@@ -221,8 +247,10 @@ def test_superres_follows_a_fundus_stage_of_its_size(monkeypatch):
   monkeypatch.setattr(enlarge, "Enlarger", Twice)
   m = models()
   small_pair, large = generate.pairs(m, num=1), generate.pairs(generate.Models(m.tree, m.fundus, (16, 16)), num=1)
-  for name in ("image", "tree"):
-    np.testing.assert_array_equal(large[name][:, ::2, 1::2], small_pair[name])
+  np.testing.assert_array_equal(large["tree"][:, ::2, 1::2], small_pair["tree"])
+  inside = ndimage.binary_erosion(small_pair["fov"][0, ..., 0] > 0, iterations=3)  # the rim fades
+  assert inside.sum() > 40
+  np.testing.assert_array_equal(large["image"][0, ::2, 1::2][inside], small_pair["image"][0][inside])
   # Super-resolution is given how much of each pixel the disc covers, for a rim without steps.
   np.testing.assert_array_equal(large["fov"][:, ::2, 1::2] >= 128, small_pair["fov"] > 0)
   with pytest.raises(ValueError, match="enlarges 8x8 pixels and the fundus stage makes 16x16"):
