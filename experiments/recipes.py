@@ -1,10 +1,11 @@
 """The paper's recipe against ours at equal time, and its repetitive training technique (RTT) on and off at equal steps.
 
-Three trainings of 64×64 trees on the train split of --real: the network and loss of the paper with RTT for --minutes; the same
+    python -m experiments.recipes --real folder:data/CHASE_DB1+folder:data/HRF --minutes 20 --out runs/recipes
 
 Three trainings of 64×64 trees on the train split of --real: the paper's network and loss with RTT for --minutes; the same
 without RTT for as many optimizer steps as the first took; ours (`tree.py:tiny`) for --minutes. Then --num trees of each, by
-its own sampler, against the held-out trees. Run it on an otherwise idle machine: the clock is part of the comparison.
+its own sampler, against the held-out trees. Run it on an otherwise idle machine: the clock is part of the comparison. Writes
+recipes.json, recipes.md and recipes.png, the first trees of each, a row each in the order of the table.
 """
 
 import argparse
@@ -13,9 +14,13 @@ import pathlib
 import sys
 import time
 
-from experiments import reproduce, sampling_table
-from retree_jax import checkpoint, command
+import numpy as np
+
+from experiments import figures, reproduce, sampling_table
+from retree_jax import checkpoint, command, sampling
 from retree_jax.data import writing
+
+SHOWN = 8  # trees in a row of the picture
 
 
 def arms(args) -> dict[str, tuple[str, ...]]:
@@ -45,7 +50,7 @@ def run(args, say=print) -> dict:
   path = out / "recipes.json"
   found = json.loads(path.read_text()) if path.exists() else {}
   for name, flags in arms(args).items():
-    workdir = out / name.replace(", ", "_").replace(" ", "_")
+    workdir = out / folder_name(name)
     entry = found.setdefault(name, {})
     if "seconds" not in entry:
       steps = (f"--config.train.num_steps={found['paper, RTT']['optimizer_steps']}",) if name == "paper, no RTT" else ()
@@ -68,7 +73,21 @@ def run(args, say=print) -> dict:
       say(f"{name}: {json.dumps(entry)}")
       writing.write_json(path, found)
   writing.write_text(path.with_suffix(".md"), markdown(found))
+  if not (picture := path.with_suffix(".png")).exists():
+    drawn = [trees(out / folder_name(name)) for name in arms(args)]
+    writing.write_png(picture, figures.sheet(drawn, side=112))
   return found
+
+
+def folder_name(arm: str) -> str:
+  """Where an arm is trained: "paper, RTT" → "paper_RTT"."""
+  return arm.replace(", ", "_").replace(" ", "_")
+
+
+def trees(workdir) -> list:
+  """The first trees of a run, uint8 [H, W, 1] each."""
+  loaded = checkpoint.load(workdir, step="latest", stage="tree")
+  return list(sampling.Sampler(loaded.config, loaded.network)(loaded.params, np.arange(SHOWN))["tree"])
 
 
 def markdown(found: dict) -> str:
