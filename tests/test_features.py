@@ -90,3 +90,16 @@ def test_vgg_features_from_a_file(real_eyes):
   extractor = features.extractor("vgg19", paths[0])
   found = features.extract(_pictures(2), extractor)
   assert found.shape == (2, 64 + 128 + 256) and "relu3_4" in extractor.name and "relu4_4" not in extractor.name
+
+
+def test_vgg_features_do_not_depend_on_the_scale_of_the_weights(tmp_path):
+  rng = np.random.default_rng(0)
+  found = []
+  for scale in (1.0, 50.0):
+    layers = {"block1_conv1/kernel": rng.normal(0, 0.01, (3, 3, 3, 64)), "block1_conv1/bias": np.zeros(64),
+              "block1_conv2/kernel": scale * rng.normal(0, 0.06, (3, 3, 64, 64)), "block1_conv2/bias": np.zeros(64)}
+    np.savez(tmp_path / f"{scale}.npz", **{k: v.astype(np.float32) for k, v in layers.items()})
+    found.append(features.extract(_pictures(3), features.extractor("vgg19", tmp_path / f"{scale}.npz")))
+    rng = np.random.default_rng(0)
+  np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
+  assert 0.05 < np.abs(found[0]).mean() < 20

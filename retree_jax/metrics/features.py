@@ -37,7 +37,8 @@ def extractor(name: str, weights_path: str | os.PathLike | None = None) -> Extra
 
   Args:
     name: "inception" (pool3 of the FID network, 2048 numbers; "inception:pytorch" for the resize of the
-      PyTorch port), "vgg19" (spatial means of the last activation of every block that the weights have),
+      PyTorch port), "vgg19" (spatial means of the last activation of every block that the weights have, each block divided by
+      its size on one fixed picture),
       "scattering" (wavelet energies and colour statistics, no weights).
     weights_path: file for the first two, see `models.inception.load_weights` and `models.vgg.load_weights`.
 
@@ -69,10 +70,12 @@ def extractor(name: str, weights_path: str | os.PathLike | None = None) -> Extra
   if not layers:
     raise ValueError(f"{weights_path} does not hold even VGG19's first block: use a file with more layers.")
 
+  scales = vgg.scales(params, layers)
+
   @jax.jit
   def means(params, images):
     found = vgg.features(params, images, layers, precision="highest")
-    return jnp.concatenate([found[layer].mean((1, 2)) for layer in layers], -1)
+    return jnp.concatenate([found[layer].mean((1, 2)) / scales[layer] for layer in layers], -1)
 
   return Extractor(f"vgg19 means of {', '.join(layers)}", functools.partial(means, params))
 

@@ -142,6 +142,16 @@ def features(
   return {name: found[key].astype(jnp.float32) for key, names in wanted.items() for name in names}
 
 
+def scales(params: Mapping, layers: Sequence[str]) -> dict[str, jax.Array]:
+  """Root mean square of each layer on one fixed picture, to divide activations by.
+
+  Keras' weights give activations two orders of magnitude above torchvision's, and layers differ too.
+  """
+  picture = jax.random.uniform(jax.random.key(0), (1, 8, 8, 3), minval=-1.0, maxval=1.0)
+  picture = jax.image.resize(picture, (1, 64, 64, 3), "cubic")
+  return {k: jnp.sqrt(jnp.mean(jnp.square(v))) for k, v in features(params, picture, layers).items()}
+
+
 def _short(kind: str, layer: str) -> str:
   return re.sub(r"block(\d)_conv(\d)", kind + r"\1_\2", layer)
 

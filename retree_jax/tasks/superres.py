@@ -83,11 +83,7 @@ class SuperresTask:
       return None
     weights = vgg.load_weights(options.perceptual_weights)
     layers = tuple(options.perceptual_layers)
-    # Keras' weights give activations two orders of magnitude above torchvision's, and layers differ too: each is divided by its
-    # root mean square on one fixed picture, so that one weight of the loss means the same with any file.
-    picture = jax.random.uniform(jax.random.key(0), (1, 8, 8, 3), minval=-1.0, maxval=1.0)
-    picture = jax.image.resize(picture, (1, 64, 64, 3), "cubic")
-    scales = {k: jnp.sqrt(jnp.mean(jnp.square(v))) for k, v in vgg.features(weights, picture, layers).items()}
+    scales = vgg.scales(weights, layers)  # so that one weight of the loss means the same with any file
     dtype = self.network.settings["dtype"]
     return lambda x: {k: v / scales[k] for k, v in vgg.features(weights, x, layers, dtype=dtype).items()}
 
