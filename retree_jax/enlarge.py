@@ -28,7 +28,7 @@ class Enlarger:
     scale: how many times larger, along a side.
     size: (height, width) in pixels of what comes out.
     block: pairs that the network sees at once.
-    tree_cut: probability that becomes a coverage of one half, where masks are cut.
+    tree_cut: vessel probability that becomes a coverage of one half, where masks are cut.
 
   Raises:
     ValueError: `config.sampler.tree_cut` is no probability.
@@ -41,11 +41,11 @@ class Enlarger:
     self.scale = int(loaded.network.settings["factor"])
     self.size = tuple(loaded.config.data.image_size)
     self.input_size = tuple(s // self.scale for s in self.size)
-    on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-    # One pair at a time on a CPU: as quick there, and the same bits whatever the batch.
     self.tree_cut = float(options.get("tree_cut", 0.5))
     if not 0 < self.tree_cut < 1:
       raise ValueError(f"config.sampler.tree_cut={self.tree_cut} must lie between 0 and 1: 0.5 is the neutral one")
+    on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+    # One pair at a time on a CPU: as quick there, and the same bits whatever the batch.
     self.block = options.block or (1 if on_cpu else options.batch_size)
     blocks = max(1, options.batch_size // self.block)
     self.batch_size = self.block * blocks * self.mesh.size

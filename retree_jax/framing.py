@@ -51,7 +51,7 @@ def soft_rim(images: np.ndarray, fovs: np.ndarray) -> np.ndarray:
 
 
 def upright(fields: dict[str, np.ndarray], tilts: Sequence[float]) -> dict[str, np.ndarray]:
-  """Finished pairs turned clockwise.
+  """Finished pairs turned clockwise about their middle, by the tilt of each one's eye, so that it stands upright.
 
   Args:
     fields: uint8 [N, H, W, C] each, among them "fov".
@@ -72,19 +72,14 @@ def upright(fields: dict[str, np.ndarray], tilts: Sequence[float]) -> dict[str, 
 
 def _cut_by_frame(fov: np.ndarray, frame: np.ndarray) -> np.ndarray:
   """A field of view [H, W, 1] without the rows and columns in which the turned `frame`, bool [H, W], cuts it aslant."""
-  fov = fov.copy()
   height, width = frame.shape
   row, column = np.nonzero(ndimage.binary_dilation(~frame, iterations=2) & (fov[..., 0] > 0))
-  side = np.argmin([row, height - 1 - row, column, width - 1 - column], axis=0) if len(row) else np.zeros(0, int)
-  if (side == 0).any():
-    fov[:row[side == 0].max() + 1] = 0
-  if (side == 1).any():
-    fov[row[side == 1].min():] = 0
-  if (side == 2).any():
-    fov[:, :column[side == 2].max() + 1] = 0
-  if (side == 3).any():
-    fov[:, column[side == 3].min():] = 0
-  return fov
+  nearest = np.argmin([row, height - 1 - row, column, width - 1 - column], axis=0) if len(row) else np.zeros(0, int)
+  top, left = max(row[nearest == 0], default=-1) + 1, max(column[nearest == 2], default=-1) + 1
+  bottom, right = min(row[nearest == 1], default=height), min(column[nearest == 3], default=width)
+  kept = np.zeros_like(fov)
+  kept[top:bottom, left:right] = fov[top:bottom, left:right]
+  return kept
 
 
 def inscribed(size: tuple[int, int], diameter: float) -> np.ndarray:

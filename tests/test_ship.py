@@ -1,10 +1,9 @@
 """Weights for the package carry no path of the machine that trained them, and load by their folder."""
 
-import types
-
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from experiments import ship
 from experiments.benchmarks import superres
@@ -38,19 +37,21 @@ def test_super_resolution_is_cut_where_thin_vessels_of_training_eyes_stay(monkey
   answers = iter(eyes)
 
   class Enlarger:
-    scale, tree_cut = 2, own_cut
+    scale = 2
 
     def __init__(self, loaded):
-      self.size = size
+      self.size, self.cut = size, loaded.config.sampler.tree_cut
 
     def __call__(self, small):
       real = next(answers)
       assert small["tree"].shape == (1, 64, 64, 1)
-      odds = np.where(real["tree"] >= 128, 0.33 / 0.67, 0.22 / 0.78) * (1 - own_cut) / own_cut
+      odds = np.where(real["tree"] >= 128, 0.33 / 0.67, 0.22 / 0.78) * (1 - self.cut) / self.cut
       return {"tree": np.round(255 * odds / (1 + odds)).astype(np.uint8)}
 
   monkeypatch.setattr(enlarge, "Enlarger", Enlarger)
-  scores = superres.choose_cut(types.SimpleNamespace(), spec)
+  loaded = checkpoint.Loaded(ConfigDict({"sampler": {"tree_cut": own_cut}}), {}, None, 0, "")
+  scores = superres.choose_cut(loaded, spec)
+  assert loaded.config.sampler.tree_cut == own_cut
   best = [cut for cut, score in scores.items() if score > 0.999]
   assert best == [cut for cut in superres.CUTS if 0.22 < cut < 0.33]
   assert scores[0.5] == 0 and 0 < scores[0.2] < 0.9

@@ -10,6 +10,7 @@ paired, with 95 % bootstrap intervals over the eyes.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import time
 
@@ -61,13 +62,15 @@ def choose_cut(loaded, spec: str, num: int = 1000) -> dict[float, float]:
 
   clDice asks whether centrelines lie on the other's vessels: what thin vessels lose by a high cut and gain by a low one.
   """
-  enlarger, found = enlarge.Enlarger(loaded), []
+  config = loaded.config.copy_and_resolve_references()
+  with config.unlocked():
+    config.sampler.tree_cut = 0.5  # so that coverage is the probability itself
+  enlarger, found = enlarge.Enlarger(dataclasses.replace(loaded, config=config)), []
   source = sources.open_source(spec, split="train", fields=("image", "tree"), size=enlarger.size)
   for real in pairs(source, enlarger.size, num):
-    coverage = enlarger(superres.shrunk(real, enlarger.scale))["tree"][0] / 255.0
-    odds = coverage / np.maximum(1.0 - coverage, 1e-3) * enlarger.tree_cut / (1.0 - enlarger.tree_cut)
+    probability = enlarger(superres.shrunk(real, enlarger.scale))["tree"][0] / 255.0
     truth, fov = real["tree"][0] >= 128, real["fov"][0] >= 128
-    found.append([segmentation.scores(odds / (1.0 + odds), truth, fov, cut)["cldice"] for cut in CUTS])
+    found.append([segmentation.scores(probability, truth, fov, cut)["cldice"] for cut in CUTS])
   return dict(zip(CUTS, np.mean(found, axis=0).tolist(), strict=True))
 
 

@@ -160,15 +160,16 @@ def as_disc(drawn: np.ndarray) -> tuple[np.ndarray, int]:
   """The disc, whole or cut straight by its aperture, that a roughly drawn field of view means.
 
   A network draws the rim of a field of view with dents; every camera's is an arc of a circle with straight cuts
-  at most. A circle is fitted to the rim of the convex hull by least absolute deviations, which dents do not pull, and the cuts
-  to the area that they take away.
+  at most. A circle is fitted to the rim of the convex hull by least absolute deviations, which dents do not
+  pull, and the cuts to the area that they take away.
 
   Args:
     drawn: bool [H, W].
 
   Returns:
-    Coverage 0..255, uint8 [H, W], so that the rim stays smooth when it is enlarged; the convex hull where no circle fits;
-    all 0 where less than a tenth is drawn. And the degrees by which the cuts are turned counter-clockwise, 0 without any.
+    Coverage 0..255, uint8 [H, W], so that the rim stays smooth when it is enlarged; the convex hull where no
+    circle fits; all 0 where less than a tenth is drawn. And the degrees by which the cuts are turned
+    counter-clockwise, 0 without any.
   """
   from skimage.morphology import convex_hull_image
 
@@ -220,37 +221,42 @@ def _cut(disc: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, int]:
     Coverage, uint8 [H, W], and the cuts' degrees counter-clockwise. Opposite cuts are parallel, and lie up to `_TILT` degrees
     askew: eyes are turned in training.
   """
-  rows, columns = np.nonzero(disc >= 128)
-  gain = np.where(drawn[rows, columns], -1.0, 1.0)  # of cutting a pixel away
-  least = 0.4 * min(disc.shape)  # pixels of chord: shorter ones are dents, as are segments of which a fifth was drawn
-  steps = 4  # places of a cut per pixel
-
-  def cuts(degrees):
-    """(pixels gained, [(normal, place of the cut along it)]) of the best cuts on both sides."""
-    angle, total, found = np.deg2rad(degrees), 0.0, []
-    for normal in ((np.cos(angle), np.sin(angle)), (-np.cos(angle), -np.sin(angle))):
-      along = rows * normal[0] + columns * normal[1]
-      outermost = along.max()
-      depth = ((outermost - along) * steps).astype(int)
-      gained, counts = np.cumsum(np.bincount(depth, gain)), np.cumsum(np.bincount(depth))
-      best = int(np.argmax(gained))
-      chord = counts[min(best + steps, len(counts) - 1)] - counts[best]
-      if gained[best] > 0.6 * counts[best] and chord > least:
-        total += gained[best]
-        found.append((normal, outermost - (best + 1) / steps))
-    return total, found
-
-  best, tilt = (0.0, []), 0
+  best, cuts, tilt = 0.0, [], 0
   for axis in (0, 90):
-    coarse = max(range(axis - _TILT, axis + _TILT + 1, 5), key=lambda degrees: cuts(degrees)[0])
+    coarse = max(range(axis - _TILT, axis + _TILT + 1, 5), key=lambda degrees: _best_cuts(disc, drawn, degrees)[0])
     for degrees in range(coarse - 4, coarse + 5):
-      if (found := cuts(degrees))[0] > best[0]:
-        best, tilt = found, degrees - axis
-  grid = np.ogrid[:disc.shape[0], :disc.shape[1]]
-  for normal, place in best[1]:
-    beyond = grid[0] * normal[0] + grid[1] * normal[1] - place
+      gained, found = _best_cuts(disc, drawn, degrees)
+      if gained > best:
+        best, cuts, tilt = gained, found, degrees - axis
+  rows, columns = np.ogrid[:disc.shape[0], :disc.shape[1]]
+  for normal, place in cuts:
+    beyond = rows * normal[0] + columns * normal[1] - place
     disc = np.minimum(disc, np.round(255 * np.clip(0.5 - beyond, 0.0, 1.0)).astype(np.uint8))
   return disc, tilt
+
+
+def _best_cuts(disc: np.ndarray, drawn: np.ndarray, degrees: float) -> tuple[float, list]:
+  """The cuts across one direction that bring a disc nearest to what was drawn, at most one on each side.
+
+  Returns:
+    By how many pixels it comes nearer, and for each cut the outward normal (row, column) and its place along it.
+  """
+  rows, columns = np.nonzero(disc >= 128)
+  gain = np.where(drawn[rows, columns], -1.0, 1.0)  # of cutting a pixel away
+  shortest = 0.4 * min(disc.shape)  # chord in pixels: shorter ones are dents
+  steps = 4  # places of a cut per pixel
+  angle, total, found = np.deg2rad(degrees), 0.0, []
+  for normal in ((np.cos(angle), np.sin(angle)), (-np.cos(angle), -np.sin(angle))):
+    along = rows * normal[0] + columns * normal[1]
+    outermost = along.max()
+    depth = ((outermost - along) * steps).astype(int)
+    gained, counts = np.cumsum(np.bincount(depth, gain)), np.cumsum(np.bincount(depth))
+    best = int(np.argmax(gained))
+    chord = counts[min(best + steps, len(counts) - 1)] - counts[best]
+    if gained[best] > 0.6 * counts[best] and chord > shortest:  # less than a fifth of what goes was drawn
+      total += gained[best]
+      found.append((normal, outermost - (best + 1) / steps))
+  return total, found
 
 
 def turned(pixels: np.ndarray, degrees: float) -> np.ndarray:

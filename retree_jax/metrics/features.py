@@ -37,8 +37,8 @@ def extractor(name: str, weights_path: str | os.PathLike | None = None) -> Extra
 
   Args:
     name: "inception" (pool3 of the FID network, 2048 numbers; "inception:pytorch" for the resize of the
-      PyTorch port), "vgg19" (spatial means of the last activation of every block that the weights have, each block divided by
-      its size on one fixed picture),
+      PyTorch port), "vgg19" (spatial means of the last activation of every block that the weights have,
+      each block divided by its size on one fixed picture),
       "scattering" (wavelet energies and colour statistics, no weights).
     weights_path: file for the first two, see `models.inception.load_weights` and `models.vgg.load_weights`.
 

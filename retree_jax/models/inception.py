@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retree_jax.models import vgg
+from retree_jax.models import weight_files
 
 SIZE = 299
 FEATURES = 2048
@@ -51,7 +51,7 @@ def load_weights(path: str | os.PathLike) -> dict:
   if not os.path.isfile(path):
     raise ValueError(f"No Inception weights at {path}: give a path to pt_inception-2015-12-05 (.pth, .npz).")
   suffix = os.path.splitext(path)[1].lower()
-  readers = {".npz": vgg.read_npz, ".pth": vgg.read_torch, ".pt": vgg.read_torch}
+  readers = {".npz": weight_files.read_npz, ".pth": weight_files.read_torch, ".pt": weight_files.read_torch}
   if suffix not in readers:
     raise ValueError(f"Inception weights {path} end in {suffix!r}: known are .pth and .npz.")
   return convert(readers[suffix](path), path)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from retree_jax import models
+from retree_jax.models import weight_files
 
 
 class Entry(NamedTuple):
@@ -32,36 +33,15 @@ class Entry(NamedTuple):
 
 
 def read(path) -> dict[str, np.ndarray]:
-  """Reads a checkpoint file of the original (.pth.tar, .pth).
-
-  Args:
-    path: the file; either {"state_dict": ..., "optimizer": ...} or the state dict itself.
-
-  Returns:
-    {parameter name: float32 array}. A leading "module." (DataParallel) is dropped.
+  """Reads a checkpoint file of the original (.pth.tar, .pth): `weight_files.read_torch`.
 
   Raises:
-    ValueError: no such file, PyTorch is not installed, not a PyTorch checkpoint, or one that holds more than
-      tensors and plain values, which would have to be executed.
+    ValueError: no such file, PyTorch is not installed, or not a PyTorch checkpoint of plain tensors.
   """
   path = pathlib.Path(path)
   if not path.is_file():
     raise ValueError(f"There is no checkpoint file {path}: give the path of a .pth.tar or .pth file.")
-  try:
-    import torch
-  except ImportError as error:
-    raise ValueError(f"Reading {path} needs PyTorch: pip install 'retree-jax[torch]'.") from error
-  try:
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-  except Exception as error:  # torch raises a dozen types here, pickle's own among them
-    raise ValueError(f"{path} is damaged or no PyTorch checkpoint of plain tensors ({type(error).__name__}); "
-                     "only such are read, since others could run code: save its state_dict alone.") from error
-  tensors = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
-  if not isinstance(tensors, Mapping) or not tensors or not all(
-      isinstance(value, torch.Tensor) for value in tensors.values()):
-    raise ValueError(f"{path} holds no state_dict of tensors: give a checkpoint that the original's training "
-                     "wrote.")
-  return {name.removeprefix("module."): value.detach().float().numpy() for name, value in tensors.items()}
+  return weight_files.read_torch(path)
 
 
 def convert(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict]:

@@ -18,12 +18,13 @@ recognition", ICLR 2015, table 1, without the three fully connected layers.
 
 import os
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from retree_jax.models import weight_files
 
 CONVOLUTIONS = (2, 2, 4, 4, 4)  # per block
 CHANNELS = (64, 128, 256, 512, 512)
@@ -58,7 +59,8 @@ def load_weights(path: str | os.PathLike, convention: str | None = None) -> dict
   if not os.path.isfile(path):
     raise ValueError(f"No VGG19 weights at {path}: give the path of a .npz, .h5 or .pth file.")
   suffix = os.path.splitext(path)[1].lower()
-  readers = {".npz": read_npz, ".h5": _read_h5, ".hdf5": _read_h5, ".pth": read_torch, ".pt": read_torch}
+  readers = {".npz": weight_files.read_npz, ".h5": _read_h5, ".hdf5": _read_h5, ".pth": weight_files.read_torch,
+             ".pt": weight_files.read_torch}
   if suffix not in readers:
     raise ValueError(f"VGG19 weights {path} end in {suffix!r}: known are .npz, .h5 and .pth.")
   return _assemble(readers[suffix](path), path, convention)
@@ -230,40 +232,6 @@ def _torch_numbers() -> dict[int, str]:
       position += 2
     position += 1
   return numbers
-
-
-def read_npz(path: str) -> dict[str, np.ndarray]:
-  """Arrays of a .npz file; a file that would need unpickling is refused.
-
-  Raises:
-    ValueError: damaged file or one with Python objects in it.
-  """
-  try:
-    with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-      return {name: file[name] for name in file.files}
-  except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, AttributeError) as error:
-    raise ValueError(f"Cannot read {path} as .npz: it is damaged or holds objects instead of plain arrays "
-                     f"({error}).") from error
-
-
-def read_torch(path: str) -> dict[str, np.ndarray]:
-  """Tensors of a PyTorch state dict as NumPy arrays, without unpickling anything but tensors.
-
-  Raises:
-    ValueError: PyTorch is not installed, the file is damaged, or it holds more than tensors.
-  """
-  try:
-    import torch
-  except ImportError as error:
-    raise ValueError(f"Reading {path} needs PyTorch: pip install 'retree-jax[torch]', or convert it to .npz "
-                     "on a machine that has it.") from error
-  try:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-  except Exception as error:  # torch raises many types for damaged or unsafe files
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise ValueError(f"Cannot read {path} as a PyTorch file of plain tensors ({reason}).") from error
-  state = state.get("state_dict", state) if isinstance(state, Mapping) else {}
-  return {k: v.detach().float().numpy() for k, v in state.items() if isinstance(v, torch.Tensor)}
 
 
 def _read_h5(path: str) -> dict[str, np.ndarray]:
