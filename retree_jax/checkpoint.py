@@ -187,8 +187,8 @@ def to_json(config) -> dict:
   return json.loads(config.to_json_best_effort() if hasattr(config, "to_json_best_effort") else json.dumps(config))
 
 
-def claim_workdir(workdir, config: ml_collections.ConfigDict) -> None:
-  """Writes workdir/config.json, or checks that the run there has the same config.
+def check_workdir(workdir, config: ml_collections.ConfigDict) -> None:
+  """Checks that the run in a workdir, if there is one, has the same config.
 
   Raises:
     ValueError: the workdir belongs to another config; the sentence names the fields that differ.
@@ -207,8 +207,13 @@ def claim_workdir(workdir, config: ml_collections.ConfigDict) -> None:
       shown = ", ".join(f"{k} ({theirs.get(k)!r} there, {ours.get(k)!r} here)" for k in differ[:4])
       more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
       raise ValueError(f"{workdir} belongs to a run with another config: {shown}{more}. Use another --workdir, or that config")
+
+
+def claim_workdir(workdir, config: ml_collections.ConfigDict) -> None:
+  """Writes workdir/config.json, after `check_workdir`."""
+  check_workdir(workdir, config)
   if jax.process_index() == 0:
-    writing.write_text(path, json.dumps(to_json(config), indent=1) + "\n")
+    writing.write_text(epath.Path(workdir) / "config.json", json.dumps(to_json(config), indent=1) + "\n")
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

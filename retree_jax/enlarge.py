@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from retree_jax import sharding
+from retree_jax import limits, sharding
 from retree_jax.data.pipeline import CHANNELS
 
 _FIELDS = ("image", "tree", "fov")
@@ -31,10 +31,11 @@ class Enlarger:
     tree_cut: vessel probability that becomes a coverage of one half, where masks are cut.
 
   Raises:
-    ValueError: `config.sampler.tree_cut` is no probability.
+    ValueError: a field of the config that cannot be, see `retree_jax.limits`.
   """
 
   def __init__(self, loaded, mesh=None):
+    limits.check(loaded.config)
     self.params, self._network = loaded.params, loaded.network
     self.mesh = sharding.make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
     options = loaded.config.sampler
@@ -42,8 +43,6 @@ class Enlarger:
     self.size = tuple(loaded.config.data.image_size)
     self.input_size = tuple(s // self.scale for s in self.size)
     self.tree_cut = float(options.get("tree_cut", 0.5))
-    if not 0 < self.tree_cut < 1:
-      raise ValueError(f"config.sampler.tree_cut={self.tree_cut} must lie between 0 and 1: 0.5 is the neutral one")
     on_cpu = self.mesh.devices.flat[0].platform == "cpu"
     # One pair at a time on a CPU: as quick there, and the same bits whatever the batch.
     self.block = options.block or (1 if on_cpu else options.batch_size)

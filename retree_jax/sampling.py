@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from retree_jax import keys, sharding
+from retree_jax import keys, limits, sharding
 from retree_jax.data.pipeline import CHANNELS
 from retree_jax.diffusion import process, samplers, schedules
 
@@ -28,9 +28,13 @@ class Sampler:
     config: the config that the weights were trained with; `config.sampler` says how to sample.
     network: `retree_jax.models.Network`.
     mesh: devices; one local device by default.
+
+  Raises:
+    ValueError: a field of the config that cannot be, see `retree_jax.limits`.
   """
 
   def __init__(self, config, network, mesh=None):
+    limits.check(config)
     self.config, self.network = config, network
     self.mesh = sharding.make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
     self.target, self.condition = tuple(config.data.target), tuple(config.data.condition)
@@ -39,8 +43,6 @@ class Sampler:
     options = config.sampler
     num_steps = None if options.spacing == "full" else options.num_steps
     self._grid = samplers.time_grid(self._schedule, num_steps, spacing=options.spacing)
-    if options.name not in samplers.NAMES:
-      raise ValueError(f"config.sampler.name={options.name!r} is unknown: use {', '.join(samplers.NAMES)}")
     if options.guidance != 1.0 and not config.diffusion.condition_dropout:
       raise ValueError(f"config.sampler.guidance={options.guidance} needs a model trained with "
                        "config.diffusion.condition_dropout above 0: use 1.0")

@@ -12,7 +12,7 @@ from absl import logging
 from jax.sharding import PartitionSpec
 from PIL import Image
 
-from retree_jax import sampling, sharding
+from retree_jax import limits, sampling, sharding
 from retree_jax.data import folders, pictures, transforms, writing
 from retree_jax.metrics import segmentation as metrics
 from retree_jax.tasks import segmentation
@@ -38,6 +38,7 @@ class Segmenter:
   """
 
   def __init__(self, loaded, mesh=None):
+    limits.check(loaded.config)
     self.config, self._network = loaded.config, loaded.network
     self.mesh = sharding.make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
     self.size = tuple(self.config.data.image_size)

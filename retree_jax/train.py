@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from retree_jax import checkpoint, keys, plots, sharding, tasks
+from retree_jax import checkpoint, keys, limits, plots, sharding, tasks
 from retree_jax.data import pipeline, sources, transforms
 from retree_jax.state import TrainState, with_parameters
 from retree_jax.writers import Writers
@@ -43,12 +43,13 @@ def train(config, workdir, *, arrays: Mapping[str, np.ndarray] | None = None, de
   """
   # --- mesh, task, data -------------------------------------------------------------------------------------------------
   keys.stream(config.seed, config.stage)  # a seed that is none is refused here, in a sentence
+  limits.check(config)
   mesh = sharding.make_mesh(config.mesh.fsdp, devices)
   sharding.check_batch(config.train.batch_size, mesh, config.train.accumulate)
   task = tasks.make(config)
   data = _Data(config, arrays, task.fields)
   task.epoch_steps = max(1, data.num_train // config.train.batch_size)
-  checkpoint.claim_workdir(workdir, config)
+  checkpoint.check_workdir(workdir, config)
   iterator = data.train_iterator()
 
   # --- state: shapes, then shardings, then straight onto the devices ------------------------------------------------------
@@ -64,6 +65,7 @@ def train(config, workdir, *, arrays: Mapping[str, np.ndarray] | None = None, de
     state, position = restored
     iterator.set_state(position)
   step = int(state.step)
+  checkpoint.claim_workdir(workdir, config)  # not before: a run that could not start leaves no trace
   writers = Writers(workdir, step, config.log.tensorboard, config.train.num_steps)
   if restored is not None:
     writers.say(f"Resumed from step {step} of {workdir}")

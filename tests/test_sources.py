@@ -52,6 +52,12 @@ def test_the_hold_out_keeps_patients_together_and_never_moves_them():
     assert train and test
 
 
+def test_two_eyes_leave_nothing_to_validate_with(tmp_path):
+  root = folder(tmp_path / "set", ["1_left", "2_left"])
+  with pytest.raises(ValueError, match="a validation split from .*: add eyes .* or set config.data.heldout=test"):
+    sources.open_source(f"folder:{root}", split="fit")
+
+
 def test_splits_json(tmp_path):
   root = folder(tmp_path / "set", ["1_left", "1_right", "2_left", "3_left"])
   path = root / "splits.json"

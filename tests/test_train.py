@@ -136,10 +136,29 @@ def test_fine_tuning_starts_from_the_average_of_another_run(toy, tmp_path, monke
   (dict(diffusion__prediction="score"), r"prediction='score' is unknown: use "),
   (dict(stage="veins"), r"stage='veins' is unknown: use tree, fundus"),
   (dict(checkpoint__keep_latest=0), r"keep_latest=0 would delete the newest checkpoint: use 1"),
+  (dict(train__batch_size=0), r"batch_size=0 cannot be: it must be at least 1"),
+  (dict(train__accumulate=0), r"accumulate=0 cannot be: it must be at least 1"),
+  (dict(train__ema_decay=1.0), r"ema_decay=1.0 cannot be: it must be at least 0 and below 1"),
+  (dict(log__every=0), r"log.every=0 cannot be: it must be at least 1"),
+  (dict(checkpoint__every=-5), r"checkpoint.every=-5 cannot be: it must be at least 1"),
+  (dict(optimizer__learning_rate=0.0), r"learning_rate=0.0 cannot be: it must be above 0"),
+  (dict(optimizer__learning_rate=float("nan")), r"learning_rate=nan cannot be"),
+  (dict(data__fit="stretch"), r"fit='stretch' is unknown: use fov, pad, crop, squash"),
+  (dict(data__augment=dict(rotation=-3.0)), r"augment.rotation is -3.0"),
+  (dict(diffusion__time_sampling="even"), r"time_sampling='even' is unknown: use stratified, uniform"),
+  (dict(diffusion__first_step=1000), r"first_step=1000 leaves no time step"),
+  # What only previews would have met, thousands of steps later.
+  (dict(sampler__name="euler"), r"sampler.name='euler' is unknown: use ddpm, ddim, dpmpp_2m, heun"),
+  (dict(sampler__clip="hard"), r"sampler.clip='hard' is unknown: use none, static, dynamic"),
+  (dict(sampler__spacing="even"), r"sampler.spacing='even' is unknown: use full, trailing"),
+  (dict(sampler__num_steps=2000), r"2000 sampling steps are more than"),
+  (dict(sampler__guidance=2.0), r"guidance=2.0 needs a model trained with config.diffusion.condition_dropout"),
+  (dict(sampler__eta=1.5), r"eta=1.5 cannot be: it must be from 0 to 1"),
 ])
 def test_impossible_settings_are_answered_in_a_sentence(changes, words, tmp_path):
   with pytest.raises(ValueError, match=words):
     train.train(small.config(**changes), tmp_path, arrays=small.arrays())
+  assert not (tmp_path / "config.json").exists()  # the corrected command may use the same workdir
 
 
 def test_evaluation_counts_every_held_out_example_once(toy, tmp_path):

@@ -31,11 +31,15 @@ _JOIN = re.compile(r"\+(?=(?:phantom|folder:|tfds:))")
 _WEIGHT = re.compile(r"\*([0-9]*\.?[0-9]+(?:e[+-]?\d+)?)$")
 
 
-def hold_out(names) -> tuple[list[str], list[str]]:
+def hold_out(names, split: str = "test") -> tuple[list[str], list[str]]:
   """Splits names into (train, test), about one in five to test, by a hash of the patient's part of the name.
 
   The hash looks at one name at a time, so adding eyes never moves an eye from train to test (but for the "at
   least one" of very small sets); the two eyes of one patient stay together.
+
+  Args:
+    names: of eyes.
+    split: what the part held out is for, "test" or "validation"; it only names it in messages.
 
   Raises:
     ValueError: fewer than two patients, so that one of the sides would be empty.
@@ -44,9 +48,10 @@ def hold_out(names) -> tuple[list[str], list[str]]:
   for name in names:
     groups.setdefault(_SIDE.sub("", folders.pairing_key(name)), []).append(name)
   if len(groups) < 2:
+    way_out = {"test": "write splits.json", "validation": "set config.data.heldout=test to train on all but the test split"}
     raise ValueError(
-      f"Cannot hold out a test split from {folders.some(names) or 'nothing'}: add eyes of at least two "
-      "patients, or write splits.json."
+      f"Cannot hold out a {split} split from {folders.some(names) or 'nothing'}: add eyes of at least two "
+      f"patients, or {way_out[split]}."
     )
   order = sorted(groups, key=lambda group: hashlib.sha256(group.encode()).digest())
   chosen = {group for group in order if hashlib.sha256(group.encode()).digest()[0] < 256 * HOLD_OUT} or {
@@ -195,7 +200,7 @@ def _part(names: list[str], split: str) -> list[str]:
   """The names of a train split that "fit" or "validation" keeps; any other split keeps all."""
   if split not in ("fit", "validation") or not names:
     return names
-  return hold_out(names)[0 if split == "fit" else 1]
+  return hold_out(names, "validation")[0 if split == "fit" else 1]
 
 
 def at_size(source, size):

@@ -6,6 +6,8 @@ nothing else of a stage, and a task knows nothing of the loop, meshes or files.
 
 import importlib
 
+from retree_jax import limits
+
 # stage -> (module of this package, class). Imported when asked for.
 _TASKS = {
     "tree": ("diffusion", "DiffusionTask"),
@@ -27,6 +29,7 @@ def make(config):
   """
   if config.stage not in _TASKS:
     raise ValueError(f"config.stage={config.stage!r} is unknown: use {', '.join(_TASKS)}")
+  limits.check(config)
   size = tuple(config.data.image_size)
   if len(size) != 2 or min(size) < 1:
     raise ValueError(f"config.data.image_size={size} must be (height, width): write it once, as '(256, 256)'")

@@ -39,6 +39,7 @@ class DiffusionTask:
     if config.diffusion.prediction not in process.KINDS:
       raise ValueError(f"config.diffusion.prediction={config.diffusion.prediction!r} is unknown: "
                        f"use {', '.join(process.KINDS)}")
+    sampling.Sampler(config, self.network)  # what previews could not draw with is refused here, before training
     self.optimizer = state.make_optimizer(config.optimizer)
     self.epoch_steps = 1  # set by the loop, which knows the data: the repetitive training technique counts epochs
 
@@ -127,10 +128,8 @@ class DiffusionTask:
     # Stratified over the batch: less variance in the loss than independent draws (Kingma et al. 2021, appendix I.1).
     if config.time_sampling == "stratified":
       u = (jax.random.uniform(key_t) + jnp.arange(n) / n) % 1.0
-    elif config.time_sampling == "uniform":
-      u = jax.random.uniform(key_t, (n,))
     else:
-      raise ValueError(f"config.diffusion.time_sampling={config.time_sampling!r} is unknown: use 'stratified' or 'uniform'")
+      u = jax.random.uniform(key_t, (n,))
     t = config.first_step + jnp.floor(u * (config.num_steps - config.first_step))
     draw = {
         "x0": x0, "t": jnp.clip(t, config.first_step, config.num_steps - 1),
