@@ -89,14 +89,13 @@ def tree_row(loaded, changes, count, real) -> dict:
 
 
 def fundus_row(loaded, changes, real, count) -> dict:
-  """One row of the photographs' table: the held-out trees painted."""
-  given = {f: real[f][:count] for f in loaded.config.data.condition}
-  made, seconds = sample(loaded, changes, count, given)
-  own = [fidelity.measures(i, t >= 128, f >= 128) for i, t, f in zip(
-      made["image"], real["tree"], real["fov"], strict=False)]
-  other = [fidelity.measures(i, t >= 128, f >= 128) for i, t, f in zip(
-      made["image"], np.roll(real["tree"][:count], 1, 0), real["fov"], strict=False)]
-  colour = [float(x) for x in np.abs(_mean_colour(made["image"], real["fov"]) - _mean_colour(real["image"], real["fov"]))]
+  """One row of the photographs' table: held-out trees painted, evenly spaced, so that each of several sets has its share."""
+  painted = np.linspace(0, len(real["tree"]) - 1, count).round().astype(int)
+  trees, fovs = real["tree"][painted], real["fov"][painted]
+  made, seconds = sample(loaded, changes, count, {f: real[f][painted] for f in loaded.config.data.condition})
+  own, other = ([fidelity.measures(i, t >= 128, f >= 128) for i, t, f in zip(made["image"], labels, fovs, strict=True)]
+                for labels in (trees, np.roll(trees, 1, 0)))
+  colour = [float(x) for x in np.abs(_mean_colour(made["image"], fovs) - _mean_colour(real["image"], real["fov"]))]
   return {"seconds": seconds, "distance": distance(real["image"], made["image"]), "colour_error": colour,
           "separation": float(np.nanmean([m["separation"] for m in own])),
           "separation_shuffled": float(np.nanmean([m["separation"] for m in other])),
@@ -104,7 +103,7 @@ def fundus_row(loaded, changes, real, count) -> dict:
 
 
 def _mean_colour(pictures, fov):
-  inside = fov[:len(pictures), ..., 0] >= 128
+  inside = fov[..., 0] >= 128
   return np.stack([p[m].mean(0) for p, m in zip(pictures, inside, strict=True)]).mean(0)
 
 
