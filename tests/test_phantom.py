@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from retree_jax.data import phantom, phantom_tree, pictures
+from retree_jax.data import phantom, phantom_shape, pictures
 
 SEEDS = (0, 1, 2, 3)
 
@@ -36,12 +36,12 @@ def test_a_vessel_keeps_its_calibre_between_bifurcations():
 def test_angles_of_least_work():
   """Murray 1926: equal children leave at 37.5 degrees each; a vanishing one at a right angle, and the other goes straight."""
   same = 2 ** (-1 / 3)
-  np.testing.assert_allclose(np.degrees(phantom_tree.optimal_angles(1.0, same, same)), 37.47, atol=0.01)
-  large, small = phantom_tree.optimal_angles(1.0, (1 - 1e-9) ** (1 / 3), 1e-3)
+  np.testing.assert_allclose(np.degrees(phantom_shape.optimal_angles(1.0, same, same)), 37.47, atol=0.01)
+  large, small = phantom_shape.optimal_angles(1.0, (1 - 1e-9) ** (1 / 3), 1e-3)
   assert np.degrees(large) < 0.1 and abs(np.degrees(small) - 90) < 0.2
   # They are the minimum of the work of the three vessels, volume for given flows, whatever the children's sizes.
   r1, r2 = 0.9, (1 - 0.9**3) ** (1 / 3)
-  a, b = phantom_tree.optimal_angles(1.0, r1, r2)
+  a, b = phantom_shape.optimal_angles(1.0, r1, r2)
   # Forces of the lengths' derivatives balance at the fork: r0^2 = r1^2 cos a + r2^2 cos b, r1^2 sin a = r2^2 sin b.
   np.testing.assert_allclose(r1**2 * np.cos(a) + r2**2 * np.cos(b), 1.0)
   np.testing.assert_allclose(r1**2 * np.sin(a), r2**2 * np.sin(b))
