@@ -2,10 +2,12 @@
 
     python -m experiments.recipes --real folder:data/CHASE_DB1+folder:data/HRF --minutes 20 --out runs/recipes
 
-Three trainings of 64×64 trees on the train split of --real: the paper's network and loss with RTT for --minutes; the same
-without RTT for as many optimizer steps as the first took; ours (`tree.py:tiny`) for --minutes. Then --num trees of each, by
-its own sampler, against the held-out trees. Run it on an otherwise idle machine: the clock is part of the comparison. Writes
-recipes.json, recipes.md and recipes.png, the first trees of each, a row each in the order of the table.
+Four trainings of 64×64 trees on the train split of --real: the paper's network and loss with RTT for --minutes; the same
+without RTT for as many optimizer steps as the first took; ours (`tree.py:tiny`) for --minutes; ours for half of them on
+phantom trees and from there for the other half on real ones. Then --num trees of each, by its own sampler, against the
+held-out trees, and the held-out loss, which compares within the paper's two and within our two. Run it on an otherwise idle
+machine: the clock is part of the comparison. Writes recipes.json, recipes.md and recipes.png, the first trees of each, a row
+each in the order of the table.
 """
 
 import argparse
@@ -17,20 +19,26 @@ import time
 import numpy as np
 
 from experiments import figures, reproduce, sampling_table
-from retree_jax import checkpoint, command, sampling
+from retree_jax import checkpoint, command, sampling, train
 from retree_jax.data import writing
 
 SHOWN = 8  # trees in a row of the picture
 
 
-def arms(args) -> dict[str, tuple[str, ...]]:
-  """The three trainings: name → flags of `retree_jax.main`."""
+def arms(args) -> dict[str, list[tuple[str, ...]]]:
+  """Name → flags of `retree_jax.main`, of the trainings that follow each other, the last one in `folder_name(name)`."""
   paper = ("--config", "configs/tree.py:paper", f"--config.model.dim={args.dim}")
+  tiny = ("--config", "configs/tree.py:tiny", "--config.train.num_steps=1000000")
   quiet = ("--config.preview.every=0", "--config.evaluate.every=0", "--config.checkpoint.every=200", "--config.log.every=20",
-           f"--config.data.source={args.real}", f"--config.seed={args.seed}")
+           f"--config.seed={args.seed}")
+  real, after = f"--config.data.source={args.real}", pathlib.Path(args.out) / "phantom"
   return {
-      "paper, RTT": (*paper, *quiet), "paper, no RTT": (*paper, "--noconfig.train.rtt", *quiet),
-      "ours": ("--config", "configs/tree.py:tiny", "--config.train.num_steps=1000000", *quiet)}
+      "paper, RTT": [(*paper, *quiet, real)],
+      "paper, no RTT": [(*paper, "--noconfig.train.rtt", *quiet, real)],
+      "ours": [(*tiny, *quiet, real)],
+      "ours, phantom first": [
+          (*tiny, *quiet, "--config.data.source=phantom:400", "--workdir", str(after)),
+          (*tiny, *quiet, real, f"--config.train.start_from={after}")]}
 
 
 def optimizer_steps(workdir) -> int:
@@ -49,18 +57,19 @@ def run(args, say=print) -> dict:
   out = pathlib.Path(args.out)
   path = out / "recipes.json"
   found = json.loads(path.read_text()) if path.exists() else {}
-  for name, flags in arms(args).items():
+  for name, trainings in arms(args).items():
     workdir = out / folder_name(name)
     entry = found.setdefault(name, {})
     if "seconds" not in entry:
       steps = (f"--config.train.num_steps={found['paper, RTT']['optimizer_steps']}",) if name == "paper, no RTT" else ()
-      budget = float("inf") if steps else 60 * args.minutes
+      budget = float("inf") if steps else 60 * args.minutes / len(trainings)
       say(f"=== {name}")
       start = time.monotonic()
-      code, _ = reproduce.run_command(
-          ("-m", "retree_jax.main", "--workdir", str(workdir), *flags, *steps), budget, lambda took: None)
-      if code:
-        raise RuntimeError(f"the training of '{name}' failed (exit code {code}): its message stands above")
+      for flags in trainings:
+        code, _ = reproduce.run_command(
+            ("-m", "retree_jax.main", "--workdir", str(workdir), *flags, *steps), budget, lambda took: None)
+        if code:
+          raise RuntimeError(f"the training of '{name}' failed (exit code {code}): its message stands above")
       entry["seconds"] = round(time.monotonic() - start, 1)
       entry["batches"] = checkpoint.load(workdir, step="latest").step
       entry["optimizer_steps"] = optimizer_steps(workdir) if name == "paper, RTT" else entry["batches"]
@@ -71,6 +80,9 @@ def run(args, say=print) -> dict:
       entry["row"] = sampling_table.tree_row(loaded, {}, args.num, real)
       entry["floor"] = sampling_table.floor(real["tree"])
       say(f"{name}: {json.dumps(entry)}")
+      writing.write_json(path, found)
+    if "loss" not in entry:
+      entry["loss"] = train.evaluate(checkpoint.load(workdir, step="latest", stage="tree"), args.real)["heldout_loss"]
       writing.write_json(path, found)
   writing.write_text(path.with_suffix(".md"), markdown(found))
   if not (picture := path.with_suffix(".png")).exists():
@@ -92,12 +104,13 @@ def trees(workdir) -> list:
 
 def markdown(found: dict) -> str:
   """The table as text."""
-  lines = ["| recipe | training s | optimizer steps | s / tree | kernel distance | floor | density (real) | "
-           "components (real) |", "|---|---|---|---|---|---|---|---|"]
+  lines = ["| recipe | training s | optimizer steps | held-out loss | s / tree | kernel distance | floor | density (real) | "
+           "components (real) |", "|---|---|---|---|---|---|---|---|---|"]
   for name, entry in found.items():
     row = entry["row"]
     lines.append(
-        f"| {name} | {entry['seconds']:.0f} | {entry['optimizer_steps']} | {row['seconds']:.2f} | "
+        f"| {name} | {entry['seconds']:.0f} | {entry['optimizer_steps']} | {entry['loss']:.4f} | "
+        f"{row['seconds']:.2f} | "
         f"{sampling_table.interval(row['distance'])} | {sampling_table.interval(entry['floor'])} | "
         f"{row['generated']['density']:.4f} ({row['real']['density']:.4f}) | "
         f"{row['generated']['components']:.1f} ({row['real']['components']:.1f}) |")
@@ -108,7 +121,7 @@ def main() -> None:
   """Reads the flags."""
   p = argparse.ArgumentParser(prog="python -m experiments.recipes", description=__doc__.split("\n\n")[0])
   p.add_argument("--real", required=True, help="source of real pairs: train split to learn from, test split to compare with")
-  p.add_argument("--minutes", type=float, default=20, help="time of the two trainings that are matched in time")
+  p.add_argument("--minutes", type=float, default=20, help="time of the trainings that are matched in time")
   p.add_argument("--dim", type=int, default=512, help="width of the paper's network (the original's: 4096)")
   p.add_argument("--num", type=int, default=32, help="trees per recipe")
   p.add_argument("--seed", type=int, default=0, help="root of all randomness")
