@@ -7,8 +7,8 @@ import pytest
 from absl import flags
 from scipy import ndimage
 
-from retree_jax import checkpoint, command, framing, generate, sharding, tree_filter
-from retree_jax.data import transforms
+from retree_jax import checkpoint, command, enlarge, framing, generate, sharding, tree_filter
+from retree_jax.data import pictures, transforms
 from tests import small, stages
 
 
@@ -184,6 +184,21 @@ def test_a_disc_that_the_frame_cut_is_cut_along_it_again(degrees):
   for edge in (inside[44:84], inside[44:84, ::-1]):  # rows between the two cuts: both ends are straight
     assert np.ptp(np.argmax(edge, axis=1)) == 0 and np.argmax(edge, axis=1)[0] < 20
   np.testing.assert_array_equal(found["tree"] > 0, found["fov"] > 0)
+
+
+@pytest.mark.parametrize("degrees", [4, 11])
+def test_a_slanted_cut_is_straight_after_enlarging_and_turning(degrees):
+  y, x = np.mgrid[:512, :512] - 255.5
+  along = y * np.cos(np.deg2rad(degrees)) + x * np.sin(np.deg2rad(degrees))
+  seen = (np.hypot(x, y) < 240) & (np.abs(along) < 170)
+  small = transforms.area_resize(np.uint8(255) * seen[..., None], (128, 128))
+  large = np.asarray(enlarge.enlarged_fov(small[None], 4))
+  upright = framing.upright({"fov": large}, [degrees])["fov"][0, ..., 0] > 0
+  tops = np.argmax(upright[:, 150:360], axis=0)
+  assert abs(np.median(tops) - 86) <= 2 and np.ptp(tops) <= 1 and (np.diff(tops) != 0).sum() <= 4
+  bare = pictures.turned(large[0], -degrees)[..., 0] >= 128
+  assert (np.diff(np.argmax(bare[:, 150:360], axis=0)) != 0).sum() > 20
+  assert not (upright & ~bare).any()
 
 
 def test_finished_pairs_are_upright(monkeypatch):
