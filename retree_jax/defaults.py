@@ -161,7 +161,7 @@ def add_diffusion(c: ConfigDict) -> None:
   # Weights of the squared and the absolute error.
   c.loss.mse = 1.0
   c.loss.l1 = 1.0
-  # min-SNR weighting (Hang et al. 2303.09556); 0 = none.
+  # min-SNR weighting (Hang et al. 2303.09556; with v, pure noise counts too: `diffusion.process.loss_weight`); 0 = none.
   c.loss.min_snr_gamma = 5.0
   # Weight of pixels outside the field of view.
   c.loss.outside_fov = 1.0

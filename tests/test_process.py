@@ -50,19 +50,20 @@ def test_the_ends_are_finite_in_value_and_gradient(kind, wanted):
     np.testing.assert_allclose(converted[k], 0 if k == lost_at else truth[k], atol=1e-6)
 
 
-def test_min_snr_weights_are_the_papers():
+def test_min_snr_weights_are_the_papers_but_for_v_in_pure_noise():
   snr = (ALPHA / SIGMA) ** 2
   assert snr.max() > 5 > snr.min()  # both sides of the clip are in play
   clipped = np.minimum(snr, 5)
   np.testing.assert_allclose(process.loss_weight(ALPHA, SIGMA, "x0", 5.0), clipped, rtol=1e-5)
   np.testing.assert_allclose(process.loss_weight(ALPHA, SIGMA, "eps", 5.0), clipped / snr, rtol=1e-5)
-  np.testing.assert_allclose(process.loss_weight(ALPHA, SIGMA, "v", 5.0), clipped / (snr + 1), rtol=1e-5)
+  np.testing.assert_allclose(process.loss_weight(ALPHA, SIGMA, "v", 5.0), np.minimum(snr + 1, 5) / (snr + 1), rtol=1e-5)
   for kind in process.KINDS:
     np.testing.assert_array_equal(process.loss_weight(ALPHA, SIGMA, kind), np.ones(6))
 
 
-def test_the_weighted_losses_of_all_kinds_are_the_same_loss():
-  # The weights exist so that the same error in x0 costs the same whatever the network predicts.
+def test_the_weighted_losses_of_all_kinds_are_the_same_loss_where_there_is_signal():
+  # The weights exist so that the same error in x0 costs the same whatever the network predicts; v adds 1 to the SNR.
+  snr = (ALPHA / SIGMA) ** 2
   xt = process.corrupt(X0, NOISE, ALPHA, SIGMA)
   wrong = X0 + 0.1
   losses = []
@@ -70,12 +71,12 @@ def test_the_weighted_losses_of_all_kinds_are_the_same_loss():
     error = CONVERT[kind](wrong, xt, ALPHA, SIGMA, "x0") - process.target(X0, NOISE, ALPHA, SIGMA, kind)
     losses.append(process.loss_weight(ALPHA, SIGMA, kind, 5.0) * jnp.mean(error**2, axis=(1, 2, 3)))
   np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
-  np.testing.assert_allclose(losses[0], losses[2], rtol=1e-3)
+  np.testing.assert_allclose(losses[0], losses[2] * np.minimum(snr, 5) / np.minimum(snr + 1, 5), rtol=1e-3)
 
 
 def test_min_snr_weights_at_the_ends():
   alpha, sigma = jnp.array([0.0, 1.0]), jnp.array([1.0, 0.0])
-  expected = {"x0": [0, 5], "eps": [1, 0], "v": [0, 0]}  # limits of min(SNR, 5), / SNR, / (SNR + 1)
+  expected = {"x0": [0, 5], "eps": [1, 0], "v": [1, 0]}  # limits of min(SNR, 5), / SNR; min(SNR + 1, 5) / (SNR + 1)
   for kind in process.KINDS:
     np.testing.assert_array_equal(process.loss_weight(alpha, sigma, kind, 5.0), expected[kind])
 

@@ -89,11 +89,12 @@ def loss_weight(
   """Weight of a sample's squared error, in the space that the network predicts; shape of alpha.
 
   All ones without `min_snr_gamma` (g). With it the min-SNR weight of Hang et al., arXiv 2303.09556, section
-  3.4, which is min(SNR, g) for an error in x0; seen from the other predictions, min(SNR, g) / SNR for "eps"
-  and min(SNR, g) / (SNR + 1) for "v", with SNR = alpha**2 / sigma**2. Their g is 5. Finite at both ends.
+  3.4, with SNR = alpha**2 / sigma**2: min(SNR, g) for an error in x0, which seen from "eps" is min(SNR, g) /
+  SNR. Their g is 5. For "v" it is min(SNR + 1, g) / (SNR + 1), where theirs has min(SNR, g): that one goes to
+  0 with the SNR, so that with v, which is there to begin in pure noise, the first sampling steps would be left
+  untrained, and with them the mean colour and the kind of eye. Finite at both ends.
 
-  Note that for "x0" and "v" the weight goes to 0 with the SNR: on a zero-terminal-SNR schedule the first
-  sampling step then rests on what the network learnt from its neighbours.
+  Note that for "x0" the weight goes to 0 with the SNR.
 
   Raises:
     ValueError: unknown kind, or min_snr_gamma not positive.
@@ -107,7 +108,7 @@ def loss_weight(
   # min(SNR, g) = clipped / sigma**2, and SNR + 1 = 1 / sigma**2: only x0 and eps must guard a division.
   clipped = jnp.minimum(alpha**2, min_snr_gamma * sigma**2)
   if kind == "v":
-    return clipped
+    return jnp.minimum(1.0, min_snr_gamma * sigma**2)
   if kind == "eps":
     return jnp.where(alpha > 0, clipped / jnp.where(alpha > 0, alpha, 1) ** 2, 1)
   return jnp.where(sigma > 0, clipped / jnp.where(sigma > 0, sigma, 1) ** 2, min_snr_gamma)
