@@ -35,7 +35,7 @@ _FIELDS = {
         "name": samplers.NAMES, "spacing": schedules.SPACINGS, "clip": samplers.CLIPS, "num_steps": "at least 1",
         "eta": "from 0 to 1", "guidance": "at least 0", "batch_size": "at least 1", "block": "at least 0",
         "overlap": "at least 0", "tree_cut": "between 0 and 1", "threshold": "between 0 and 1"},
-    "crop": {"size": "at least 0", "num": "at least 1"},
+    "crop": {"size": "at least 0"},
     "filter": {"pass_rate": "above 0", "threshold": "0 to 1"},
 }
 
