@@ -145,7 +145,7 @@ def features(
 
 
 def scales(params: Mapping, layers: Sequence[str]) -> dict[str, jax.Array]:
-  """Root mean square of each layer on one fixed picture, to divide activations by.
+  """Root mean square of each layer on one fixed picture, a scalar each, to divide activations by.
 
   Keras' weights give activations two orders of magnitude above torchvision's, and layers differ too.
   """
