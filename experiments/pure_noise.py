@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from retree_jax import checkpoint, command, framing, keys, sampling
-from retree_jax.data.pipeline import CHANNELS
+from retree_jax.data.fields import num_channels, split_channels
 from retree_jax.diffusion import process
 
 _BLOCK = 8  # pixels
@@ -44,16 +44,12 @@ def predicted(loaded, num: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
 
   @jax.jit
   def one(params, key):
-    x = keys.normal(key[None], (*size, sum(CHANNELS[f] for f in target)))
+    x = keys.normal(key[None], (*size, num_channels(target)))
     answer = loaded.network.apply(params, x, jnp.full((1,), float(last)), cond)
     return process.to_x0(answer, x, alpha, sigma, config.diffusion.prediction)[0]
 
   x0 = np.stack([one(loaded.params, key) for key in keys.per_sample(seed, np.arange(num), "pure noise")])
-  out, start = {}, 0
-  for field in target:
-    out[field] = (x0[..., start:start + CHANNELS[field]] + 1.0) / 2.0
-    start += CHANNELS[field]
-  return out
+  return split_channels((x0 + 1.0) / 2.0, target)
 
 
 def spread(pictures: np.ndarray) -> float:

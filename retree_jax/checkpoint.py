@@ -21,7 +21,7 @@ from jax.sharding import SingleDeviceSharding
 
 from retree_jax import models, sharding
 from retree_jax.data import writing
-from retree_jax.data.pipeline import CHANNELS
+from retree_jax.data.fields import num_channels
 from retree_jax.state import TrainState
 
 # What a resumed run may change: how long, how often and where, never what is being learnt or on what.
@@ -156,7 +156,7 @@ def load(path_or_name, step: int | str = "best", mesh=None, stage: str | None = 
   digits = path.name if path.name.isdigit() else str(config.get("trained_steps", 0))
   settings = dict(config.model)
   if "diffusion" in config:
-    settings["out_channels"] = sum(CHANNELS[f] for f in config.data.target)
+    settings["out_channels"] = num_channels(config.data.target)
   return Loaded(config, params, models.build(settings), int(digits), str(path))
 
 

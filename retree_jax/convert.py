@@ -38,7 +38,7 @@ def convert(config: ml_collections.ConfigDict, path, out) -> None:
   from etils import epath
 
   from retree_jax import checkpoint, models
-  from retree_jax.data.pipeline import CHANNELS
+  from retree_jax.data.fields import num_channels
   from retree_jax.models import torch_import
 
   if epath.Path(out).exists():
@@ -50,8 +50,8 @@ def convert(config: ml_collections.ConfigDict, path, out) -> None:
     raise ValueError(f"{path} holds a {settings['name']}, which the {config.stage} stage does not use: give "
                      f"--config configs/{'filter' if is_filter else 'tree'}.py:paper")
   if not is_filter:
-    target = sum(CHANNELS[f] for f in config.data.target)
-    given = target + sum(CHANNELS[f] for f in config.data.condition)
+    target = num_channels(config.data.target)
+    given = target + num_channels(config.data.condition)
     takes = params["initial_conv"]["kernel"].shape[2]
     if settings["out_channels"] != target or takes != given:
       raise ValueError(f"{path} makes {settings['out_channels']} channels, the {config.stage} stage {target}: give the "

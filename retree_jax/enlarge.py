@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from retree_jax import limits, sharding
-from retree_jax.data.pipeline import CHANNELS
+from retree_jax.data.fields import CHANNELS, split_channels
 
 _FIELDS = ("image", "tree", "fov")
 
@@ -73,11 +73,7 @@ class Enlarger:
     params = self.params if params is None else params
     parts = [self._batch(params, pixels[i:i + self.batch_size]) for i in range(0, len(pixels), self.batch_size)]
     whole = np.concatenate(parts) if parts else np.zeros((0, *self.size, pixels.shape[-1]), np.uint8)
-    out, start = {}, 0
-    for name in names:
-      out[name] = whole[..., start:start + CHANNELS[name]]
-      start += CHANNELS[name]
-    return out
+    return split_channels(whole, names)
 
   def _check(self, fields) -> None:
     h, w = self.input_size

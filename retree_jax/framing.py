@@ -1,5 +1,6 @@
 """The field of view of trees that a model drew: cleaned, cut out, and turned upright in the finished pair."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -64,7 +65,7 @@ def upright(fields: dict[str, np.ndarray], tilts: Sequence[float]) -> dict[str, 
   for i in np.flatnonzero(tilts):
     turned = {name: pictures.turned(pixels[i], -tilts[i]) for name, pixels in fields.items()}
     frame = pictures.turned(np.full_like(turned["fov"], 255), -tilts[i])[..., 0] >= 128
-    turned["fov"] = _cut_by_frame(_smoothed(turned["fov"]), frame)
+    turned["fov"] = _without_ragged_rows(_cut_by_frame(_smoothed(turned["fov"]), frame))
     for name, pixels in turned.items():
       out[name][i] = np.where(turned["fov"] > 0, pixels, 0)
   return out
@@ -77,6 +78,25 @@ def _smoothed(fov: np.ndarray) -> np.ndarray:
   """
   share = ndimage.gaussian_filter(fov[..., 0].astype(np.float32), min(fov.shape[:2]) / 128, mode="nearest")
   return np.uint8(255) * ndimage.binary_erosion(share >= 127.5, border_value=1)[..., None]
+
+
+def _without_ragged_rows(fov: np.ndarray) -> np.ndarray:
+  """A field of view [H, W, 1] without outermost rows and columns that hold only pieces of a straight cut.
+
+  A cut that stays a fraction of a degree aslant ends in rows of dashes or of half its length. Beside the full length of a
+  straight cut each is short; where a disc is round, its outermost rows are short too, and stay.
+  """
+  fov = fov.copy()
+  for _ in range(4):
+    fov = np.rot90(fov)  # a view: each side is on top once
+    lengths = np.count_nonzero(fov[..., 0], axis=1)
+    top = int(np.argmax(lengths > 0))
+    deepest = min(top + math.ceil(len(fov) / 128), len(fov) - 1)
+    while top < deepest and lengths[top + 1] > fov.shape[1] / 2 and (
+        lengths[top] < lengths[top + 1] - max(6, 0.02 * lengths[top + 1])):
+      fov[top] = 0
+      top += 1
+  return fov
 
 
 def _cut_by_frame(fov: np.ndarray, frame: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from retree_jax import keys, limits, sharding
-from retree_jax.data.pipeline import CHANNELS
+from retree_jax.data.fields import CHANNELS, num_channels, split_channels
 from retree_jax.diffusion import process, samplers, schedules
 
 
@@ -98,10 +98,7 @@ class Sampler:
     given = (counts, np.asarray(jax.random.key_data(sample_keys)), cond[rows])
     x = self._run(params, *(jax.make_array_from_callback(a.shape, split, lambda i, a=a: a[i]) for a in given))
     pixels = sharding.to_host(x)[places]
-    out, start = {}, 0
-    for name in self.target:
-      out[name] = pixels[..., start:start + CHANNELS[name]]
-      start += CHANNELS[name]
+    out = split_channels(pixels, self.target)
     if "image" in out and "fov" in self.condition:
       out["image"] = np.where(condition["fov"] >= 128, out["image"], 0).astype(np.uint8)
     return out
@@ -129,16 +126,15 @@ class Sampler:
     def one(i, out):
       return out.at[i].set(self._block(params, blocks(key_data)[i], blocks(cond)[i]))
 
-    blank = jnp.zeros((*key_data.shape[:1], *self.size, sum(CHANNELS[f] for f in self.target)), jnp.uint8)
+    blank = jnp.zeros((*key_data.shape[:1], *self.size, num_channels(self.target)), jnp.uint8)
     out = jax.lax.fori_loop(0, count[0], one, blocks(blank))
     return out.reshape(blank.shape)
 
   def _block(self, params, key_data, cond):
     options, config = self.config.sampler, self.config.diffusion
     sample_keys = jax.random.wrap_key_data(key_data, impl="threefry2x32")
-    channels = sum(CHANNELS[f] for f in self.target)
     start_keys, step_keys = (jax.vmap(jax.random.fold_in, (0, None))(sample_keys, i) for i in range(2))
-    x = keys.normal(start_keys, (*self.size, channels))
+    x = keys.normal(start_keys, (*self.size, num_channels(self.target)))
     cond = cond.astype(jnp.float32) / 127.5 - 1.0 if self.condition else None
 
     def predict_x0(x, t, cond=cond):

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from retree_jax import checkpoint, command, cpu, dataset, generate, models, sharding
-from retree_jax.data import pipeline
+from retree_jax.data.fields import num_channels
 
 _CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -44,7 +44,7 @@ def random_stage(stage: str, variant: str) -> checkpoint.Loaded:
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   config = module.get_config(variant)
-  channels, given = (sum(pipeline.CHANNELS[f] for f in names) for names in (config.data.target, config.data.condition))
+  channels, given = num_channels(config.data.target), num_channels(config.data.condition)
   network = models.build({**config.model, "out_channels": channels})
   shape = (1, *config.data.image_size)
   params = network.init(jax.random.key(0), jnp.zeros((*shape, channels)), jnp.zeros((1,)),

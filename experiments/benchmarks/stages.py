@@ -43,7 +43,7 @@ def prepared(config):
 
   from retree_jax import keys, tasks
   from retree_jax.data import writing
-  from retree_jax.data.pipeline import CHANNELS
+  from retree_jax.data.fields import CHANNELS
 
   rng, batch = np.random.default_rng(0), {}
   with tempfile.TemporaryDirectory() as folder:

@@ -16,8 +16,7 @@ import numpy as np
 from absl import logging
 
 from retree_jax.data import sources, transforms
-
-CHANNELS = {"image": 3, "tree": 1, "fov": 1}
+from retree_jax.data.fields import CHANNELS
 
 
 def _local_size(batch_size: int, process_index: int, process_count: int) -> int:

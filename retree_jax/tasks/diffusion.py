@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from retree_jax import keys, losses, models, sampling, state
-from retree_jax.data.pipeline import CHANNELS
+from retree_jax.data.fields import CHANNELS, num_channels
 from retree_jax.diffusion import process
 from retree_jax.tasks import batches
 
@@ -31,7 +31,7 @@ class DiffusionTask:
     # With condition dropout, photographs without a tree can be learnt from too.
     optional = "tree" in self.condition and config.diffusion.condition_dropout > 0
     self.fields = tuple("tree?" if optional and f == "tree" else f for f in dict.fromkeys((*self.target, *self.condition)))
-    self.channels = sum(CHANNELS[f] for f in self.target)
+    self.channels = num_channels(self.target)
     self.size = tuple(config.data.image_size)
     self.network = models.build({**config.model, "out_channels": self.channels})
     self.network.check_size(*self.size)
@@ -48,7 +48,7 @@ class DiffusionTask:
   def init(self, seed_key) -> state.TrainState:
     """A fresh state; `seed_key` is the run's root key."""
     h, w = self.size
-    cond = sum(CHANNELS[f] for f in self.condition)
+    cond = num_channels(self.condition)
     params = self.network.init(
         keys.at_step(seed_key, 2**31 - 1), jnp.zeros((1, h, w, self.channels)), jnp.zeros((1,)),
         jnp.zeros((1, h, w, cond)) if cond else None)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from retree_jax import keys, losses, models, sharding, state, tiling
-from retree_jax.data.pipeline import CHANNELS
+from retree_jax.data.fields import num_channels, split_channels
 from retree_jax.tasks import batches, views
 
 _CANDIDATES = 4  # places looked at for a window whose middle lies in the field of view
@@ -44,7 +44,7 @@ class SegmentationTask:
 
   def init(self, seed_key) -> state.TrainState:
     """A fresh state; `seed_key` is the run's root key."""
-    channels = sum(CHANNELS[f] for f in self.condition)
+    channels = num_channels(self.condition)
     params = self.network.init(keys.at_step(seed_key, 2**31 - 1), jax.ShapeDtypeStruct((1, *self.tile, channels), jnp.float32))
     return state.TrainState(
         step=jnp.int32(0), params=params, ema=jax.tree.map(jnp.copy, params), opt_state=self.optimizer.init(params),
@@ -85,11 +85,7 @@ class SegmentationTask:
 
     cuts = jax.vmap(lambda picture, ks: jax.vmap(lambda k: cut(picture, k))(ks))(planes, window_keys)
     cuts = cuts.reshape(count * num, *cuts.shape[2:])
-    draw, start = {"key": window_keys.reshape(-1)}, 0
-    for f in fields:
-      draw[f] = cuts[..., start:start + CHANNELS[f]]
-      start += CHANNELS[f]
-    return draw
+    return {"key": window_keys.reshape(-1), **split_channels(cuts, fields)}
 
   def _place(self, fov, key):
     """Upper left corner of a window: of a few random ones the first whose middle lies in the field of view."""
