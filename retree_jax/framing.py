@@ -35,16 +35,20 @@ def with_fov(fields: dict[str, np.ndarray], framed: bool = True) -> tuple[dict[s
 def soft_rim(images: np.ndarray, fovs: np.ndarray) -> np.ndarray:
   """Photographs whose rim fades as that of a shrunk photograph does, so that enlarging them gives a smooth one.
 
+  Pixels along the edge of the frame count as a rim too: few training eyes reach there, so that a small network leaves
+  noise in them.
+
   Args:
     images: uint8 [N, H, W, 3], black where less than half of a pixel is seen.
     fovs: coverage, uint8 [N, H, W, 1].
 
   Returns:
-    uint8 [N, H, W, 3]: where a pixel is seen in part, the colour of the nearest one that is seen whole, by its share.
+    uint8 [N, H, W, 3]: where a pixel is seen in part or has no neighbour, the colour of the nearest one that is seen whole
+    with all of its neighbours, by its own share.
   """
   out = np.empty_like(images)
   for i, (image, fov) in enumerate(zip(images, fovs[..., 0], strict=True)):
-    inside = ndimage.binary_erosion(fov >= 250, border_value=1)
+    inside = ndimage.binary_erosion(fov >= 250)
     rows, columns = ndimage.distance_transform_edt(~inside, return_distances=False, return_indices=True)
     whole = image[rows, columns] if inside.any() else image
     out[i] = np.round(whole * (fov[..., None] / 255.0))

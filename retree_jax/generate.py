@@ -188,7 +188,7 @@ class Generator:
       out |= {"fov": hard}
     else:
       started = time.monotonic()
-      # With the disc's coverage, for a rim without steps.
+      # With the disc's coverage, for a rim without steps and without what enlarging would make of a noisy edge.
       out = self._enlarger(out | {"image": framing.soft_rim(out["image"], out["fov"])})
       self.seconds["superres"] += time.monotonic() - started
     return out if tilts is None else framing.upright(out, tilts)

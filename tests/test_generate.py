@@ -173,6 +173,14 @@ def test_a_blackened_rim_fades_like_that_of_a_shrunk_photograph():
   assert not framing.soft_rim(blackened[None], nothing[None]).any()
 
 
+def test_noise_along_the_edge_of_the_frame_gives_way_to_the_colours_beside_it(rng):
+  image = np.full((1, 40, 40, 3), [200, 110, 40], np.uint8)
+  inner = np.zeros((40, 40), bool)
+  inner[1:-1, 1:-1] = True
+  image[:, ~inner] = rng.integers(0, 256, (1, (~inner).sum(), 3))
+  assert (framing.soft_rim(image, np.full((1, 40, 40, 1), 255, np.uint8)) == [200, 110, 40]).all()
+
+
 @pytest.mark.parametrize("degrees", [9, -14])
 def test_a_disc_that_the_frame_cut_is_cut_along_it_again(degrees):
   y, x = np.mgrid[:128, :128] - 63.5
