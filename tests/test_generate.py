@@ -173,11 +173,11 @@ def test_a_blackened_rim_fades_like_that_of_a_shrunk_photograph():
   assert not framing.soft_rim(blackened[None], nothing[None]).any()
 
 
-def test_noise_along_the_edge_of_the_frame_gives_way_to_the_colours_beside_it(rng):
+def test_noise_along_the_edge_of_the_frame_gives_way_to_the_colours_beside_it():
   image = np.full((1, 40, 40, 3), [200, 110, 40], np.uint8)
   inner = np.zeros((40, 40), bool)
   inner[1:-1, 1:-1] = True
-  image[:, ~inner] = rng.integers(0, 256, (1, (~inner).sum(), 3))
+  image[:, ~inner] = np.random.default_rng(0).integers(0, 256, (1, (~inner).sum(), 3))
   assert (framing.soft_rim(image, np.full((1, 40, 40, 1), 255, np.uint8)) == [200, 110, 40]).all()
 
 
