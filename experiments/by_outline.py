@@ -1,0 +1,88 @@
+"""Generated eyes against real ones of the same outline: whole discs, and discs that the camera cuts above and below.
+
+    python -m experiments.by_outline --generated pairs --real folder:data/CHASE_DB1+folder:data/HRF --out by_outline.md
+
+Cameras differ in what they show and graders in what they trace. Where a set mixes cameras, distances and means over all of it
+also measure in which shares it mixes them; within an outline they do not. The test split of --real is used. Kernel distances
+are over scattering features; the floor is what random halves of the real eyes score against each other.
+"""
+
+import argparse
+import sys
+
+import numpy as np
+
+from experiments.sampling_table import distance, floor, interval
+from retree_jax import command
+from retree_jax.data import pipeline, sources, writing
+from retree_jax.metrics import vessels
+
+WHOLE = 0.95  # height over width of a field of view, from which on it counts as whole
+MARKS = {"density": "{:.3f}", "length": "{:.0f}", "width": "{:.2f}", "branching_angle": "{:.1f}",
+         "fractal_dimension": "{:.2f}", "components": "{:.0f}"}
+LEAST = 4  # eyes on either side, below which there is nothing to compare
+
+
+def is_whole(fov: np.ndarray) -> bool:
+  """Whether a field of view, uint8 [H, W, 1], is about as high as it is wide."""
+  rows, columns = np.nonzero(fov[..., 0] >= 128)
+  return bool(len(rows)) and np.ptp(rows) + 1 >= WHOLE * (np.ptp(columns) + 1)
+
+
+def fitted(source: str, split: str, side: int) -> dict[str, np.ndarray]:
+  """All eyes of a source, uint8 [N, side, side, C] each of "image", "tree" and "fov"."""
+  opened = sources.open_source(source, split=split, fields=("image", "tree"), size=(side, side))
+  return next(iter(pipeline.evaluation_batches(
+      opened, size=(side, side), batch_size=len(opened), fields=("image", "tree", "fov"))))
+
+
+def table(generated: dict[str, np.ndarray], real: dict[str, np.ndarray]) -> str:
+  """The comparison as a Markdown table.
+
+  Args:
+    generated, real: uint8 "image" [N, H, W, 3], "tree" and "fov" [N, H, W, 1]; each side has its own N.
+
+  Returns:
+    A row for each outline, with numbers where both sides have at least `LEAST` eyes; vessel measures as "generated (real)", in
+    pixels and degrees.
+  """
+  titles = ["outline", "generated", "real", "trees: kernel distance", "floor", "photographs: kernel distance", "floor",
+            *(name.replace("_", " ") for name in MARKS)]
+  lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+  sides = [(eyes, np.array([is_whole(fov) for fov in eyes["fov"]])) for eyes in (generated, real)]
+  for name, wanted in (("whole", True), ("cut", False)):
+    made, known = ({field: pixels[whole == wanted] for field, pixels in eyes.items()} for eyes, whole in sides)
+    counts = len(made["fov"]), len(known["fov"])
+    if min(counts) < LEAST:
+      lines.append(f"| {name} | {counts[0]} | {counts[1]} |" + " too few |" * (4 + len(MARKS)))
+      continue
+    distances = [text for field in ("tree", "image")
+                 for text in (interval(distance(known[field], made[field])), interval(floor(known[field])))]
+    measured = [[vessels.biomarkers(tree[..., 0] >= 128) for tree in eyes["tree"]] for eyes in (made, known)]
+    marks = ["{} ({})".format(*(_mean([m[mark] for m in eyes], form) for eyes in measured)) for mark, form in MARKS.items()]
+    lines.append("| " + " | ".join([name, *map(str, counts), *distances, *marks]) + " |")
+  return "\n".join(lines) + "\n"
+
+
+def _mean(values, form: str) -> str:
+  """Their mean; a dash where no tree has the measure (a tree without forks has no angles)."""
+  known = [v for v in values if np.isfinite(v)]
+  return form.format(np.mean(known)) if known else "–"
+
+
+def main() -> None:
+  """Reads the flags."""
+  p = argparse.ArgumentParser(prog="python -m experiments.by_outline", description=__doc__.split("\n\n")[0])
+  p.add_argument("--generated", required=True, help="folder of generated pairs")
+  p.add_argument("--real", required=True, help="source of real pairs; its test split is used")
+  p.add_argument("--size", type=int, default=512, help="side at which eyes are compared")
+  p.add_argument("--out", help="file to write the table to, which is printed in any case")
+  args = p.parse_args()
+  text = table(fitted(f"folder:{args.generated}", "all", args.size), fitted(args.real, "test", args.size))
+  print(text)
+  if args.out:
+    writing.write_text(args.out, text)
+
+
+if __name__ == "__main__":
+  sys.exit(command.run(main))
