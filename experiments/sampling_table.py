@@ -41,7 +41,7 @@ def settings(steps: str) -> list[tuple[str, dict]]:
   found = []
   for part in filter(None, steps.split(",")):
     if part == "full":
-      found.append(("ddpm", {"name": "ddpm", "spacing": "full", "num_steps": 0}))
+      found.append(("ddpm", {"name": "ddpm", "spacing": "full"}))
     elif part.isdigit() and int(part) > 0:
       found += [(name, {"name": name, "spacing": "trailing", "num_steps": int(part)}) for name in SAMPLERS]
     else:
@@ -121,7 +121,7 @@ def tables(args, say=print) -> dict:
   if tree is not None:
     real = heldout(args.real, tree.config.data.image_size, ("tree", "fov"))
     found.setdefault("tree floor", floor(real["tree"]))
-    jobs += [(f"tree {name} {c['num_steps'] or 'full'}",
+    jobs += [(f"tree {name} {c.get('num_steps', 'full')}",
               lambda c=c: tree_row(tree, c, args.num, real)) for name, c in settings(args.steps)]
   if fundus is not None:
     pairs = heldout(args.real, fundus.config.data.image_size, ("image", "tree", "fov"))
@@ -131,7 +131,7 @@ def tables(args, say=print) -> dict:
       own = [fidelity.measures(i, t >= 128, f >= 128) for i, t, f in zip(
           pairs["image"], pairs["tree"], pairs["fov"], strict=True)]
       found["fundus real"] = {k: float(np.nanmean([m[k] for m in own])) for k in ("separation", "contrast")}
-    jobs += [(f"fundus {name} {c['num_steps'] or 'full'}",
+    jobs += [(f"fundus {name} {c.get('num_steps', 'full')}",
               lambda c=c: fundus_row(fundus, c, pairs, count)) for name, c in settings(args.steps)]
     jobs += [(f"guidance {scale}", lambda s=scale: fundus_row(fundus, {"guidance": float(s)}, pairs, count))
              for scale in args.guidance.split(",") if scale]

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs import tree
 from experiments import sampling_table
+from retree_jax import sampling, tasks
 
 FUNDUS = types.SimpleNamespace(config=ConfigDict({"data": {"condition": ("tree", "fov")}}))
 
@@ -48,7 +50,15 @@ def test_fewer_trees_are_taken_from_the_whole_set(real, monkeypatch):
 
 
 def test_steps_are_read():
-  assert sampling_table.settings("full") == [("ddpm", {"name": "ddpm", "spacing": "full", "num_steps": 0})]
+  assert [name for name, _ in sampling_table.settings("full")] == ["ddpm"]
   assert [c["num_steps"] for _, c in sampling_table.settings("5,10")] == [5] * 3 + [10] * 3
   with pytest.raises(ValueError, match="'many' is neither a number"):
     sampling_table.settings("many")
+
+
+@pytest.mark.parametrize("steps", ["5", "full"])
+def test_every_row_is_a_sampler_that_a_config_may_ask_for(steps):
+  for name, changes in sampling_table.settings(steps):
+    config = tree.get_config("tiny")
+    config.sampler.update(changes)
+    assert sampling.Sampler(config, tasks.make(config).network).config.sampler.name == name
