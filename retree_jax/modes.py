@@ -168,17 +168,19 @@ def _given(config, inputs, num):
 
 
 def _enlarge(loaded, inputs, out, num) -> None:
-  """Super-resolves the pairs of a folder at the size that the stage takes."""
+  """Super-resolves the pairs of a folder, shrunk to the size that the stage takes."""
   from retree_jax import enlarge
 
-  enlarger = enlarge.Enlarger(loaded, sharding.make_mesh())
+  mesh = sharding.make_mesh()
+  enlarger = enlarge.Enlarger(loaded, mesh)
+  params = jax.device_put(loaded.params, sharding.replicated(mesh))
   source = folders.FolderSource(inputs, ("image", "tree"))
   total = min(num or len(source), len(source))
-  size = tuple(enlarger.size)
+  size = tuple(enlarger.input_size)
   done = 0
   for batch in pipeline.evaluation_batches(source, size=size, batch_size=8, fit=loaded.config.data.fit,
                                            fields=("image", "tree", "fov")):
-    made = enlarger({f: batch[f] for f in ("image", "tree", "fov")})
+    made = enlarger({f: batch[f] for f in ("image", "tree", "fov")}, params)
     for i in range(int(batch["valid"].sum())):
       if done >= total:
         return

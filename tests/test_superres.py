@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from configs import superres as config_file
-from retree_jax import checkpoint, enlarge, keys, losses, models, sharding, tasks, train
-from retree_jax.data import phantom
+from retree_jax import checkpoint, enlarge, keys, losses, models, modes, sharding, tasks, train
+from retree_jax.data import phantom, writing
 from retree_jax.models import vgg
 from retree_jax.tasks import views
 from tests import small
@@ -228,6 +229,19 @@ def test_a_run_goes_through_the_loop_resumes_and_loads_as_a_generator(tmp_path):
   small.assert_close(eight.params, whole.params, rtol=1e-4, atol=1e-6)
   large = enlarge.Enlarger(loaded)({f: v[:2, ::2, ::2] for f, v in eyes().items()})
   assert large["image"].shape == (2, 32, 32, 3) and large["tree"].shape == (2, 32, 32, 1)
+  # `--mode sample --input`: pairs of the small size are enlarged as they are.
+  pairs = {f: v[:2, ::2, ::2] if f == "image" else np.where(v[:2, ::2, ::2] >= 128, 255, 0).astype(np.uint8)
+           for f, v in eyes().items()}
+  for k in range(2):
+    for folder, field in (("images", "image"), ("masks", "tree"), ("fov", "fov")):
+      writing.write_png(tmp_path / f"small/{folder}/{k}.png", pairs[field][k])
+  modes.sample("superres", tmp_path / "whole", inputs=str(tmp_path / "small"), out=tmp_path / "enlarged")
+  wanted = enlarge.Enlarger(loaded)(pairs)
+  for k in range(2):
+    for folder, field in (("images", "image"), ("masks", "tree")):
+      with Image.open(tmp_path / f"enlarged/{folder}/{k}.png") as picture:
+        pixels = np.asarray(picture).reshape(wanted[field][k].shape)
+      np.testing.assert_array_equal(pixels, wanted[field][k] if field == "image" else np.where(wanted[field][k] >= 128, 255, 0))
 
 
 def _loaded(seed: int = 0) -> checkpoint.Loaded:
