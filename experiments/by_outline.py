@@ -58,7 +58,8 @@ def table(generated: dict[str, np.ndarray], real: dict[str, np.ndarray]) -> str:
       continue
     distances = [text for field in ("tree", "image")
                  for text in (interval(distance(known[field], made[field])), interval(floor(known[field])))]
-    measured = [[vessels.biomarkers(tree[..., 0] >= 128) for tree in eyes["tree"]] for eyes in (made, known)]
+    measured = [[vessels.biomarkers(tree[..., 0] >= 128, fov[..., 0] >= 128)
+                 for tree, fov in zip(eyes["tree"], eyes["fov"], strict=True)] for eyes in (made, known)]
     marks = ["{} ({})".format(*(_mean([m[mark] for m in eyes], form) for eyes in measured)) for mark, form in MARKS.items()]
     lines.append("| " + " | ".join([name, *map(str, counts), *distances, *marks]) + " |")
   return "\n".join(lines) + "\n"

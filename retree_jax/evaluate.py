@@ -62,6 +62,10 @@ def evaluate(generated, real, train=None, *, size: tuple[int, int] | None = None
   opened = {"generated": _open(generated, "generated"), "real": _open(real, "real")}
   if train is not None:
     opened["train"] = _open(train, "train", needs_tree=False)
+    # All of them, drawn or not.
+    shared = sorted(_files(opened["train"]) & _files(opened["real"]))
+    if shared:
+      _refuse([f"{folder}, {name}" for folder, name in shared], len(opened["real"]))
   size = measuring.common_size(opened["generated"], opened["real"]) if size is None else _checked_size(size)
   extractor = feature_metrics.extractor(features, feature_weights)
   extractors, predict, segmenter_note = {"photographs": extractor, "trees": extractor}, None, None
@@ -139,9 +143,28 @@ def _refuse_shared(train, real) -> None:
   known = dict(zip(train.digests, train.names, strict=True))
   shared = [name for name, digest in zip(real.names, real.digests, strict=True) if digest in known]
   if shared:
-    raise ValueError(f"{len(shared)} of the {len(real)} real eyes are training eyes too, {shared[0]} first: "
-                     "held-out eyes must be ones the generator never saw; give others with --real, or a "
-                     "folder with splits.json for both.")
+    _refuse(shared, len(real))
+
+
+def _refuse(shared, count: int) -> None:
+  raise ValueError(f"{len(shared)} of the {count} real eyes are training eyes too, {shared[0]} first: "
+                   "held-out eyes must be ones the generator never saw; give others with --real, or a "
+                   "folder with splits.json for both.")
+
+
+def _files(source) -> set[tuple[str, str]]:
+  """(folder, name) of the eyes of a source that lie in folders."""
+  if hasattr(source, "parts"):
+    return set().union(*map(_files, source.parts))
+  return {(str(source.path.resolve()), name) for name in source.names} if hasattr(source, "path") else set()
+
+
+def _parts(text: str) -> set[str]:
+  """What a spec or path names, however it is written: folders resolved, weights and order left out."""
+  if pathlib.Path(text).exists():
+    return {str(pathlib.Path(text).resolve())}
+  return {str(pathlib.Path(part.removeprefix("folder:")).resolve()) if part.startswith("folder:") else part
+          for part, _ in sources.weighted_parts(text)}
 
 
 def _notes(measured, size) -> list[str]:
@@ -324,7 +347,7 @@ def main(argv: list[str] | None = None) -> None:
   for name in ("generated", "real"):
     if not f[name].value:
       raise ValueError(f"--{name} is missing: give the folder of {name} pairs, with images/ and masks/ inside")
-  same = bool(f.train) and pathlib.Path(f.train).resolve() == pathlib.Path(f.real).resolve()
+  same = bool(f.train) and _parts(f.train) == _parts(f.real)
   splits = {"generated": "all", "real": f.real_split or ("test" if same else "all"),
             "train": f.train_split or ("train" if same else "all")}
   opened = {side: _folder(f[side].value, splits[side], side != "train") for side in splits if f[side].value}

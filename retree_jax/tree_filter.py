@@ -129,7 +129,9 @@ def ranges_of(found: list[Mapping[str, float]]) -> dict[str, tuple]:
   for name, (_, has_low, has_high) in MEASURES.items():
     values = [f[name] for f in found]
     margin = _MARGIN * (max(values) - min(values))
-    ranges[name] = (round(max(0.0, min(values) - margin), 6) if has_low else None,
+    # Never down to 0, where nothing would be refused, however wide the range.
+    low = max(min(values) - margin, min(values) / (1.0 + _MARGIN))
+    ranges[name] = (round(low, 6) if has_low else None,
                     round(max(values) + margin, 6) if has_high else None)
   return ranges
 

@@ -197,6 +197,24 @@ def test_command(sets, tmp_path, capsys):
   assert "report.html" in capsys.readouterr().out
 
 
+def test_one_set_of_folders_is_known_however_it_is_written(sets, tmp_path, capsys):
+  one, two = (_folder(tmp_path / name, {f: v[:4] for f, v in sets[name].items()}) for name in ("b", "c"))
+  for folder in (one, two):
+    writing.write_json(folder / "splits.json", {"train": ["eye0", "eye1"], "test": ["eye2", "eye3"]})
+  generated = _folder(tmp_path / "generated", {f: v[:4] for f, v in sets["a"].items()})
+  for real, train in ((f"folder:{one}+folder:{two}", f"folder:{two}*2+folder:{one}*0.5"), (f"folder:{one}", one)):
+    out = tmp_path / f"out{len(real)}"
+    assert _run("--generated", generated, "--real", real, "--train", train, "--size", SIDE, "--num", "4", "--out", out) == 0
+    found = json.loads((out / "report.json").read_text())["sets"]
+    assert found["real"]["count"] == found["train"]["count"] == (4 if "+" in real else 2)
+  capsys.readouterr()
+  # Otherwise every eye counts, also those that --num leaves out.
+  assert _run("--generated", generated, "--real", f"folder:{one}", "--train", f"folder:{one}+folder:{two}",
+              "--num", "2", "--out", tmp_path / "no") == 2
+  assert "4 of the 4 real eyes are training eyes too" in capsys.readouterr().err
+  assert not (tmp_path / "no").exists()
+
+
 def test_command_takes_features_of_a_network_whose_weights_the_user_has(sets, tmp_path):
   """VGG19's first block with random weights: set "b" against itself with every colour inverted is further off than "a"."""
   rng = np.random.default_rng(0)

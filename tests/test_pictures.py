@@ -46,6 +46,17 @@ def test_depths_and_palettes():
   np.testing.assert_array_equal(pictures.decode(encoded(bits, "PNG"), "1 bit"), [[255, 0]])
   alpha = Image.fromarray(np.dstack([COLOUR, np.full((6, 9), 7, np.uint8)]))
   np.testing.assert_array_equal(pictures.decode(encoded(alpha, "PNG"), "alpha"), COLOUR)
+  # White all over, with the drawing in the alpha channel, as drawing programs export it.
+  drawn = np.zeros((6, 9), np.uint8)
+  drawn[2:4] = 255
+  for bands in ("LA", "RGBA"):
+    white = Image.merge(bands, [Image.new("L", (9, 6), 255)] * (len(bands) - 1) + [Image.fromarray(drawn)])
+    np.testing.assert_array_equal(pictures.as_mask(pictures.decode(encoded(white, "PNG"), bands), bands)[..., 0], drawn)
+  palette = Image.fromarray(drawn // 255).convert("P")
+  palette.putpalette([255] * 6)
+  data = io.BytesIO()
+  palette.save(data, "PNG", transparency=0)
+  np.testing.assert_array_equal(pictures.decode(data.getvalue(), "palette")[..., 0], drawn)
   red = Image.fromarray(np.tile(np.uint8([255, 0, 0]), (3, 3, 1))).convert("P")
   assert pictures.decode(encoded(red, "GIF"), "palette").shape == (3, 3, 3)
 

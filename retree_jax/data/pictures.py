@@ -37,8 +37,8 @@ def decode(data: bytes | pathlib.Path, name: str) -> np.ndarray:
         # 16-bit files hold 0..65535; ones whose values stay below 256 are 8-bit pictures in a wide container
         scale = 257.0 if values.max(initial=0) > 255 else 1.0
         return np.clip(np.round(values / scale), 0, 255).astype(np.uint8)
-      if picture.mode == "LA":
-        return np.asarray(picture.getchannel(0))
+      if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = _on_black(picture)
       colour = np.asarray(picture.convert("RGB"))
       is_grey = (
         picture.mode == "P"
@@ -61,6 +61,17 @@ def decode(data: bytes | pathlib.Path, name: str) -> np.ndarray:
       else str(error) or "damaged"
     )
     raise ValueError(f"Cannot read {name} ({what}): replace the damaged file or remove it.") from None
+
+
+def _on_black(picture: Image.Image) -> Image.Image:
+  """What is transparent shows nothing: black. An alpha channel of one value hides nothing; grey pictures stay grey."""
+  grey = picture.mode in ("LA", "La")
+  picture = picture.convert("RGBA")
+  low, high = picture.getchannel("A").getextrema()
+  if low == high:
+    return picture.convert("RGB").convert("L" if grey else "RGB")
+  flat = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture)
+  return flat.convert("L" if grey else "RGB")
 
 
 def as_photograph(picture: np.ndarray) -> np.ndarray:

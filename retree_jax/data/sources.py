@@ -276,15 +276,25 @@ def open_source(spec: str, *, split: str = "train", fields=("image", "tree"), se
     raise ValueError(
       "The data source is empty: write phantom[:NUM], folder:PATH or tfds:NAME[:DIR], several joined by '+'."
     )
-  parts, weights = [], []
+  pieces, weights = zip(*weighted_parts(spec), strict=True)
+  parts = [_open_one(piece, split, fields, seed, size) for piece in pieces]
+  return parts[0] if len(parts) == 1 else JoinedSource(parts, weights)
+
+
+def weighted_parts(spec: str) -> list[tuple[str, float]]:
+  """(spec, weight) of the sources that a spec joins; a weight that is not written is 1.
+
+  Raises:
+    ValueError: a weight of 0.
+  """
+  parts = []
   for piece in _JOIN.split(spec.strip()):
     weight = _WEIGHT.search(piece)
     # a folder may have a star in its name; only a number after the last one is a weight
     if weight and float(weight[1]) <= 0:
       raise ValueError(f"The weight in {piece!r} must be above 0: leave the source out instead.")
-    weights.append(float(weight[1]) if weight else 1.0)
-    parts.append(_open_one(piece[: weight.start()] if weight else piece, split, fields, seed, size))
-  return parts[0] if len(parts) == 1 else JoinedSource(parts, weights)
+    parts.append((piece[: weight.start()], float(weight[1])) if weight else (piece, 1.0))
+  return parts
 
 
 def fingerprint(source) -> int:
