@@ -59,18 +59,22 @@ def main() -> None:
   p = argparse.ArgumentParser(prog="python -m experiments.figures", description=__doc__.split("\n\n")[0])
   p.add_argument("--generated", required=True, help="folder of generated pairs")
   p.add_argument("--real", help="source of real pairs: its test split is shown, and its train split beside what comes nearest")
-  p.add_argument("--num", type=int, default=6, help="pairs in a row")
+  p.add_argument("--num", type=int, default=6, help="pairs in a row, or as many as there are")
   p.add_argument("--side", type=int, default=192, help="pixels of a picture")
   p.add_argument("--out", required=True, help="folder to write")
   args = p.parse_args()
   out = pathlib.Path(args.out)
-  photographs, trees = load(f"folder:{args.generated}", "all", args.num, 2 * args.side, spread=False)
+  if args.num < 1 or args.side < 8:
+    raise ValueError("--num must be at least 1, and --side at least 8 pixels")
+  num = min([args.num, len(sources.open_source(f"folder:{args.generated}", split="all"))] + (
+      [len(sources.open_source(args.real, split="test"))] if args.real else []))
+  photographs, trees = load(f"folder:{args.generated}", "all", num, 2 * args.side, spread=False)
   writing.write_png(out / "pairs.png", sheet([photographs, trees], args.side))
   if args.real:
-    real_photographs, real_trees = load(args.real, "test", args.num, 2 * args.side, spread=True)
+    real_photographs, real_trees = load(args.real, "test", num, 2 * args.side, spread=True)
     writing.write_png(out / "real_and_generated.png",
                       sheet([real_photographs, real_trees, photographs, trees], args.side))
-    rows = closest(f"folder:{args.generated}", args.real, args.num, args.side)
+    rows = closest(f"folder:{args.generated}", args.real, num, args.side)
     writing.write_png(out / "closest.png", sheet(rows, args.side))
 
 

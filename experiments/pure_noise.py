@@ -66,7 +66,13 @@ def main() -> None:
   p.add_argument("--stage", required=True, help="workdir or name of a tree or fundus stage")
   p.add_argument("--num", type=int, default=16, help="number of noises")
   args = p.parse_args()
-  found = predicted(checkpoint.load(args.stage), args.num)
+  if args.num < 2:
+    raise ValueError(f"--num={args.num} has no spread: give at least 2")
+  loaded = checkpoint.load(args.stage)
+  if loaded.config.stage not in ("tree", "fundus"):
+    raise ValueError(f"the {loaded.config.stage} stage {args.stage} paints nothing from noise: give "
+                     "a tree or fundus stage")
+  found = predicted(loaded, args.num)
   print("| field | mean | spread over noises |\n|---|---|---|")
   for field, pictures in found.items():
     print(f"| {field} | {pictures.mean():.3f} | {spread(pictures):.3f} |")

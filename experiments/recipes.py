@@ -104,8 +104,8 @@ def trees(workdir) -> list:
 
 def markdown(found: dict) -> str:
   """The table as text."""
-  lines = ["| recipe | training s | optimizer steps | held-out loss | s / tree | kernel distance | floor | density (real) | "
-           "components (real) |", "|---|---|---|---|---|---|---|---|---|"]
+  lines = ["| recipe | training s | optimizer steps | held-out loss | s / tree | kernel distance | floor | "
+           "density of the frame (real) | components (real) |", "|---|---|---|---|---|---|---|---|---|"]
   for name, entry in found.items():
     row = entry["row"]
     lines.append(

@@ -67,9 +67,9 @@ def plan(args) -> list[Step]:
     return f"--config.data.source={spec}"
 
   steps = [training("segmentation", source(labelled))]
-  pairs = labelled
+  pairs, names = labelled, _label_names(args.photographs)
   for folder in args.photographs:
-    found = out / "labels" / pathlib.Path(folder).name
+    found = out / "labels" / names[folder]
     steps.append(Step(f"label {folder}", (
         "-m", "retree_jax.main", "--config", f"configs/segmentation.py{preset['variant']}", "--workdir", run["segmentation"],
         "--mode", "sample", "--input", folder, "--out", str(found))))
@@ -109,6 +109,18 @@ def plan(args) -> list[Step]:
   return steps
 
 
+def _label_names(folders: list[str]) -> dict[str, str]:
+  """One name for the labels of each folder: its own, numbered where two folders are called the same."""
+  found = {}
+  for folder in folders:
+    name = pathlib.Path(folder).resolve().name
+    number = 2
+    while name in found.values():
+      name, number = f"{pathlib.Path(folder).resolve().name}_{number}", number + 1
+    found.setdefault(folder, name)
+  return found
+
+
 def run_chain(steps: list[Step], out, deadline: float = float("inf"), say=print) -> bool:
   """Runs the steps that are not done yet.
 
@@ -122,15 +134,19 @@ def run_chain(steps: list[Step], out, deadline: float = float("inf"), say=print)
     True when the whole chain is done, False when the deadline came first.
 
   Raises:
-    RuntimeError: a step failed; what was done stays done.
+    RuntimeError: a step failed, or one that is done was done with other arguments; what was done stays done.
   """
   path = pathlib.Path(out) / "chain.json"
   log = json.loads(path.read_text()) if path.exists() else {}
   for step in steps:
     entry = log.setdefault(step.name, {"done": False, "seconds": 0.0, "command": []})
+    command = ["python", *step.command]
     if entry["done"]:
+      if entry["command"] != command:
+        raise RuntimeError(f"the step '{step.name}' of {out} was done with other arguments (`{' '.join(entry['command'])}`): "
+                           "give those again, or another folder with --out")
       continue
-    entry["command"] = ["python", *step.command]
+    entry["command"] = command
     say(f"\n=== {step.name}\npython {' '.join(step.command)}")
     allowed = deadline - time.monotonic()
     budget = float("inf") if step.minutes is None else 60 * step.minutes - entry["seconds"]

@@ -49,6 +49,23 @@ def settings(steps: str) -> list[tuple[str, dict]]:
   return found
 
 
+def scales(guidance: str) -> list[str]:
+  """The guidance scales of a list like "1,1.5,2".
+
+  Raises:
+    ValueError: something that is no number, or a negative one.
+  """
+  found = [part.strip() for part in guidance.split(",") if part.strip()]
+  for part in found:
+    try:
+      good = 0.0 <= float(part) < float("inf")
+    except ValueError:
+      good = False
+    if not good:
+      raise ValueError(f"--guidance: {part!r} is no guidance scale: write numbers from 0, e.g. 1,1.5,2")
+  return found
+
+
 def sample(loaded, changes: dict, count: int, condition=None) -> tuple[dict[str, np.ndarray], float]:
   """(fields, seconds per sample without compiling) of samples 0 to count - 1."""
   config = loaded.config.copy_and_resolve_references()
@@ -109,6 +126,11 @@ def _mean_colour(pictures, fov):
 
 def tables(args, say=print) -> dict:
   """Computes what is missing in args.out/sampling.json, writes it and sampling.md, returns the tables."""
+  if not (args.tree or args.fundus):
+    raise ValueError("there is no stage to sample: give --tree, --fundus or both")
+  if args.num < 2:
+    raise ValueError(f"--num={args.num} leaves nothing to compare: give at least 2")
+  rows, guidance = settings(args.steps), scales(args.guidance)
   path = pathlib.Path(args.out) / "sampling.json"
   found = json.loads(path.read_text()) if path.exists() else {}
   tree = checkpoint.load(args.tree, stage="tree") if args.tree else None
@@ -122,7 +144,7 @@ def tables(args, say=print) -> dict:
     real = heldout(args.real, tree.config.data.image_size, ("tree", "fov"))
     found.setdefault("tree floor", floor(real["tree"]))
     jobs += [(f"tree {name} {c.get('num_steps', 'full')}",
-              lambda c=c: tree_row(tree, c, args.num, real)) for name, c in settings(args.steps)]
+              lambda c=c: tree_row(tree, c, args.num, real)) for name, c in rows]
   if fundus is not None:
     pairs = heldout(args.real, fundus.config.data.image_size, ("image", "tree", "fov"))
     count = min(args.num, len(pairs["image"]))
@@ -132,9 +154,9 @@ def tables(args, say=print) -> dict:
           pairs["image"], pairs["tree"], pairs["fov"], strict=True)]
       found["fundus real"] = {k: float(np.nanmean([m[k] for m in own])) for k in ("separation", "contrast")}
     jobs += [(f"fundus {name} {c.get('num_steps', 'full')}",
-              lambda c=c: fundus_row(fundus, c, pairs, count)) for name, c in settings(args.steps)]
+              lambda c=c: fundus_row(fundus, c, pairs, count)) for name, c in rows]
     jobs += [(f"guidance {scale}", lambda s=scale: fundus_row(fundus, {"guidance": float(s)}, pairs, count))
-             for scale in args.guidance.split(",") if scale]
+             for scale in guidance]
   for name, job in jobs:
     if name not in found:
       found[name] = job()
@@ -147,9 +169,10 @@ def tables(args, say=print) -> dict:
 def markdown(found: dict) -> str:
   """The tables as text."""
   lines = []
-  if "tree floor" in found:
-    real = next(v["real"] for k, v in found.items() if k.startswith("tree ") and "real" in v)
-    lines += ["| trees | s / tree | kernel distance | density | components | fractal dimension |",
+  measured = [v for k, v in found.items() if k.startswith("tree ") and "real" in v]
+  if measured:
+    real = measured[0]["real"]
+    lines += ["| trees | s / tree | kernel distance | density (of the frame) | components | fractal dimension |",
               "|---|---|---|---|---|---|",
               f"| real | | {interval(found['tree floor'])} (floor) | {_marks(real)} |"]
     lines += [f"| {k[5:]} | {v['seconds']:.2f} | {interval(v['distance'])} | {_marks(v['generated'])} |"

@@ -100,7 +100,7 @@ def _override_sampler(config, overrides: Mapping) -> None:
 
 
 def _diffuse(loaded, out, num, seed, inputs) -> None:
-  """Trees, or photographs of given trees, in chunks; finished chunks of the same run are not made again."""
+  """Trees, or photographs of given trees, in chunks, so that memory does not grow with their number."""
   config = loaded.config
   seed = config.sampler.seed if seed is None else seed
   mesh = sharding.make_mesh()
@@ -109,15 +109,7 @@ def _diffuse(loaded, out, num, seed, inputs) -> None:
   names, given = _given(config, inputs, num)
   num = len(names) if given is not None else (num or 16)
   names = names or [f"{k:06d}" for k in range(num)]
-  inputs_hash = None if given is None else hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
-  run = json.loads(json.dumps({
-      "stage": config.stage, "checkpoint": loaded.identity(), "step": loaded.step, "seed": seed,
-      "sampler": dict(config.sampler), "inputs": inputs_hash}))
-  claim = out / "run.json"
-  if claim.exists() and json.loads(claim.read_text()) != run:
-    raise ValueError(f"{out} holds other samples: name another folder with --out")
-  if jax.process_index() == 0:
-    writing.write_json(claim, run)
+  run = _claim(out, loaded, seed=seed, sampler=dict(config.sampler), inputs=None if given is None else _digest(names))
   folder_of = {"tree": "masks", "fov": "fov", "image": "images"}
   shown = []
   for start in range(0, num, _CHUNK):
@@ -132,12 +124,32 @@ def _diffuse(loaded, out, num, seed, inputs) -> None:
     shown.append({f: v[: max(0, 64 - start)] for f, v in made.items()})
   if jax.process_index():
     return
-  lines = [json.dumps({"name": names[k], "index": k, **{f: run[f] for f in ("stage", "seed", "checkpoint", "step", "sampler")}})
-           for k in range(num)]
-  writing.write_text(out / "manifest.jsonl", "\n".join(lines) + "\n")
+  _write_manifest(out, names, run)
   for field in made:
     writing.write_png(out / ("grid.png" if field != "fov" else "grid_fov.png"),
                       plots.grid(np.concatenate([s[field] for s in shown if len(s[field])])))
+
+
+def _claim(out, loaded, **facts) -> dict:
+  """Makes sure that a folder holds samples of this very run or none, and writes run.json; returns what that holds."""
+  run = json.loads(json.dumps({
+      "stage": loaded.config.stage, "checkpoint": loaded.identity(), "step": loaded.step, **facts}))
+  claim = out / "run.json"
+  if claim.exists() and json.loads(claim.read_text()) != run:
+    raise ValueError(f"{out} holds other samples: name another folder with --out")
+  if jax.process_index() == 0:
+    writing.write_json(claim, run)
+  return run
+
+
+def _digest(names) -> str:
+  return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def _write_manifest(out, names, run: dict) -> None:
+  origin = {k: v for k, v in run.items() if k != "inputs"}
+  writing.write_text(out / "manifest.jsonl", "".join(
+      json.dumps({"name": name, "index": i, **origin}) + "\n" for i, name in enumerate(names)))
 
 
 def _given(config, inputs, num):
@@ -177,15 +189,18 @@ def _enlarge(loaded, inputs, out, num) -> None:
   source = folders.FolderSource(inputs, ("image", "tree"))
   total = min(num or len(source), len(source))
   size = tuple(enlarger.input_size)
+  names = source.names[:total]
+  run = _claim(out, loaded, sampler=dict(loaded.config.get("sampler", {})), inputs=_digest(source.names))
   done = 0
   for batch in pipeline.evaluation_batches(source, size=size, batch_size=8, fit=loaded.config.data.fit,
                                            fields=("image", "tree", "fov")):
     made = enlarger({f: batch[f] for f in ("image", "tree", "fov")}, params)
-    for i in range(int(batch["valid"].sum())):
-      if done >= total:
-        return
-      name = source.names[done]
+    for i, name in enumerate(names[done:done + int(batch["valid"].sum())]):
       writing.write_png(out / "images" / f"{name}.png", made["image"][i])
       writing.write_png(out / "masks" / f"{name}.png", np.where(made["tree"][i] >= 128, 255, 0).astype(np.uint8))
       writing.write_png(out / "fov" / f"{name}.png", np.where(made["fov"][i] >= 128, 255, 0).astype(np.uint8))
-      done += 1
+    done += int(batch["valid"].sum())
+    if done >= total:
+      break
+  if jax.process_index() == 0:
+    _write_manifest(out, names, run)

@@ -1,5 +1,6 @@
 """A trained segmenter as used: photographs of any size in, vessel maps out; folders labelled; sources scored."""
 
+import filecmp
 import json
 import math
 import pathlib
@@ -92,6 +93,9 @@ class Segmenter:
                        f"{photograph.shape}: decode the file with retree_jax.data.pictures")
     fov = pictures.find_fov(photograph) if fov is None else (np.asarray(fov) > 0) * np.uint8(255)
     fov = fov[..., None] if fov.ndim == 2 else fov
+    if not fov.any():
+      raise ValueError("the field of view is empty, so that there would be no vessels: give the disc's mask, or None "
+                       "(no fov/ file) to have it found")
     if fov.shape != (*photograph.shape[:2], 1):
       raise ValueError(f"the field of view has shape {fov.shape[:2]} and the photograph {photograph.shape[:2]}: give "
                        "a mask of the photograph's size, or None")
@@ -142,7 +146,7 @@ def label_folder(loaded, input_folder, out_folder, threshold: float | None = Non
     Number of photographs labelled by this call.
 
   Raises:
-    ValueError: no photographs, a damaged one, or a folder with masks of another origin.
+    ValueError: no photographs, a damaged one, or a folder with masks of another origin or other photographs.
   """
   source = folders.FolderSource(input_folder, ("image",))
   out = pathlib.Path(out_folder).expanduser()
@@ -152,10 +156,13 @@ def label_folder(loaded, input_folder, out_folder, threshold: float | None = Non
     raise ValueError(f"the threshold {threshold} labels nothing or is no probability: give one from 0 to below 1")
   run = {"label": "predicted", "checkpoint": loaded.identity(), "step": loaded.step, "threshold": threshold}
   first = jax.process_index() == 0
-  _claim(out, run, source.names, write=first)
   inside = source.path / "images" if (source.path / "images").is_dir() else source.path
   files = folders.list_pictures(inside)
   copy = inside.resolve() != (out / "images").resolve()
+  if copy and (out / "images").is_dir():
+    _check_copies(files, folders.list_pictures(out / "images"))
+  sampler = {name: value for name, value in loaded.config.sampler.items() if name != "threshold"}
+  _claim(out, run, json.loads(json.dumps(sampler)), source.names, write=first)
   if first and copy and (source.path / "splits.json").is_file():
     writing.write_bytes(out / "splits.json", (source.path / "splits.json").read_bytes())
   mine = range(jax.process_index(), len(source), jax.process_count())
@@ -176,29 +183,37 @@ def label_folder(loaded, input_folder, out_folder, threshold: float | None = Non
   return len(waiting)
 
 
-def _claim(out, run: dict, names: Iterable[str], write: bool) -> None:
+def _check_copies(files, copies) -> None:
+  """A photograph of the same name that was labelled here before must be the same photograph."""
+  for name, copied in copies.items():
+    if name in files and (files[name].name != copied.name or not filecmp.cmp(files[name], copied)):
+      raise ValueError(f"{copied} is another photograph than {files[name]}: name another folder with --out")
+
+
+def _claim(out, run: dict, sampler: dict, names: Iterable[str], write: bool) -> None:
   """Makes sure that the masks in a folder are of this very run; writes the manifest before the first mask."""
   claim, masks = out / "labels.json", out / "masks"
+  whole = {**run, "sampler": sampler}
   if claim.exists():
     try:
-      same = json.loads(claim.read_text()) == run
+      same = json.loads(claim.read_text()) == whole
     except json.JSONDecodeError:
       same = False
     if not same:
-      raise ValueError(f"{out} holds labels of another model, step or threshold: name another folder with --out")
+      raise ValueError(f"{out} holds labels of another model, step, threshold or sampler: name another folder with --out")
   elif masks.is_dir() and any(masks.iterdir()):
     raise ValueError(f"{masks} holds masks that no segmenter wrote, which are never overwritten: name another folder "
                      "with --out")
   if write:
     writing.write_text(out / "manifest.jsonl", "".join(json.dumps({"name": n, **run}) + "\n" for n in names))
-    writing.write_json(claim, run)
+    writing.write_json(claim, whole)
 
 
 def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
   if not target.exists():
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, beside)
+    shutil.copy2(source, beside)  # with its time, by which a rerun knows it again without reading it
     beside.replace(target)
 
 

@@ -1,10 +1,12 @@
 """What a stage predicts from pure noise, where the answer is known."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from experiments import pure_noise
-from retree_jax import checkpoint
+from retree_jax import checkpoint, command
 from tests import small
 
 
@@ -39,3 +41,12 @@ def test_samples_see_noise_of_their_own():
   three, two = (pure_noise.predicted(loaded, num=n)["tree"] for n in (3, 2))
   np.testing.assert_array_equal(three[:2], two)
   assert np.abs(three[0] - three[1]).max() > 0.1
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (("--stage", "superres"), "the superres stage superres paints nothing from noise"),
+    (("--stage", "tree", "--num", "1"), "--num=1 has no spread")])
+def test_bad_arguments_get_one_sentence(arguments, sentence, monkeypatch, capsys):
+  monkeypatch.setattr(sys, "argv", ["pure_noise", *arguments])
+  assert command.run(pure_noise.main) == 2
+  assert sentence in capsys.readouterr().err

@@ -77,6 +77,19 @@ def test_the_plan_labels_photographs_before_they_are_painted(tmp_path, monkeypat
     assert config == f"configs/{stage}.py:tiny"
 
 
+def test_what_was_done_with_other_arguments_is_not_taken_for_done(tmp_path):
+  assert reproduce.run_chain([training("train", tmp_path / "a", 0)], tmp_path, say=lambda text: None)
+  with pytest.raises(RuntimeError, match="(?s)'train' of .* was done with other arguments .*another folder with --out"):
+    reproduce.run_chain([training("train", tmp_path / "b", 0)], tmp_path, say=lambda text: None)
+  assert not (tmp_path / "b").exists()
+
+
+def test_labels_of_folders_with_one_name_stay_apart(tmp_path):
+  args = reproduce.parser().parse_args(["--photographs", "one/images,two/images/,two/other", "--out", str(tmp_path)])
+  steps = {step.name: step.command[-1] for step in reproduce.plan(args) if step.name.startswith("label ")}
+  assert list(steps.values()) == [str(tmp_path / "labels" / name) for name in ("images", "images_2", "other")]
+
+
 @pytest.mark.parametrize("preset", reproduce.PRESETS)
 def test_every_flag_of_the_plan_is_one_of_its_command(preset, tmp_path, monkeypatch):
   args = reproduce.parser().parse_args(

@@ -1,5 +1,6 @@
 """Rows of the steps-versus-quality table, where what is drawn is known."""
 
+import sys
 import types
 
 import numpy as np
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import tree
 from experiments import sampling_table
-from retree_jax import sampling, tasks
+from retree_jax import command, sampling, tasks
 
 FUNDUS = types.SimpleNamespace(config=ConfigDict({"data": {"condition": ("tree", "fov")}}))
 
@@ -54,6 +55,25 @@ def test_steps_are_read():
   assert [c["num_steps"] for _, c in sampling_table.settings("5,10")] == [5] * 3 + [10] * 3
   with pytest.raises(ValueError, match="'many' is neither a number"):
     sampling_table.settings("many")
+  assert sampling_table.scales("1, 1.5,") == ["1", "1.5"]
+  for wrong in ("1,x", "-1", "nan", "inf"):
+    with pytest.raises(ValueError, match="is no guidance scale"):
+      sampling_table.scales(wrong)
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    ((), "no stage to sample: give --tree"),
+    (("--tree", "tree", "--num", "1"), "--num=1 leaves nothing to compare"),
+    (("--tree", "tree", "--guidance", "x"), "'x' is no guidance scale")])
+def test_bad_arguments_get_one_sentence(arguments, sentence, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(sys, "argv", ["table", "--real", "phantom:8", "--out", str(tmp_path / "out"), *arguments])
+  assert command.run(sampling_table.main) == 2
+  assert sentence in capsys.readouterr().err
+  assert not (tmp_path / "out").exists()
+
+
+def test_a_table_without_rows_has_no_lines_of_its_own():
+  assert sampling_table.markdown({"tree floor": {"value": 1.0, "low": None, "high": None}}) == "\n"
 
 
 @pytest.mark.parametrize("steps", ["5", "full"])

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -270,6 +271,8 @@ def test_bad_photographs_are_refused():
     finder([good], [np.ones((40, 41), bool)])
   with pytest.raises(ValueError, match="do not go together"):
     finder([good], [None, None])
+  with pytest.raises(ValueError, match="field of view is empty"):
+    finder([good], [np.zeros((40, 40), bool)])
 
 
 def test_a_labelled_folder_is_a_training_set_and_a_rerun_does_nothing(photographs, tmp_path):
@@ -294,8 +297,27 @@ def test_a_labelled_folder_is_a_training_set_and_a_rerun_does_nothing(photograph
   assert segment.label_folder(loaded, photographs, out) == 0
   lost.unlink()
   assert segment.label_folder(loaded, photographs, out) == 1 and lost.read_bytes() == before
-  with pytest.raises(ValueError, match="another model, step or threshold"):
+  with pytest.raises(ValueError, match="another model, step, threshold or sampler"):
     segment.label_folder(loaded, photographs, out, threshold=0.3)
+  turned = darkness(small(data__image_size=(96, 96), sampler__flips=3 - loaded.config.sampler.flips))
+  with pytest.raises(ValueError, match="another model, step, threshold or sampler"):
+    segment.label_folder(turned, photographs, out)
+
+
+def test_labels_of_one_folder_are_not_taken_for_those_of_another(photographs, tmp_path):
+  loaded = darkness(small(data__image_size=(96, 96)))
+  more, out = tmp_path / "more", tmp_path / "labelled"
+  shutil.copytree(photographs, more)
+  photo = more / "images" / "eye_0.png"
+  writing.write_png(more / "images" / "eye_3.png", pictures.decode(photo, "eye_0"))
+  assert segment.label_folder(loaded, photographs, out) == 3
+  # A photograph more is labelled too; another one under a known name is refused, before anything is written.
+  assert segment.label_folder(loaded, more, out) == 1
+  before = {p: p.read_bytes() for p in sorted(out.rglob("*.*"))}
+  writing.write_png(photo, 255 - pictures.decode(photo, "eye_0"))
+  with pytest.raises(ValueError, match=r"eye_0.png is another photograph than .*more.*--out"):
+    segment.label_folder(loaded, more, out)
+  assert {p: p.read_bytes() for p in sorted(out.rglob("*.*"))} == before
 
 
 def test_masks_of_experts_are_never_overwritten(photographs, tmp_path):

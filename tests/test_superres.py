@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -236,6 +238,12 @@ def test_a_run_goes_through_the_loop_resumes_and_loads_as_a_generator(tmp_path):
     for folder, field in (("images", "image"), ("masks", "tree"), ("fov", "fov")):
       writing.write_png(tmp_path / f"small/{folder}/{k}.png", pairs[field][k])
   modes.sample("superres", tmp_path / "whole", inputs=str(tmp_path / "small"), out=tmp_path / "enlarged")
+  lines = [json.loads(line) for line in (tmp_path / "enlarged/manifest.jsonl").read_text().splitlines()]
+  assert [line["name"] for line in lines] == ["0", "1"] and lines[0]["checkpoint"] == loaded.identity()
+  shutil.copytree(tmp_path / "enlarged", tmp_path / "other")
+  writing.write_json(tmp_path / "other/run.json", {"stage": "superres"})
+  with pytest.raises(ValueError, match="holds other samples"):
+    modes.sample("superres", tmp_path / "whole", inputs=str(tmp_path / "small"), out=tmp_path / "other")
   wanted = enlarge.Enlarger(loaded)(pairs)
   for k in range(2):
     for folder, field in (("images", "image"), ("masks", "tree")):
