@@ -216,6 +216,10 @@ def pairs(models: Models, num: int = 16, seed: int = 0, trees: np.ndarray | None
   """
   generator = Generator(models, mesh, **options)
   indices = np.arange(num if trees is None else len(trees)) if indices is None else np.asarray(indices)
+  if not len(indices):
+    raise ValueError("there is nothing to generate: give num of at least 1, or some trees or indices")
+  if trees is not None and len(indices) != len(trees):
+    raise ValueError(f"{len(trees)} trees and {len(indices)} indices do not go together: give one index for each tree")
   if trees is None:
     fields, records = generator.trees(indices, seed)
   else:
@@ -341,7 +345,14 @@ def main(argv: Sequence[str] | None = None) -> None:
   if not any(paths.values()):
     paths = dataset.shipped()
   if f.trees:
+    for name in ("tree", "filter"):
+      if f[name].value:
+        raise ValueError(f"--{name} serves to draw trees, and --trees gives them: leave one of the two out")
     paths |= {"tree": None, "filter_path": None}
+  if f.filter_threshold is not None and not paths["filter_path"]:
+    raise ValueError("--filter_threshold is that of a tree filter, and there is none: give --filter, or leave it out")
+  if f.guidance is not None and not paths["fundus"]:
+    raise ValueError("--guidance is that of the fundus stage, and there is none: give --fundus, or leave it out")
   dataset.write(paths, out=f.out, num=f.num, seed=f.seed, trees=f.trees, form=f.format, guidance=f.guidance,
                 num_steps=f.steps, threshold=f.filter_threshold)
 

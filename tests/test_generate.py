@@ -307,7 +307,15 @@ def test_superres_follows_a_fundus_stage_of_its_size(monkeypatch):
     generate.pairs(generate.Models(m.tree, m.fundus, (8, 8)), num=1)
 
 
+@pytest.mark.parametrize("nothing", [{"num": 0}, {"num": -1}, {"indices": []}, {"trees": np.zeros((0, 8, 8, 1), np.uint8)}])
+def test_nothing_to_generate_is_said(nothing):
+  with pytest.raises(ValueError, match="nothing to generate: give num of at least 1"):
+    generate.pairs(models(), **nothing)
+
+
 def test_trees_of_another_kind_are_refused():
+  with pytest.raises(ValueError, match="1 trees and 2 indices do not go together"):
+    generate.pairs(models(), trees=np.zeros((1, 8, 8, 1), np.uint8), indices=[0, 1])
   with pytest.raises(ValueError, match=r"uint8 of shape \[H, W, 1\], not float64"):
     generate.pairs(models(), trees=np.zeros((1, 8, 8, 1)))
   with pytest.raises(ValueError, match="no fundus stage"):
@@ -322,7 +330,10 @@ def test_trees_of_another_kind_are_refused():
     (["somewhere"], "'somewhere' is no flag"),
     (["--tree=nowhere"], "nowhere does not exist"),
     (["--trees=nowhere", "--fundus=nothing"], "nowhere does not exist"),
-    (["--trees=nowhere", "--tree=x"], "nowhere"),
+    (["--trees=nowhere", "--tree=x"], "--tree serves to draw trees, and --trees gives them"),
+    (["--trees=nowhere", "--filter=x"], "--filter serves to draw trees"),
+    (["--tree=x", "--filter_threshold=0.5"], "--filter_threshold is that of a tree filter"),
+    (["--tree=x", "--guidance=2"], "--guidance is that of the fundus stage"),
 ])
 def test_bad_flags_are_one_sentence_and_code_2(arguments, sentence, capsys, monkeypatch):
   monkeypatch.delenv("RETREE_JAX_TRACEBACK", raising=False)
