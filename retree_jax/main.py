@@ -45,12 +45,13 @@ def main() -> None:
     if _SEED.value is not None:
       config.seed = _SEED.value
     modes.train(config, workdir)
-  elif _MODE.value == "sample":
-    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+    return
+  overrides = config_flags.get_override_values(flags.FLAGS["config"])
+  if _MODE.value == "sample":
     modes.sample(config.stage, workdir, num=_NUM.value, seed=_SEED.value, out=_OUT.value, inputs=_INPUT.value, step=_STEP.value,
                  overrides=overrides)
   else:
-    modes.evaluate(config.stage, workdir, source=config.data.source, step=_STEP.value)
+    modes.evaluate(config.stage, workdir, source=config.data.source, step=_STEP.value, overrides=overrides)
 
 
 if __name__ == "__main__":

@@ -65,13 +65,21 @@ def sample(stage: str, workdir, *, num: int | None = None, seed: int | None = No
     raise ValueError(f"the {stage} stage makes no samples: use --mode train or evaluate")
 
 
-def evaluate(stage: str, workdir, source: str, step: int | str = "best") -> dict:
+def evaluate(stage: str, workdir, source: str, step: int | str = "best", overrides: Mapping | None = None) -> dict:
   """Scores a trained stage on the test split of a source, prints the scores and writes them to WORKDIR/evaluation.json.
+
+  Args:
+    stage, workdir, step, overrides: as for `sample`; of a tree filter, `config.data.generated` takes effect too.
+    source: as `config.data.source`.
 
   Returns:
     The scores. For a segmenter, those of both protocols; for other stages, the losses of the loop's evaluation.
   """
   loaded = checkpoint.load(workdir, step=int(step) if str(step).isdigit() else step, stage=stage)
+  overrides = overrides or {}
+  _override_sampler(loaded.config, overrides)
+  if "data.generated" in overrides and "generated" in loaded.config.data:
+    loaded.config.data.generated = overrides["data.generated"]
   if stage == "segmentation":
     from retree_jax import segment
 

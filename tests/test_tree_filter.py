@@ -4,12 +4,13 @@ import importlib.util
 import json
 import logging
 import pathlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from retree_jax import checkpoint, models, tasks, train, tree_filter
+from retree_jax import checkpoint, models, modes, tasks, train, tree_filter
 from retree_jax.data import transforms, writing
 from retree_jax.tasks import tree_filter as task
 from tests import stages
@@ -212,3 +213,14 @@ def test_every_variant_makes_a_network(variant):
     assert c.filter.threshold == 0.8 and 6.43e6 < count < 6.45e6  # 6.44 million in the original
   else:
     assert 0 < c.filter.pass_rate < 1 and c.filter.threshold == 0
+
+
+def test_a_finished_filter_is_scored_on_other_generated_trees(trained, tmp_path):
+  """As where shipped weights name the folder of the machine that trained them."""
+  fresh = generated(tmp_path / "moved", num=4)
+  copy = tmp_path / "run"
+  shutil.copytree(trained, copy)
+  scores = modes.evaluate("filter", copy, "phantom:6", overrides={"data.generated": fresh})
+  assert scores["heldout_generated_score"] < scores["heldout_real_score"]
+  with pytest.raises(ValueError, match="nowhere .*--config.data.generated"):
+    modes.evaluate("filter", copy, "phantom:6", overrides={"data.generated": str(tmp_path / "nowhere")})
