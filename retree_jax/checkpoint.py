@@ -5,6 +5,7 @@ and JSON beside them: the config and the position in the data. Shipped weights a
 restore independently, so a notebook reads the average without the optimizer, and onto other devices than wrote them.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -82,14 +83,15 @@ class Checkpoints:
       abstract: state of `jax.ShapeDtypeStruct` with shardings, on whatever devices this run has.
 
     Raises:
-      ValueError: the checkpoint is of another architecture.
+      ValueError: the checkpoint is of another architecture, or damaged.
     """
     if self._writer.latest is None:
       return None
     path = self._writer.directory / str(self._writer.latest.step)
     want = {"state": dataclasses.replace(abstract, ema=None).__dict__, "ema": abstract.ema}
     _check_same_shapes(path, want["ema"])
-    items = self._writer.load_checkpointables(self._writer.latest, want)
+    with _reading(path):
+      items = self._writer.load_checkpointables(self._writer.latest, want)
     return TrainState(**{**items["state"], "ema": items["ema"]}), _metadata(path).custom_metadata["data"]
 
   def close(self) -> None:
@@ -139,7 +141,7 @@ def load(path_or_name, step: int | str = "best", mesh=None, stage: str | None = 
     stage: if given, the stage that the checkpoint must be of ("tree", "fundus", "superres", "segmentation", "filter").
 
   Raises:
-    ValueError: nothing there, no such step, or a checkpoint of another stage.
+    ValueError: nothing there, no such step, a checkpoint of another stage, or a damaged one.
   """
   from orbax.checkpoint import v1 as ocp
 
@@ -151,7 +153,8 @@ def load(path_or_name, step: int | str = "best", mesh=None, stage: str | None = 
                      f"of `python -m retree_jax.main --config configs/{stage}.py`")
   where = SingleDeviceSharding(jax.local_devices()[0]) if mesh is None else sharding.replicated(mesh)
   abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=where), metadata.metadata["ema"])
-  params = ocp.load_checkpointables(path, {"ema": abstract})["ema"]
+  with _reading(path):
+    params = ocp.load_checkpointables(path, {"ema": abstract})["ema"]
   params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
   digits = path.name if path.name.isdigit() else str(config.get("trained_steps", 0))
   settings = dict(config.model)
@@ -258,6 +261,20 @@ def _find(path_or_name, step) -> epath.Path:
   return folder / str(chosen.step)
 
 
+@contextlib.contextmanager
+def _reading(path):
+  """Says what to do where a lost disk or half a copy left a checkpoint without some of its files."""
+  try:
+    yield
+  except (ValueError, KeyError, OSError) as error:
+    raise ValueError(_damaged(path)) from error
+
+
+def _damaged(path) -> str:
+  return (f"{path} is damaged, some of its files are missing or cut short: copy the checkpoint again, or remove this folder to "
+          "go on from the one before it")
+
+
 def _metadata(path):
   """What a checkpoint says of itself.
 
@@ -271,8 +288,10 @@ def _metadata(path):
     metadata = ocp.checkpointables_metadata(path)
   except (ValueError, KeyError, OSError) as error:  # Orbax's own error for a folder that is no checkpoint is a ValueError
     raise ValueError(refusal) from error
-  if "config" not in (metadata.custom_metadata or {}) or "ema" not in metadata.metadata:
+  if "config" not in (metadata.custom_metadata or {}):
     raise ValueError(refusal)
+  if metadata.metadata.get("ema") is None:
+    raise ValueError(_damaged(path))
   return metadata
 
 

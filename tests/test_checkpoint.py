@@ -180,3 +180,24 @@ def test_what_cannot_be_loaded_is_answered_in_a_sentence(tmp_path):
       file.write_bytes(b"")
   with pytest.raises(ValueError, match="holds no checkpoint of retree_jax"):
     checkpoint.load(tmp_path / "run", step="latest")
+
+
+@pytest.mark.parametrize("item", ["ema", "state"])
+@pytest.mark.parametrize("cut_short", [False, True])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(item, cut_short, tmp_path):
+  save(tmp_path, {1: None, 2: None})
+  broken = tmp_path / "checkpoints/2"
+  if cut_short:
+    for file in (broken / item).rglob("*"):
+      if file.is_file():
+        file.write_bytes(file.read_bytes()[:20])
+  else:
+    shutil.rmtree(broken / item)
+  for read in (lambda: checkpoint.Checkpoints(tmp_path).restore(like(make_state(2))),
+               *([lambda: checkpoint.load(tmp_path, step="latest")] if item == "ema" else [])):
+    with pytest.raises(ValueError, match=r"checkpoints/2 is damaged, .*remove this folder"):
+      read()
+  shutil.rmtree(broken)
+  restored, position = checkpoint.Checkpoints(tmp_path).restore(like(make_state(1)))
+  assert position == {"next_index": 1}
+  small.assert_same(restored.params, make_state(1).params)
