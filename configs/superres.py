@@ -34,7 +34,7 @@ def get_config(variant: str = ""):
   c.model.update(name="superres", factor=2, width=96, depth=12, vit_blocks=1, vit_patch=8, dtype="bfloat16")
   # The discriminator, which judges photograph and tree together.
   c.discriminator = ConfigDict({"name": "superres_discriminator", "widths": (64, 128, 256, 256), "vit_blocks": 1,
-                                "spectral_norm": True, "dtype": "bfloat16"})
+                                "spectral_norm": True, "detail": 0.0, "dtype": "bfloat16"})
   # What it is shown, real and generated alike, is changed by up to so much (see retree_jax.tasks.views.augment).
   c.discriminator_augment = ConfigDict(
       {"flip": True, "translation": 0.1, "brightness": 0.2, "saturation": 0.5, "contrast": 0.3})

@@ -18,6 +18,7 @@ from retree_jax.data import pipeline, sources, writing
 from retree_jax.metrics import vessels
 
 WHOLE = 0.95  # height over width of a field of view, from which on it counts as whole
+OUTLINES = {"whole": True, "cut": False}  # what `is_whole` says of each
 MARKS = {"density": "{:.3f}", "length": "{:.0f}", "width": "{:.2f}", "branching_angle": "{:.1f}",
          "fractal_dimension": "{:.2f}", "components": "{:.0f}"}
 LEAST = 4  # eyes on either side, below which there is nothing to compare
@@ -50,7 +51,7 @@ def table(generated: dict[str, np.ndarray], real: dict[str, np.ndarray]) -> str:
             *(name.replace("_", " ") for name in MARKS)]
   lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
   sides = [(eyes, np.array([is_whole(fov) for fov in eyes["fov"]])) for eyes in (generated, real)]
-  for name, wanted in (("whole", True), ("cut", False)):
+  for name, wanted in OUTLINES.items():
     made, known = ({field: pixels[whole == wanted] for field, pixels in eyes.items()} for eyes, whole in sides)
     counts = len(made["fov"]), len(known["fov"])
     if min(counts) < LEAST:

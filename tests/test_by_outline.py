@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import by_outline
+from experiments.benchmarks import superres
 
 SIDE = 64
 
@@ -44,3 +45,15 @@ def test_too_few_eyes_are_not_compared():
   whole, cut = _eyes(6, 1.0, 5, 0), _eyes(6, 0.7, 3, 1)
   rows = by_outline.table(whole, cut).splitlines()[2:]
   assert all("too few" in row and "nan" not in row for row in rows)
+
+
+def test_photographs_that_lost_their_texture_are_far_from_the_real_ones():
+  """PSNR would call the blurred ones the better guess; each outline is compared by itself, and too few eyes are not."""
+  whole, cut = _eyes(8, 1.0, 5, 0), _eyes(3, 0.7, 3, 1)
+  real = np.concatenate([whole["image"], cut["image"]])
+  again = np.concatenate([_eyes(8, 1.0, 5, 7)["image"], cut["image"]])
+  blurred = np.full_like(real, 127) * (real.max(-1, keepdims=True) > 0)
+  found = superres.looks({"real": real, "superres": again, "bicubic": blurred}, np.arange(11) < 8)
+  assert list(found) == ["whole"] and found["whole"]["eyes"] == 8
+  scores = {name: found["whole"][name]["value"] for name in ("superres", "bicubic", "floor")}
+  assert scores["bicubic"] > 100 * max(scores["superres"], scores["floor"], 0.01)

@@ -132,6 +132,29 @@ def test_the_discriminator_judges_patches_at_a_scale_that_training_cannot_blow_u
   assert np.abs(jax.jit(free.apply)(louder, x) - logits).max() > 1
 
 
+def test_detail_shows_the_discriminator_texture_and_hides_plain_colour():
+  x = jax.random.uniform(jax.random.key(0), (1, 8, 12, 4), minval=-1)
+  plain = models.build(JUDGE)
+  network = models.build({**JUDGE, "detail": 16.0, "spectral_norm": False})
+  params = network.init(jax.random.key(1), x)
+  first = params["SpectralConv_0"]["kernel"]
+  assert first.shape[2] == plain.init(jax.random.key(1), x)["SpectralConv_0"]["kernel"].shape[2] + 3
+  # Only the three channels of detail are looked at: what they say is all that is left.
+  params = awake(params)
+  params["SpectralConv_0"]["kernel"] = params["SpectralConv_0"]["kernel"].at[:, :, :4].set(0)
+  run = jax.jit(network.apply)
+  reference = run(params, jnp.zeros_like(x))
+  ramp = jnp.arange(8.0)[:, None, None] / 8 * jnp.ones_like(x)
+  np.testing.assert_allclose(run(params, jnp.full_like(x, 0.7)), reference, atol=1e-5)  # to the borders
+  assert np.abs(run(params, x) - reference).max() > 0.1
+  # One pixel above its surroundings by a is a · 8/9 above their mean, and its neighbours a / 9 below.
+  dot = jnp.zeros((1, 5, 5, 3)).at[0, 2, 2].set(0.9)
+  wanted = np.zeros((5, 5))
+  wanted[1:4, 1:4], wanted[2, 2] = -0.1, 0.8
+  np.testing.assert_allclose(superres._above_mean(dot)[0, ..., 0], wanted, atol=1e-6)
+  np.testing.assert_allclose(superres._above_mean(ramp[..., :3])[:, 1:-1], 0, atol=1e-6)  # a slope is no texture
+
+
 @pytest.mark.parametrize("settings, words", [
   ({**TINY, "factor": 3}, "'factor' of superres is 3; use 2, 4 or 8"),
   ({**TINY, "up_widths": (8,)}, "a factor of 4 doubles 2 times; give 2 widths"),
@@ -139,6 +162,8 @@ def test_the_discriminator_judges_patches_at_a_scale_that_training_cannot_blow_u
   ({**TINY, "depth": -1}, "at least 0"),
   ({**JUDGE, "widths": ()}, "for instance widths \\(32, 64, 128\\)"),
   ({**JUDGE, "vit_blocks": -1}, "vit_blocks at least 0"),
+  ({**JUDGE, "detail": -1.0}, "detail=-1.0 must be 0"),
+  ({**JUDGE, "detail": float("nan")}, "detail=nan must be 0"),
 ])
 def test_bad_settings_are_answered_in_a_sentence(settings, words):
   with pytest.raises(ValueError, match=words):

@@ -7,6 +7,10 @@ PSNR and SSIM of the photograph, over the whole frame and within the field of vi
 of view, cut where the stage cuts it (`config.sampler.tree_cut`). Bicubic trees, cut at one half, are scored a second time at
 the threshold that gives the best F1 on training eyes, as averages of thin vessels never reach one half. Differences are
 paired, with 95 % bootstrap intervals over the eyes.
+
+PSNR and SSIM like a photograph smooth. Whether it looks like one is measured by the kernel distance, over scattering features,
+of the enlarged photographs to the very ones they were shrunk from, by outline (see `experiments.by_outline`); the floor is what
+random halves of the real ones score against each other.
 """
 
 import argparse
@@ -18,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.by_outline import LEAST, OUTLINES, is_whole
+from experiments.sampling_table import distance, floor, interval
 from retree_jax import checkpoint, enlarge, losses
 from retree_jax.data import pipeline, sources, writing
 from retree_jax.metrics import segmentation
@@ -95,13 +101,17 @@ def run(path, spec: str, num: int = 1000, tuning: int = 12) -> dict:
       [real["fov"][0] >= 128 for _, real in known])
 
   rows = {"superres": [], "bicubic": [], f"bicubic, tree cut at {threshold:.3f}": []}
-  seconds = []
+  photographs = {"real": [], "superres": [], "bicubic": []}
+  whole, seconds = [], []
   for real in pairs(test, enlarger.size, num):
     small = superres.shrunk(real, enlarger.scale)
     started = time.perf_counter()
     large = enlarger(small)
     seconds.append(time.perf_counter() - started)
     base = by_bicubic(small, enlarger.scale)
+    whole.append(is_whole(real["fov"][0]))
+    for name, pair in zip(photographs, (real, large, base), strict=True):
+      photographs[name].append(pair["image"][0])
     for name, made, cut in zip(rows, (large, base, base), (0.5, 0.5, threshold), strict=True):
       rows[name].append(score(made, real, cut))
   gains = {name: [{n: a[n] - b[n] for n in NAMES} for a, b in zip(rows["superres"], found, strict=True)]
@@ -112,17 +122,44 @@ def run(path, spec: str, num: int = 1000, tuning: int = 12) -> dict:
       "seconds_per_pair": float(np.median(seconds)), "bicubic_threshold": threshold,
       "means": {name: segmentation.summary(found) for name, found in rows.items()},
       "gain_over": {name: segmentation.summary(found) for name, found in gains.items()},
+      "looks": looks({name: np.stack(found) for name, found in photographs.items()}, np.array(whole)),
       "names": list(test.names[:len(seconds)]), "pairs": rows}
 
 
+def looks(photographs: dict[str, np.ndarray], whole: np.ndarray) -> dict[str, dict]:
+  """Kernel distances of enlarged photographs to the real ones they were shrunk from, by outline, where there are `LEAST` eyes.
+
+  Args:
+    photographs: uint8 [N, H, W, 3] of each name; "real" is what the others are compared with.
+    whole: bool [N], whether the eye is a whole disc.
+
+  Returns:
+    {outline: {"eyes": their number, "floor": of halves of the real ones, and each other name: its distance}}.
+  """
+  found = {}
+  for outline, wanted in OUTLINES.items():
+    chosen = whole == wanted
+    if chosen.sum() < LEAST:
+      continue
+    real = photographs["real"][chosen]
+    distances = {name: distance(real, made[chosen]) for name, made in photographs.items() if name != "real"}
+    found[outline] = {"eyes": int(chosen.sum()), "floor": floor(real), **distances}
+  return found
+
+
 def table(result: dict) -> str:
-  """The means and the paired gains as a Markdown table."""
+  """The means, the paired gains and the distances as Markdown tables."""
   lines = ["| | " + " | ".join(NAMES) + " |", "|---" * (len(NAMES) + 1) + "|"]
   for name, means in result["means"].items():
     lines.append(f"| {name} | " + " | ".join(f"{means[n]['mean']:.4f}" for n in NAMES) + " |")
   for name, gain in result["gain_over"].items():
     cells = [f"{gain[n]['mean']:+.4f} [{gain[n]['low']:+.4f}, {gain[n]['high']:+.4f}]" for n in NAMES]
     lines.append(f"| gain over {name} | " + " | ".join(cells) + " |")
+  if result["looks"]:
+    names = ("superres", "bicubic", "floor")
+    lines += ["", "Kernel distance of the photographs:", "", f"| outline | eyes | {' | '.join(names)} |", "|---" * 5 + "|"]
+    for outline, found in result["looks"].items():
+      lines.append(f"| {outline} | {found['eyes']} | {' | '.join(interval(found[name]) for name in names)} |")
   return "\n".join(lines)
 
 
