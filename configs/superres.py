@@ -30,8 +30,8 @@ def get_config(variant: str = ""):
   # pixels of the small pair), noise and compression (grey levels).
   c.data.degradation = ConfigDict({"probability": 0.5, "blur": 0.6, "noise": 4.0, "compression": 4.0})
 
-  # The generator; its factor is 2, 4 or 8.
-  c.model.update(name="superres", factor=2, width=96, depth=12, vit_blocks=1, vit_patch=8, dtype="bfloat16")
+  # The generator; its factor is 2, 4 or 8. `noise`: it is given some to make texture of.
+  c.model.update(name="superres", factor=2, width=96, depth=12, vit_blocks=1, vit_patch=8, noise=True, dtype="bfloat16")
   # The discriminator, which judges photograph and tree together.
   c.discriminator = ConfigDict({"name": "superres_discriminator", "widths": (64, 128, 256, 256), "vit_blocks": 1,
                                 "spectral_norm": True, "detail": 0.0, "dtype": "bfloat16"})
@@ -79,7 +79,7 @@ def get_config(variant: str = ""):
     c.data.augment = defaults.no_augmentation()
     c.data.augment.horizontal_flip = c.data.augment.vertical_flip = 0.5
     c.data.degradation.probability = 0.0
-    c.model.update(factor=8, width=64, depth=16, vit_blocks=1, vit_patch=1, dtype="float32")
+    c.model.update(factor=8, width=64, depth=16, vit_blocks=1, vit_patch=1, noise=False, dtype="float32")
     c.discriminator.update(spectral_norm=False, dtype="float32")
     c.discriminator_augment.update(flip=False, translation=0.0, brightness=0.0, saturation=0.0, contrast=0.0)
     c.loss.update(l1=10.0, ssim=10.0, bce=1.0, adversarial=1.0, perceptual=1.0, perceptual_layers=("relu5_4",),
@@ -92,10 +92,13 @@ def get_config(variant: str = ""):
     # No attention: crops of 32 small pixels have nothing to attend to, and whole pairs would bring 16 times as many tokens.
     c.model.update(factor=4, width=48, depth=6, up_widths=(24, 16), vit_blocks=0, dtype="float32")
     c.data.crop, c.data.crops = 128, 4
-    c.train.update(batch_size=2, num_steps=2400, ema_decay=0.995)
-    # Nobody judges: in so few steps a discriminator costs fidelity and gives no texture yet.
-    c.loss.adversarial = 0.0
-    c.optimizer.update(learning_rate=1e-3, warmup_steps=50, schedule="cosine", decay_steps=2400)
+    c.train.update(batch_size=2, num_steps=3600, ema_decay=0.99)
+    # The discriminator comes in for the last third. So small a one learns in so few steps what texture is only if it is shown
+    # detail and may be as steep as it likes.
+    c.loss.update(adversarial=0.01, adversarial_start=2400, penalty="none")
+    c.discriminator.update(widths=(16, 32, 64), vit_blocks=0, spectral_norm=False, detail=16.0, dtype="float32")
+    c.discriminator_optimizer.update(learning_rate=1e-3, b1=0.5, warmup_steps=20)
+    c.optimizer.update(learning_rate=1e-3, warmup_steps=50, schedule="cosine", decay_steps=4800)
     c.evaluate.update(every=400, num=8)
     c.preview.update(every=1200, num=4)
     c.checkpoint.every = 100
@@ -107,12 +110,12 @@ def get_config(variant: str = ""):
     c.data.crop, c.data.crops = 64, 1
     c.train.update(batch_size=8, num_steps=400, ema_decay=0.99)
     c.loss.update(adversarial_start=200)
+    c.discriminator.update(widths=(16, 32, 64), vit_blocks=1, heads=2, head_width=32, dtype="float32")
     c.optimizer.update(learning_rate=1e-3, warmup_steps=20)
     c.evaluate.update(every=100, num=8)
     c.preview.update(every=200, num=4)
     c.checkpoint.every = 100
   if variant in ("tiny", "cpu"):
-    c.discriminator.update(widths=(16, 32, 64), vit_blocks=1, heads=2, head_width=32, dtype="float32")
     # Every step, as XLA's gradients of convolutions are slow in CPU branches.
     c.loss.penalty_every = 1
     c.log.every = 20

@@ -1,7 +1,8 @@
 """Super-resolution as used: a trained generator and uint8 pairs in, enlarged uint8 pairs out.
 
 Pair k's pixels are a function of (weights, pair k) alone: each device runs the same program on blocks of
-`config.sampler.block` pairs, so neither the batch nor the number of devices changes a bit.
+`config.sampler.block` pairs, so neither the batch nor the number of devices changes a bit. The noise that texture is made of,
+where the network takes any, follows from the small pair's own pixels.
 """
 
 import math
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from retree_jax import limits, sharding
+from retree_jax import keys, limits, sharding
 from retree_jax.data.fields import CHANNELS, split_channels
 
 _FIELDS = ("image", "tree", "fov")
@@ -104,10 +105,29 @@ class Enlarger:
 
   def _block(self, params, pixels):
     low = pixels[..., :4].astype(jnp.float32) / 127.5 - 1.0
-    high = to_pixels(self._network.apply(params, low), self.tree_cut)
+    high = to_pixels(self._network.apply(params, low, noise=own_noise(pixels[..., :4], self.scale)), self.tree_cut)
     if pixels.shape[-1] == 4:
       return high
     return blackened(high, enlarged_fov(pixels[..., 4:], self.scale))
+
+
+def own_noise(pixels: jax.Array, scale: int) -> jax.Array:
+  """The noise of a pair's texture, see `models.superres.Superres`: always the same for the same pair, another for any other.
+
+  Args:
+    pixels: the small pairs, uint8 [B, h, w, 4].
+    scale: how many times larger, along a side.
+
+  Returns:
+    Standard normal [B, h * scale, w * scale, log2(scale)], float32.
+  """
+  b, h, w, c = pixels.shape
+  # A sum of products modulo 2³² (Fibonacci hashing of the place, odd so that no change of a pixel is lost): exact in any order.
+  place = jnp.arange(h * w * c, dtype=jnp.uint32) * jnp.uint32(2654435769) | jnp.uint32(1)
+  numbers = jnp.sum(pixels.reshape(b, -1).astype(jnp.uint32) * place, axis=1, dtype=jnp.uint32)
+  shape = (h * scale, w * scale, scale.bit_length() - 1)
+  root = keys.stream(0, "texture")
+  return jax.vmap(lambda number: jax.random.normal(keys.at_step(root, number), shape))(numbers)
 
 
 def to_pixels(output: jax.Array, tree_cut: float = 0.5) -> jax.Array:

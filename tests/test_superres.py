@@ -195,6 +195,16 @@ def test_the_discriminator_waits_then_learns(gan, penalty, every):
   assert np.isfinite(float(metrics["loss"])) and float(metrics["l1"]) < 1
 
 
+def test_every_example_is_trained_with_a_noise_of_its_own():
+  task, _ = begin(config(model__noise=True))
+  params = _loaded(noisy=True).params
+  keys = jax.random.split(jax.random.key(0), 2)
+  draw = {"high": jnp.zeros((3, 16, 16, 4)), "low": jnp.zeros((3, 8, 8, 4)), "key": keys[jnp.array([0, 1, 0])]}
+  out = np.asarray(jax.jit(task._enlarged)(params, draw))
+  np.testing.assert_array_equal(out[0], out[2])
+  assert np.abs(out[0] - out[1]).max() > 1e-3
+
+
 def test_training_beats_bicubic_on_what_it_is_trained_on():
   c = config(data__crop=0, data__degradation__probability=0.0, loss__adversarial=0.0, optimizer__learning_rate=3e-3)
   task, state = begin(c)
@@ -252,9 +262,9 @@ def test_a_run_goes_through_the_loop_resumes_and_loads_as_a_generator(tmp_path):
       np.testing.assert_array_equal(pixels, wanted[field][k] if field == "image" else np.where(wanted[field][k] >= 128, 255, 0))
 
 
-def _loaded(seed: int = 0) -> checkpoint.Loaded:
+def _loaded(seed: int = 0, noisy: bool = False) -> checkpoint.Loaded:
   """Random weights; those of a fresh generator give the bicubic enlargement whatever the rest does."""
-  c = config()
+  c = config(model__noise=noisy)
   network = models.build(c.model)
   params = network.init(jax.random.key(seed), jnp.zeros((1, 16, 16, 4)))
   rng = np.random.default_rng(seed)
@@ -262,8 +272,9 @@ def _loaded(seed: int = 0) -> checkpoint.Loaded:
   return checkpoint.Loaded(c, params, network, 0, "")
 
 
-def test_neither_the_batch_nor_the_number_of_devices_changes_a_bit():
-  loaded = _loaded()
+@pytest.mark.parametrize("noisy", [False, True])
+def test_neither_the_batch_nor_the_number_of_devices_changes_a_bit(noisy):
+  loaded = _loaded(noisy=noisy)
   rng = np.random.default_rng(1)
   fields = {f: rng.integers(0, 256, (9, 16, 16, n), dtype=np.uint8) for f, n in (("image", 3), ("tree", 1))}
   fields["fov"] = np.ascontiguousarray(eyes(9)["fov"][:, ::2, ::2])
@@ -279,10 +290,27 @@ def test_neither_the_batch_nor_the_number_of_devices_changes_a_bit():
   # The same as the network itself.
   low = jnp.concatenate([fields["image"], fields["tree"]], -1).astype(jnp.float32) / 127.5 - 1
   cut = loaded.config.sampler.tree_cut
-  plain = np.asarray(enlarge.to_pixels(loaded.apply(loaded.params, low), cut), int)
+  noise = enlarge.own_noise(jnp.concatenate([fields["image"], fields["tree"]], -1), 2)
+  plain = np.asarray(enlarge.to_pixels(loaded.network.apply(loaded.params, low, noise=noise), cut), int)
   inside = whole["fov"][..., 0] > 0
   assert np.abs(plain[..., :3] - whole["image"])[inside].max() <= 1
   assert np.abs(plain[..., 3:] - whole["tree"])[inside].max() <= 1
+  without = np.asarray(enlarge.to_pixels(loaded.network.apply(loaded.params, low), cut), int)
+  assert (np.abs(without[..., :3] - whole["image"])[inside].max() > 1) == noisy
+
+
+def test_a_pair_has_a_noise_of_its_own():
+  pairs = np.zeros((5, 8, 8, 4), np.uint8)
+  pairs[1:] = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+  pairs[2, 3, 4, 1] ^= 1  # one grey level of one pixel
+  pairs[3, 0, 0], pairs[3, 7, 7] = pairs[1, 7, 7], pairs[1, 0, 0]  # the same values in other places
+  noise = np.asarray(enlarge.own_noise(jnp.asarray(pairs), 4))
+  assert noise.shape == (5, 32, 32, 2)
+  np.testing.assert_array_equal(noise[4], noise[1])
+  np.testing.assert_array_equal(enlarge.own_noise(jnp.asarray(pairs[2:3]), 4)[0], noise[2])
+  across = np.corrcoef(noise[:4].reshape(4, -1))
+  assert np.abs(across - np.eye(4)).max() < 0.1  # 2048 numbers each: a standard error of .02
+  assert noise[:4].mean() == pytest.approx(0, abs=0.06) and noise[:4].std() == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.4, 0.5])

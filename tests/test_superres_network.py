@@ -86,13 +86,24 @@ def test_bfloat16_keeps_parameters_and_output_in_float32(tiny):
   assert 1e-5 < np.linalg.norm(half - full) / np.linalg.norm(full) < 0.05
 
 
-def test_noise_may_be_given_beside_the_pair():
-  network = models.build({**TINY, "vit_blocks": 0})
-  x, z = jnp.zeros((1, 3, 5, 4)), jax.random.normal(jax.random.key(0), (1, 3, 5, 2))
-  params = awake(network.init(jax.random.key(1), x, None, z))
-  run = jax.jit(lambda z: network.apply(params, x, None, z))
-  assert run(z).shape == (1, 12, 20, 4)  # without transformer any size will do
-  assert np.abs(run(z) - run(0 * z)).max() > 1e-3
+def test_texture_is_drawn_from_the_noise_of_its_place_and_size():
+  network = models.build({**TINY, "vit_blocks": 0, "noise": True})
+  x, z = jnp.zeros((1, 3, 5, 4)), jax.random.normal(jax.random.key(0), (1, 12, 20, 2))
+  fresh = network.init(jax.random.key(1), x)
+  params = awake(fresh)
+  run = jax.jit(lambda p, z: network.apply(p, x, noise=z))
+  assert run(params, z).shape == (1, 12, 20, 4)  # without transformer any size will do
+  np.testing.assert_array_equal(run(fresh, z), network.apply(fresh, x))  # nothing before it is learnt
+  np.testing.assert_allclose(run(params, 0 * z), network.apply(params, x), atol=1e-5)
+  plain = run(params, 0 * z)
+
+  def touched(place, channel):  # rows and columns that one pixel's noise reaches
+    changed = np.abs(run(params, jnp.zeros_like(z).at[0, *place, channel].set(1.0)) - plain)[0].max(-1) > 1e-6
+    return [(int(np.nonzero(side)[0].min()), int(np.nonzero(side)[0].max())) for side in (changed.any(1), changed.any(0))]
+
+  assert touched((6, 9), 1) == [(4, 8), (7, 11)]  # at full size: two convolutions of 3 pixels
+  rows, columns = touched((6, 9), 0)  # at half size: that of pixel (3, 4), three pixels on either side, and the rest
+  assert rows[0] < 4 <= 7 < rows[1] and columns[0] < 7 <= 10 < columns[1]
 
 
 def test_the_largest_enlargements_are_affordable():

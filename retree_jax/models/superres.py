@@ -68,6 +68,9 @@ class Superres(nn.Module):
     vit_patch: pixels (low resolution) along the side of a token.
     token_width: features of a token.
     heads, head_width: of the attention.
+    noise: add noise after each doubling, as much of it as the features there ask for: what texture is made of that the small
+      pair does not determine (Karras et al. 2019, section 3.2). Without it a discriminator that asks for texture is given a
+      pattern that repeats.
     dtype: of the computations; parameters and output stay float32.
   """
 
@@ -80,7 +83,13 @@ class Superres(nn.Module):
   token_width: int = 256
   heads: int = 4
   head_width: int = 64
+  noise: bool = False
   dtype: str = "float32"
+
+  @property
+  def doublings(self) -> int:
+    """How often height and width are doubled."""
+    return self.factor.bit_length() - 1
 
   @property
   def size_multiple(self) -> int:
@@ -91,10 +100,9 @@ class Superres(nn.Module):
     """Raises ValueError for settings that make no network."""
     if self.factor not in (2, 4, 8):
       raise ValueError(f"Setting 'factor' of superres is {self.factor}; use 2, 4 or 8.")
-    doublings = self.factor.bit_length() - 1
-    if self.up_widths and len(self.up_widths) != doublings:
+    if self.up_widths and len(self.up_widths) != self.doublings:
       raise ValueError(f"Setting 'up_widths' of superres is {self.up_widths}, but a factor of {self.factor} "
-                       f"doubles {doublings} times; give {doublings} widths, or () to have them chosen.")
+                       f"doubles {self.doublings} times; give {self.doublings} widths, or () to have them chosen.")
     numbers = (self.width, self.vit_patch, self.token_width, self.heads, self.head_width, *self.up_widths)
     if min(numbers) < 1 or min(self.depth, self.vit_blocks) < 0:
       raise ValueError("The widths, heads and vit_patch of superres must be at least 1, depth and vit_blocks "
@@ -106,20 +114,19 @@ class Superres(nn.Module):
       _check_tokens(height, width, self.vit_patch, "Super-resolution", "raise the network's vit_patch")
 
   @nn.compact
-  def __call__(self, x: jax.Array, t=None, cond: jax.Array | None = None, train: bool = False) -> jax.Array:
+  def __call__(self, x: jax.Array, t=None, cond=None, train: bool = False, noise: jax.Array | None = None) -> jax.Array:
     """The enlarged pair, see the class.
 
     Args:
       x: [B, h, w, 4], RGB and tree coverage in [-1, 1].
-      t: not used; there so that all networks are called alike.
-      cond: optional further channels [B, h, w, D], e.g. noise from which the details that x does not
-        determine are drawn.
+      t, cond: not used; there so that all networks are called alike.
       train: not used; nothing here behaves differently in training.
+      noise: standard normal [B, h * factor, w * factor, log2(factor)] for `noise`, a channel for each doubling; None for zeros.
 
     Raises:
       ValueError: x has not four channels.
     """
-    del t, train
+    del t, cond, train
     if x.shape[-1] != 4:
       raise ValueError(f"Super-resolution takes RGB and tree, 4 channels, not {x.shape[-1]}; join the two.")
     b, h, w, _ = x.shape
@@ -129,7 +136,7 @@ class Superres(nn.Module):
     def conv(x, width):
       return nn.Conv(width, (3, 3), dtype=self.dtype)(x)
 
-    x = conv(x if cond is None else jnp.concatenate([x, cond.astype(x.dtype)], axis=-1), self.width)
+    x = conv(x, self.width)
     first = x
     if self.vit_blocks:
       p = self.vit_patch
@@ -143,9 +150,17 @@ class Superres(nn.Module):
     for _ in range(self.depth):
       x = x + conv(nn.relu(conv(x, self.width)), self.width)
     x = first + x
-    doublings = self.factor.bit_length() - 1
-    for width in self.up_widths or [max(16, self.width // 2 ** (i + 1)) for i in range(doublings)]:
+    if noise is None:
+      noise = jnp.zeros((b, h * self.factor, w * self.factor, self.doublings))
+    widths = self.up_widths or [max(16, self.width // 2 ** (i + 1)) for i in range(self.doublings)]
+    for i, width in enumerate(widths):
       x = nn.relu(layers.depth_to_space(conv(x, 4 * width), 2))
+      if self.noise:
+        # None at first. Sums of s² values over s, so that the noise is as strong at every size.
+        s = self.factor // 2 ** (i + 1)
+        drawn = layers.space_to_depth(noise[..., i:i + 1], s).sum(-1, keepdims=True) / s
+        strength = nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name=f"noise_{i}")
+        x = x + drawn.astype(x.dtype) * strength(x)
       x = x + nn.relu(conv(x, width))
     # Nothing but the enlargement at first: training starts from bicubic instead of from noise.
     detail = nn.Conv(4, (3, 3), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="head")(x)

@@ -159,10 +159,17 @@ class SuperresTask:
     return ({"generator": generator, "discriminator": judge}, {"generator": generator_state, "discriminator": judge_state},
             {"loss": loss, **terms, **metrics})
 
+  def _enlarged(self, params, draw):
+    """The generator's output for draw["low"], with the noise of each example's own key."""
+    _, h, w, _ = draw["high"].shape
+    noise = functools.partial(jax.random.normal, shape=(h, w, self.factor.bit_length() - 1))
+    drawn = jax.vmap(lambda key: noise(jax.random.fold_in(key, 3)))(draw["key"])
+    return self.network.apply(params, draw["low"], noise=drawn)
+
   def _generator_loss(self, params, draw, discriminator, on):
     """(weighted sum of the terms that are on, the terms before their weights), means over the examples; `on`, 0 or 1,
     multiplies the adversarial term."""
-    output = self.network.apply(params, draw["low"])
+    output = self._enlarged(params, draw)
     terms = self._terms(output, draw["high"])
     if self.adversarial:
       loss = losses.nonsaturating_generator if self.config.loss.gan == "nonsaturating" else losses.least_squares_generator
@@ -186,7 +193,7 @@ class SuperresTask:
 
   def _discriminator_loss(self, params, draw, generator, step):
     options = self.config.loss
-    fake = jax.lax.stop_gradient(as_pair(self.network.apply(generator, draw["low"])))
+    fake = jax.lax.stop_gradient(as_pair(self._enlarged(generator, draw)))
     fake, real = (self._augmented(x, draw["key"]) for x in (fake, draw["high"]))
     judge = functools.partial(self.discriminator.apply, params)
     gan = losses.nonsaturating_discriminator if options.gan == "nonsaturating" else losses.least_squares_discriminator
@@ -219,7 +226,7 @@ class SuperresTask:
     Args:
       ema: the generator's averaged parameters.
       batch: as in `train_step`.
-      index: not used; nothing here is random.
+      index: not used; the noise follows from the pair itself.
 
     Returns:
       "loss" (the weighted terms without the adversarial one), "psnr" in dB, "ssim", "f1" of the tree, cut at
@@ -228,9 +235,10 @@ class SuperresTask:
     del index
     high = batches.stack_signed(batch, ("image", "tree"))
     low = views.shrink(high, self.factor)
-    output = self.network.apply(ema, low)
+    small = jnp.round((low + 1.0) * 127.5)
+    output = self.network.apply(ema, low, noise=enlarge.own_noise(small.astype(jnp.uint8), self.factor))
     terms = self._terms(output, high)
-    base = enlarge.bicubic(jnp.round((low + 1.0) * 127.5), self.factor)
+    base = enlarge.bicubic(small, self.factor)
     scores = {"loss": sum(self.config.loss[name] * value for name, value in terms.items())}
     for name, pixels in (("", enlarge.to_pixels(output, self.config.sampler.tree_cut)), ("_bicubic", base)):
       pixels = jnp.where(batch["fov"] >= 128, pixels, 0)
