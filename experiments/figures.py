@@ -4,8 +4,8 @@
 
 pairs.png: generated photographs above, their trees below. real_and_generated.png: held-out real eyes above, generated ones
 below, each photograph with its tree. No choosing: the first pairs of the generated set, and evenly spaced held-out eyes.
-closest.png: of all generated photographs the ones nearest to a training eye, and below each that eye, turned and zoomed as
-it fits best (`retree_jax.metrics.privacy`).
+detail.png: the middles of the same photographs, not shrunk. closest.png: of all generated photographs the ones nearest to a
+training eye, and below each that eye, turned and zoomed as it fits best (`retree_jax.metrics.privacy`).
 """
 
 import argparse
@@ -20,6 +20,7 @@ from retree_jax.data import pipeline, sources, writing
 from retree_jax.metrics import privacy
 
 GAP = 4  # white pixels between pictures
+FULL = 512  # side in pixels of the eyes whose middles are shown as they are
 
 
 def sheet(rows: list[list[np.ndarray]], side: int) -> np.ndarray:
@@ -54,6 +55,12 @@ def closest(generated: str, real: str, num: int, side: int) -> list[list[np.ndar
           [pair.pose(eye["image"], side) for pair, eye in zip(pairs, known, strict=True)]]
 
 
+def middles(pictures: list[np.ndarray], side: int) -> list[np.ndarray]:
+  """The middle side × side pixels of each."""
+  corner = [(s - side) // 2 for s in pictures[0].shape[:2]]
+  return [p[corner[0]:corner[0] + side, corner[1]:corner[1] + side] for p in pictures]
+
+
 def main() -> None:
   """Draws the pictures."""
   p = argparse.ArgumentParser(prog="python -m experiments.figures", description=__doc__.split("\n\n")[0])
@@ -64,8 +71,8 @@ def main() -> None:
   p.add_argument("--out", required=True, help="folder to write")
   args = p.parse_args()
   out = pathlib.Path(args.out)
-  if args.num < 1 or args.side < 8:
-    raise ValueError("--num must be at least 1, and --side at least 8 pixels")
+  if args.num < 1 or not 8 <= args.side <= FULL:
+    raise ValueError(f"--num must be at least 1, and --side from 8 to {FULL} pixels")
   num = min([args.num, len(sources.open_source(f"folder:{args.generated}", split="all"))] + (
       [len(sources.open_source(args.real, split="test"))] if args.real else []))
   photographs, trees = load(f"folder:{args.generated}", "all", num, 2 * args.side, spread=False)
@@ -74,6 +81,9 @@ def main() -> None:
     real_photographs, real_trees = load(args.real, "test", num, 2 * args.side, spread=True)
     writing.write_png(out / "real_and_generated.png",
                       sheet([real_photographs, real_trees, photographs, trees], args.side))
+    full = [load(spec, split, num, FULL, spread)[0] for spec, split, spread in (
+        (args.real, "test", True), (f"folder:{args.generated}", "all", False))]
+    writing.write_png(out / "detail.png", sheet([middles(photographs, args.side) for photographs in full], args.side))
     rows = closest(f"folder:{args.generated}", args.real, num, args.side)
     writing.write_png(out / "closest.png", sheet(rows, args.side))
 

@@ -129,8 +129,8 @@ def ranges_of(found: list[Mapping[str, float]]) -> dict[str, tuple]:
   for name, (_, has_low, has_high) in MEASURES.items():
     values = [f[name] for f in found]
     margin = _MARGIN * (max(values) - min(values))
-    # Never down to 0, where nothing would be refused, however wide the range.
-    low = max(min(values) - margin, min(values) / (1.0 + _MARGIN))
+    # Never down to 0, where nothing would be refused, however wide the range; nor so near to the least that sparse eyes go.
+    low = max(min(values) - margin, min(values) / 2.0)
     ranges[name] = (round(low, 6) if has_low else None,
                     round(max(values) + margin, 6) if has_high else None)
   return ranges

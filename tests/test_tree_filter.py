@@ -101,7 +101,7 @@ def test_ranges_reach_a_quarter_beyond_real_trees_and_say_why():
   assert tree_filter.outside(real[0] | {"trunk": 0.0}, ranges) == "trunk 0 is below 0.55"
   # However wide the range, there is a floor.
   wide = tree_filter.ranges_of([real[0] | {"density": 0.01, "trunk": 0.1}, real[1] | {"density": 0.2, "trunk": 0.9}])
-  assert wide["density"] == (0.008, 0.2475) and wide["trunk"] == (0.08, None)
+  assert wide["density"] == (0.005, 0.2475) and wide["trunk"] == (0.05, None)
 
 
 def test_it_learns_to_tell_trees_from_dots_and_the_threshold_is_chosen_on_held_out_ones(trained, caplog):
