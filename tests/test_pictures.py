@@ -107,6 +107,14 @@ def test_what_is_no_mask_is_refused():
     pictures.as_mask(classes, "classes")
 
 
+def test_black_vessels_on_white_are_refused():
+  drawn = np.zeros((20, 20), np.uint8)
+  drawn[:, 8:12] = 255
+  np.testing.assert_array_equal(pictures.as_tree(drawn, "it")[..., 0], drawn)
+  with pytest.raises(ValueError, match="negative says that 80 % of its pixels are vessel: draw vessels white on black"):
+    pictures.as_tree(255 - drawn, "negative")
+
+
 def disc_photograph(height, width, radius, centre, surround=3):
   y, x = np.mgrid[:height, :width]
   distance = np.hypot(y - centre[0], x - centre[1]) / radius

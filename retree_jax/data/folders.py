@@ -252,7 +252,7 @@ class FolderSource:
     if self._takes_image and image is not None:
       example["image"] = image
     if name in self._masks:
-      example["tree"] = pictures.as_mask(
+      example["tree"] = pictures.as_tree(
         pictures.decode(self._masks[name], str(self._masks[name])), str(self._masks[name])
       )
     if name in self._fov:

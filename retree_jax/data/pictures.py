@@ -105,6 +105,21 @@ def as_mask(picture: np.ndarray, name: str) -> np.ndarray:
   return ((grey.astype(np.int32) * 2 > top) * np.uint8(255))[..., None]
 
 
+def as_tree(picture: np.ndarray, name: str) -> np.ndarray:
+  """Decoded vessel mask -> uint8 0/255 [H, W, 1].
+
+  Raises:
+    ValueError: it is not binary, or most of it is vessel, as where vessels are drawn black on white.
+  """
+  mask = as_mask(picture, name)
+  if mask.mean() > 127.5:  # of a retina, a tenth is
+    raise ValueError(
+      f"{name} says that {100 * mask.mean() / 255:.0f} % of its pixels are vessel: draw vessels white on black, "
+      "e.g. with Pillow: ImageOps.invert(Image.open(f).convert('L')).save(f)."
+    )
+  return mask
+
+
 def picture_size(path: pathlib.Path) -> tuple[int, int]:
   """(height, width) from the header alone; `ValueError` where there is no readable header."""
   try:
