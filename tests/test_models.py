@@ -134,9 +134,18 @@ def test_misfits_are_answered_in_a_sentence():
   params = network.init(jax.random.key(0), x)
   with pytest.raises(ValueError, match="condition has shape .* must be equal"):
     network.apply(params, x, None, jnp.zeros((1, 4, 4, 1)))
-  with pytest.raises(ValueError, match="do not fit the network 'superres' with an input of 4 channels and a condition"):
+  with pytest.raises(ValueError, match="takes no condition"):
     network.apply(params, x, None, jnp.zeros((2, 4, 4, 1)))
   with pytest.raises(ValueError, match="not parameters of the network 'superres' as it is set"):
     network.apply({k: v for k, v in params.items() if k != "head"}, x)
   with pytest.raises(ValueError, match="cannot take 6x4 pixels: .* multiples of 4, for instance 8x4"):
     models.build({**TINY, "vit_blocks": 1}).check_size(6, 4)
+
+
+def test_a_condition_that_the_parameters_do_not_know_is_answered_in_a_sentence():
+  network = models.build({"name": "denoiser", "patch": 1, "widths": (8,), "blocks": (1,), "attention": (), "middle": 0,
+                          "head_width": 8, "time_dim": 8})
+  x, t = jnp.zeros((2, 4, 4, 3)), jnp.zeros(2)
+  params = network.init(jax.random.key(0), x, t)
+  with pytest.raises(ValueError, match="do not fit the network 'denoiser' with an input of 3 channels and a condition"):
+    network.apply(params, x, t, jnp.zeros((2, 4, 4, 1)))

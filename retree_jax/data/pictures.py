@@ -109,10 +109,10 @@ def as_tree(picture: np.ndarray, name: str) -> np.ndarray:
   """Decoded vessel mask -> uint8 0/255 [H, W, 1].
 
   Raises:
-    ValueError: it is not binary, or most of it is vessel, as where vessels are drawn black on white.
+    ValueError: it is not binary, or over three quarters of it are vessel, as where vessels are drawn black on white.
   """
   mask = as_mask(picture, name)
-  if mask.mean() > 127.5:  # of a retina, a tenth is
+  if mask.mean() > 0.75 * 255:  # of a retina, a tenth is
     raise ValueError(
       f"{name} says that {100 * mask.mean() / 255:.0f} % of its pixels are vessel: draw vessels white on black, "
       "e.g. with Pillow: ImageOps.invert(Image.open(f).convert('L')).save(f)."

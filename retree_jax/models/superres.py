@@ -119,14 +119,17 @@ class Superres(nn.Module):
 
     Args:
       x: [B, h, w, 4], RGB and tree coverage in [-1, 1].
-      t, cond: not used; there so that all networks are called alike.
+      t: not used; there so that all networks are called alike.
+      cond: there for the same reason; must be None.
       train: not used; nothing here behaves differently in training.
       noise: standard normal [B, h * factor, w * factor, log2(factor)] for `noise`, a channel for each doubling; None for zeros.
 
     Raises:
-      ValueError: x has not four channels.
+      ValueError: x has not four channels, or there is a condition.
     """
-    del t, cond, train
+    del t, train
+    if cond is not None:
+      raise ValueError("Super-resolution takes no condition: photograph and tree are its input, noise goes in as `noise`.")
     if x.shape[-1] != 4:
       raise ValueError(f"Super-resolution takes RGB and tree, 4 channels, not {x.shape[-1]}; join the two.")
     b, h, w, _ = x.shape
