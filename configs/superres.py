@@ -109,14 +109,13 @@ def get_config(variant: str = ""):
                    head_width=32, dtype="float32")
     c.data.crop, c.data.crops = 64, 1
     c.train.update(batch_size=8, num_steps=400, ema_decay=0.99)
-    c.loss.update(adversarial_start=200)
+    # The penalty at every step, as XLA's gradients of convolutions are slow in CPU branches.
+    c.loss.update(adversarial_start=200, penalty_every=1)
     c.discriminator.update(widths=(16, 32, 64), vit_blocks=1, heads=2, head_width=32, dtype="float32")
     c.optimizer.update(learning_rate=1e-3, warmup_steps=20)
     c.evaluate.update(every=100, num=8)
     c.preview.update(every=200, num=4)
     c.checkpoint.every = 100
   if variant in ("tiny", "cpu"):
-    # Every step, as XLA's gradients of convolutions are slow in CPU branches.
-    c.loss.penalty_every = 1
     c.log.every = 20
   return c

@@ -125,9 +125,14 @@ def own_noise(pixels: jax.Array, scale: int) -> jax.Array:
   # A sum of products modulo 2³² (Fibonacci hashing of the place, odd so that no change of a pixel is lost): exact in any order.
   place = jnp.arange(h * w * c, dtype=jnp.uint32) * jnp.uint32(2654435769) | jnp.uint32(1)
   numbers = jnp.sum(pixels.reshape(b, -1).astype(jnp.uint32) * place, axis=1, dtype=jnp.uint32)
-  shape = (h * scale, w * scale, scale.bit_length() - 1)
   root = keys.stream(0, "texture")
-  return jax.vmap(lambda number: jax.random.normal(keys.at_step(root, number), shape))(numbers)
+  return jax.vmap(lambda number: noise(keys.at_step(root, number), (h, w), scale))(numbers)
+
+
+def noise(key: jax.Array, size: tuple[int, int], scale: int) -> jax.Array:
+  """Standard normal [h * scale, w * scale, log2(scale)], float32, for a small pair of `size` = (h, w): a channel for each
+  doubling, as `models.superres.Superres` takes it."""
+  return jax.random.normal(key, (size[0] * scale, size[1] * scale, scale.bit_length() - 1))
 
 
 def to_pixels(output: jax.Array, tree_cut: float = 0.5) -> jax.Array:

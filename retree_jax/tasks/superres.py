@@ -160,11 +160,10 @@ class SuperresTask:
             {"loss": loss, **terms, **metrics})
 
   def _enlarged(self, params, draw):
-    """The generator's output for draw["low"], with the noise of each example's own key."""
-    _, h, w, _ = draw["high"].shape
-    noise = functools.partial(jax.random.normal, shape=(h, w, self.factor.bit_length() - 1))
-    drawn = jax.vmap(lambda key: noise(jax.random.fold_in(key, 3)))(draw["key"])
-    return self.network.apply(params, draw["low"], noise=drawn)
+    """The generator's output [n, H, W, 4] for draw["low"], with the noise of each example's own key."""
+    size = draw["low"].shape[1:3]
+    noise = jax.vmap(lambda key: enlarge.noise(jax.random.fold_in(key, 3), size, self.factor))(draw["key"])
+    return self.network.apply(params, draw["low"], noise=noise)
 
   def _generator_loss(self, params, draw, discriminator, on):
     """(weighted sum of the terms that are on, the terms before their weights), means over the examples; `on`, 0 or 1,
