@@ -17,6 +17,7 @@ import numpy as np
 from retree_jax.models import layers
 
 _MANY_TOKENS = 4096  # beyond it attention goes row by row: scores of 4 heads would take over 256 MB an image
+_NEVER = -1e30  # added to a score that shall not count; finite, because a single token has no other
 
 
 class PaperDenoiser(nn.Module):
@@ -210,13 +211,19 @@ def _upsampling_matrix(size: int) -> np.ndarray:
 
 def _locality_attention(q: jax.Array, k: jax.Array, v: jax.Array, height: int) -> jax.Array:
   """Attention in which no token sees itself. q (scaled), k, v [B, T, heads, D] -> [B, T, heads, D]."""
+  # Heads before tokens, a sum instead of a choice before the softmax, and its division after the product: on a CPU the pass
+  # forward takes a third of the time, and the one back four fifths.
   tokens = q.shape[1]
+  k, v = (jnp.swapaxes(x, 1, 2) for x in (k, v))
 
   def attend(q, first):
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     own = first + jnp.arange(q.shape[1])[:, None] == jnp.arange(tokens)
-    scores = jnp.where(own, jnp.finfo(jnp.float32).min, scores)
-    return jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(scores).astype(v.dtype), v)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", jnp.swapaxes(q, 1, 2), k, preferred_element_type=jnp.float32)
+    scores += jnp.where(own, _NEVER, 0.0)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    total = weights.sum(axis=-1, keepdims=True)
+    out = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    return jnp.swapaxes(out.astype(v.dtype), 1, 2)
 
   if tokens <= _MANY_TOKENS:
     return attend(q, 0)
