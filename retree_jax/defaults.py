@@ -181,7 +181,7 @@ def add_diffusion(c: ConfigDict) -> None:
   c.sampler.clip = "static"
   # Classifier-free guidance scale; 1 = none.
   c.sampler.guidance = 1.0
-  # Samples per device and compiled call, and how many of them the network sees at once (0 = one on a CPU, all elsewhere).
+  # Samples per device and compiled call, and how many of them the network sees at once (0 = a CPU's best, all elsewhere).
   c.sampler.batch_size = 16
   c.sampler.block = 0
   # Root of the samples' randomness.

@@ -114,7 +114,7 @@ class Generator:
       attempts = np.tile(np.arange(drawn_before, drawn_before + ahead), len(waiting))
       started = time.monotonic()
       numbers = indices[rows] * MAX_ATTEMPTS + attempts
-      drawn = sampler(self.models.tree.params, numbers, seed=seed, stream="trees")
+      drawn = sampler(self.models.tree.params, numbers, seed=seed, stream="trees", slots=indices[rows] + attempts)
       drawn, tilts = framing.with_fov(drawn, sampler.config.data.fit == "fov")
       self.seconds["tree"] += time.monotonic() - started
       started = time.monotonic()

@@ -2,7 +2,8 @@
 
 Sample k is a function of (weights, seed, k, its condition) alone. Each device runs the same program on blocks of
 `config.sampler.block` samples; the block, not the batch or the number of devices, is what the compiled network sees, so
-neither changes a bit.
+neither changes a bit. On a CPU a sample's place in its block follows from its number, because rounding differs from place to
+place; an accelerator fills blocks in order.
 """
 
 import jax
@@ -46,15 +47,16 @@ class Sampler:
     if options.guidance != 1.0 and not config.diffusion.condition_dropout:
       raise ValueError(f"config.sampler.guidance={options.guidance} needs a model trained with "
                        "config.diffusion.condition_dropout above 0: use 1.0")
-    on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-    # One sample at a time on a CPU: as quick there, and the same bits whatever the batch.
-    self.block = options.block or (1 if on_cpu else options.batch_size)
+    self._on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+    few = network.cpu_block(*self.size)
+    self.block = options.block or (few if self._on_cpu else options.batch_size)
+    self._blocks = max(1, options.batch_size // self.block) * self.mesh.size  # of one compiled call
     spec = PartitionSpec(("data", "fsdp"))
     self._run = jax.jit(jax.shard_map(
         self._on_device, mesh=self.mesh, in_specs=(PartitionSpec(), spec, spec, spec), out_specs=spec, check_vma=False))
 
   def __call__(self, params, indices, condition: dict | None = None, seed: int | None = None,
-               stream: str = "samples") -> dict[str, np.ndarray]:
+               stream: str = "samples", slots=None) -> dict[str, np.ndarray]:
     """Samples, in as many compiled batches as it takes.
 
     Args:
@@ -63,59 +65,57 @@ class Sampler:
       condition: uint8 arrays [N, H, W, C] for each field of `config.data.condition`.
       seed: root of the randomness; `config.sampler.seed` by default.
       stream: name of the randomness: another name gives other samples for the same seed.
+      slots: [N] int, each a function of the sample's number: modulo the block, the sample's place in one on a CPU. The
+        numbers themselves by default; numbers that leave the same rest in long runs would leave blocks half empty.
 
     Returns:
       uint8 arrays [N, H, W, C] for each field of `config.data.target`, on every host.
+
+    Raises:
+      ValueError: a condition that is missing or of another size.
     """
     indices = np.asarray(indices, np.int64)
     seed = self.config.sampler.seed if seed is None else seed
-    total, step = len(indices), self.batch_size
-    parts = []
-    for start in range(0, total, step):
-      rows = slice(start, min(start + step, total))
-      parts.append(self._batch(params, indices[rows], {k: v[rows] for k, v in (condition or {}).items()}, seed, stream))
-    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-
-  @property
-  def batch_size(self) -> int:
-    """Samples per compiled call, over all devices."""
-    blocks = max(1, self.config.sampler.batch_size // self.block)
-    return self.block * blocks * self.mesh.size
-
-  def _batch(self, params, indices, condition, seed, stream):
-    n, h, w = len(indices), *self.size
-    cond = np.zeros((n, h, w, 0), np.uint8)
-    if self.condition:
-      missing = [f for f in self.condition if f not in condition]
-      if missing:
-        raise ValueError(f"sampling needs the condition {missing[0]!r} of shape [{n}, {h}, {w}, {CHANNELS[missing[0]]}]")
-      cond = np.concatenate([condition[f] for f in self.condition], axis=-1)
-      if cond.shape[:3] != (n, h, w):
-        raise ValueError(f"the condition has shape {cond.shape[:3]} but the model takes [{n}, {h}, {w}]: resize it")
-    rows, counts, places = self._spread(n)
-    sample_keys = keys.per_sample(seed, indices[rows], f"{self.config.stage} {stream}")
-    split = sharding.batch_sharding(self.mesh)
-    given = (counts, np.asarray(jax.random.key_data(sample_keys)), cond[rows])
-    x = self._run(params, *(jax.make_array_from_callback(a.shape, split, lambda i, a=a: a[i]) for a in given))
-    pixels = sharding.to_host(x)[places]
+    n, size, condition = len(indices), self.size, condition or {}
+    wanted = f"[{n}, {size[0]}, {size[1]}"
+    for field in self.condition:
+      if field not in condition:
+        raise ValueError(f"sampling needs the condition {field!r} of shape {wanted}, {CHANNELS[field]}]")
+      if (shape := condition[field].shape[:3]) != (n, *size):
+        raise ValueError(f"the condition {field!r} has shape {shape} but the model takes {wanted}]: resize it")
+    slots = np.asarray(indices if slots is None else slots) if self._on_cpu else np.arange(n)
+    table = _blocks_of(slots, self.block)
+    pixels = np.zeros((n, *size, num_channels(self.target)), np.uint8)
+    for start in range(0, len(table), self._blocks):
+      group = table[start:start + self._blocks]
+      there = group >= 0
+      pixels[group[there]] = self._batch(params, group, indices, condition, seed, stream)[there]
     out = split_channels(pixels, self.target)
     if "image" in out and "fov" in self.condition:
       out["image"] = np.where(condition["fov"] >= 128, out["image"], 0).astype(np.uint8)
     return out
 
-  def _spread(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Deals n <= batch_size samples to the devices, block by block. Every call has the same shapes, so that one program
-    serves all n: a device runs as many of its blocks as it was dealt.
+  @property
+  def batch_size(self) -> int:
+    """Samples per compiled call, over all devices."""
+    return self.block * self._blocks
 
-    Returns:
-      rows: [batch_size] the sample at each place; the last one again where none is left.
-      counts: [devices] int32, blocks dealt to each device.
-      places: [n] where each sample lies.
-    """
-    devices, blocks = self.mesh.size, -(-n // self.block)
-    dealt = np.arange(self.batch_size).reshape(-1, devices, self.block).swapaxes(0, 1).ravel()
-    counts = np.array([len(range(d, blocks, devices)) for d in range(devices)], np.int32)
-    return np.minimum(dealt, n - 1), counts, np.argsort(dealt)[:n]
+  def _batch(self, params, group, indices, condition, seed, stream) -> np.ndarray:
+    """Samples the blocks of `group` (rows of `_blocks_of`, as many as one call takes or fewer): uint8 [*group.shape, H, W, C].
+    Every call has the same shapes, so that one program serves any number of blocks: block i goes to device i modulo their
+    number, and a device runs as many as it was dealt."""
+    devices = self.mesh.size
+    dealt = np.arange(self._blocks).reshape(-1, devices).T.ravel()  # the block at each place, device after device
+    counts = np.array([len(range(d, len(group), devices)) for d in range(devices)], np.int32)
+    filled = np.where(group >= 0, group, group.max(axis=1, keepdims=True))  # some sample of the same block where none is due
+    rows = filled[np.minimum(dealt, len(group) - 1)].ravel()
+    sample_keys = keys.per_sample(seed, indices[rows], f"{self.config.stage} {stream}")
+    cond = [condition[f][rows] for f in self.condition] or [np.zeros((len(rows), *self.size, 0), np.uint8)]
+    split = sharding.batch_sharding(self.mesh)
+    given = (counts, np.asarray(jax.random.key_data(sample_keys)), np.concatenate(cond, axis=-1))
+    x = self._run(params, *(jax.make_array_from_callback(a.shape, split, lambda i, a=a: a[i]) for a in given))
+    blocks = sharding.to_host(x).reshape(self._blocks, self.block, *x.shape[1:])
+    return blocks[np.argsort(dealt)[:len(group)]]
 
   def _on_device(self, params, count, key_data, cond):
     """One device's share, blocks one after the other: count [1] of them, key_data [b, 2] uint32, cond [b, H, W, C] uint8 →
@@ -152,3 +152,15 @@ class Sampler:
         options.name, {})
     x = samplers.sample(options.name, predict, x, self._grid, step_keys, clip=options.clip, **extra)
     return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def _blocks_of(slots: np.ndarray, block: int) -> np.ndarray:
+  """Puts samples into blocks, each at its slot modulo the block: [blocks, block] numbers of samples, -1 for an empty place.
+  No block is empty, and a sample stands in the first block whose place is free."""
+  slots = slots % block
+  rank = np.zeros(len(slots), int)
+  for slot in range(block):
+    rank[slots == slot] = np.arange((slots == slot).sum())
+  table = np.full((rank.max(initial=-1) + 1, block), -1)
+  table[rank, slots] = np.arange(len(slots))
+  return table

@@ -17,6 +17,9 @@ class Draws:
 
   settings = {"name": "draws"}
 
+  def cpu_block(self, height, width):
+    return 1
+
   def apply(self, params, x, t, cond=None):
     return jnp.tanh(params["scale"] * (x + jnp.roll(x, 1, 1) + jnp.roll(x, 1, 2)))
 
@@ -25,6 +28,9 @@ class Paints:
   """A fundus network whose x0 is the tree in red, its negative in green, and the field of view in blue."""
 
   settings = {"name": "paints"}
+
+  def cpu_block(self, height, width):
+    return 1
 
   def apply(self, params, x, t, cond=None):
     tree, fov = cond[..., :1], cond[..., 1:]
@@ -87,7 +93,10 @@ def test_pair_k_is_the_same_pair_whatever_the_batch_the_devices_and_the_order():
   same(generate.pairs(models(judge), num=9, seed=3, mesh=mesh_of(8)), whole)
   # Two samples to a block and eight devices: later attempts are drawn beside the earlier ones, and change nothing.
   blocks = models(judge, block=2)
-  same(generate.pairs(blocks, num=9, seed=3, mesh=mesh_of(4)), generate.pairs(blocks, num=9, seed=3))
+  by_two = generate.pairs(blocks, num=9, seed=3)
+  same(generate.pairs(blocks, num=9, seed=3, mesh=mesh_of(4)), by_two)
+  some = generate.pairs(blocks, seed=3, indices=[8, 2, 5])
+  same(some, {name: [by_two[name][k] for k in (8, 2, 5)] for name in by_two})
   other = generate.pairs(models(judge), num=9, seed=4)
   assert not np.array_equal(other["tree"], whole["tree"])
 
@@ -156,7 +165,7 @@ class TiltedDiscs:
     along = y * np.cos(np.deg2rad(12)) + x * np.sin(np.deg2rad(12))
     self.fov = (np.hypot(x, y) < 30) & (np.abs(along) < 19)
 
-  def __call__(self, params, numbers, seed, stream):
+  def __call__(self, params, numbers, seed, stream, slots):
     return {"tree": np.full((len(numbers), 64, 64, 1), 200, np.uint8),
             "fov": np.repeat(np.uint8(255) * self.fov[None, ..., None], len(numbers), 0)}
 

@@ -49,8 +49,49 @@ def test_a_sample_is_bit_identical_in_any_batch_on_any_devices(real):
     assert (many(params, [5], **other)["tree"] != all_nine["tree"][5]).any()
 
 
+def test_a_sample_has_its_place_in_a_block_on_a_cpu_whatever_comes_with_it():
+  """The paper's network is sampled four at a time."""
+  config = small.config(model={"name": "paper_denoiser", "dim": 64, "time_dim": 16, "heads": 2, "head_width": 8},
+                        sampler__name="ddpm", sampler__num_steps=3)
+  network = models.build(config.model)
+  params = network.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)), jnp.zeros(1))
+  sampler = sampling.Sampler(config, network)
+  assert sampler.block == 4 and network.cpu_block(256, 256) == 1
+  numbers = np.arange(11) + 3
+  every = sampler(params, numbers)
+  assert len({tree.tobytes() for tree in every["tree"]}) == 11
+  for rows in ([5], [7, 0, 3], [0, 4, 8], [9, 10, 1, 2, 6]):
+    same(every, sampler(params, numbers[rows]), rows=rows)
+  config.sampler.batch_size = 1
+  mesh = sharding.make_mesh(4)
+  small_calls = sampling.Sampler(config, network, mesh)
+  assert small_calls.batch_size == 32  # a block of four for each of eight devices
+  same(every, small_calls(jax.device_put(params, sharding.replicated(mesh)), numbers))
+  # The same seed's trees to rounding, whichever way they are put together: a block is no part of the randomness.
+  config.sampler.block = 1
+  alone = sampling.Sampler(config, network)(params, numbers)["tree"]
+  assert np.abs(alone.astype(int) - every["tree"]).max() <= 1
+  # Numbers a block apart would each have one of their own; slots that follow from them fill it.
+  spread = sampler(params, 4 * numbers, slots=numbers)
+  same(spread, sampler(params, 4 * numbers[[6, 2]], slots=numbers[[6, 2]]), rows=[6, 2])
+  assert sampling._blocks_of(4 * numbers, 4).shape == (11, 4) and sampling._blocks_of(numbers, 4).shape == (3, 4)
+
+
+@pytest.mark.parametrize("slots", [[], [0], [3], [0, 1, 2, 3, 4], [5, 1, 1, 9, 0, 2, 2]])
+def test_blocks_hold_every_sample_once_at_its_slot(slots):
+  table = sampling._blocks_of(np.array(slots, int), 4)
+  assert sorted(table[table >= 0]) == list(range(len(slots)))
+  for i, slot in enumerate(slots):
+    assert np.argwhere(table == i)[0, 1] == slot % 4
+  assert (table >= 0).any(axis=1).all()
+  assert len(table) == max((sum(s % 4 == k for s in slots) for k in range(4)), default=0)
+
+
 class Known:
   """The clean image it predicts is 0.8 times the condition's first channel, everywhere and always."""
+
+  def cpu_block(self, height, width):
+    return 1
 
   def apply(self, params, x, t, cond=None):
     return jnp.broadcast_to(0.8 * cond[..., :1] * params["scale"], x.shape)
@@ -84,7 +125,7 @@ def test_what_cannot_be_sampled_is_answered_in_a_sentence():
   params = {"scale": jnp.float32(1)}
   with pytest.raises(ValueError, match=r"needs the condition 'fov' of shape \[3, 16, 16, 1\]"):
     sampler(params, np.arange(3), {"tree": given["tree"]})
-  with pytest.raises(ValueError, match=r"condition has shape \(3, 16, 8\) but the model takes \[3, 16, 16\]: resize"):
+  with pytest.raises(ValueError, match=r"condition 'tree' has shape \(3, 16, 8\) but the model takes \[3, 16, 16\]: resize"):
     sampler(params, np.arange(3), {k: v[:, :, :8] for k, v in given.items()})
   with pytest.raises(ValueError, match="name='euler' is unknown: use "):
     sampling.Sampler(conditional(sampler__name="euler")[0], Known())

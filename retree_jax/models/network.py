@@ -92,6 +92,10 @@ class Network:
     """Height and width must be divisible by it."""
     return self.module.size_multiple
 
+  def cpu_block(self, height: int, width: int) -> int:
+    """Images that it is quickest to sample at once on a CPU."""
+    return self.module.cpu_block(height, width) if hasattr(self.module, "cpu_block") else 1
+
   def check_size(self, height: int, width: int) -> None:
     """Raises ValueError, with sizes that will do, if the network cannot take height x width pixels."""
     m = self.size_multiple
