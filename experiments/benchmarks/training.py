@@ -144,13 +144,13 @@ def work(library: str, job: str, dim: int, batch: int, size: int) -> None:
 class Worker:
   """A process that measures one job of one library."""
 
-  def __init__(self, library: str, job: str, dim: int, batch: int, size: int):
+  def __init__(self, library: str, job: str, dim: int, batch: int, size: int, python: str = sys.executable):
     from retree_jax import cpu
 
     environment = {**os.environ, "RETREE_JAX_CPU_SETTINGS": "off"}
     if library == "settings":
       environment |= cpu.settings(environment)
-    arguments = [sys.executable, "-m", "experiments.benchmarks.training", "--worker", library, "--job", job,
+    arguments = [python, "-m", "experiments.benchmarks.training", "--worker", library, "--job", job,
                  "--dims", str(dim), "--batch", str(batch), "--size", str(size)]
     self._process = subprocess.Popen(arguments, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     self.compile_seconds = self._answer()["compile_seconds"]
@@ -172,13 +172,14 @@ class Worker:
     self._process.wait()
 
 
-def measure(job: str, dim: int, batch: int, size: int, rounds: int, seconds: float, warmup: int) -> dict:
+def measure(job: str, dim: int, batch: int, size: int, rounds: int, seconds: float, warmup: int, torch_python: str) -> dict:
   """One job at one width, for each library: medians over rounds, and medians of the ratios to PyTorch's turn of the same
   round."""
   workers = {}
   try:
     for library in LIBRARIES:
-      workers[library] = Worker(library, job, dim, batch, size)
+      python = torch_python if library == "torch" else sys.executable
+      workers[library] = Worker(library, job, dim, batch, size, python)
     turns = []
     for number in range(-warmup, rounds):
       order = LIBRARIES if number % 2 == 0 else LIBRARIES[::-1]
@@ -229,6 +230,8 @@ def main(arguments=None) -> None:
   parser.add_argument("--rounds", type=int, default=9, help="turns of each worker")
   parser.add_argument("--warmup", type=int, default=4, help="rounds before those that count")
   parser.add_argument("--seconds", type=float, default=8.0, help="length of a turn")
+  parser.add_argument("--torch_python", default=sys.executable,
+                      help="the Python that runs PyTorch's turns, where it is not installed beside this JAX")
   parser.add_argument("--out", help="path without suffix, for PATH.json and PATH.md")
   parser.add_argument("--worker", choices=LIBRARIES, help=argparse.SUPPRESS)
   parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)
@@ -238,13 +241,16 @@ def main(arguments=None) -> None:
     return
   import importlib.metadata
 
+  version = "import importlib.metadata; print(importlib.metadata.version('torch'))"
+  torch = subprocess.run([options.torch_python, "-c", version], check=True, capture_output=True, text=True).stdout.strip()
   report = {
     "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-    "jax": importlib.metadata.version("jax"), "torch": importlib.metadata.version("torch"),
+    "jax": importlib.metadata.version("jax"), "torch": torch,
     "load_at_start": os.getloadavg()[0], "batch": options.batch, "size": options.size, "rounds": options.rounds, "dims": {}}
   for dim in options.dims.split(","):
     report["dims"][dim] = {
-      job: measure(job, int(dim), options.batch, options.size, options.rounds, options.seconds, options.warmup)
+      job: measure(job, int(dim), options.batch, options.size, options.rounds, options.seconds, options.warmup,
+                   options.torch_python)
       for job in JOBS}
   print(markdown(report))
   if options.out:
