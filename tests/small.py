@@ -70,6 +70,9 @@ class Toy:
   def check_size(self, height, width):
     pass
 
+  def cpu_block(self, height, width):
+    return 1
+
   def init(self, key, x, t=None, cond=None):
     channels = x.shape[-1] + (0 if cond is None else cond.shape[-1])
     make = jax.nn.initializers.normal(0.3)
