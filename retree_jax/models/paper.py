@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retree_jax.models import layers
+from retree_jax.models import convolution, layers
 
 _MANY_TOKENS = 4096  # beyond it attention goes row by row: scores of 4 heads would take over 256 MB an image
 _NEVER = -1e30  # added to a score that shall not count; finite, because a single token has no other
@@ -183,8 +183,8 @@ def torch_init(fan_in: int) -> dict:
 
 def conv(width: int, size: int, dtype, name: str) -> nn.Conv:
   """A convolution without bias, PyTorch's initialisation, that keeps the size."""
-  return nn.Conv(width, (size, size), padding=size // 2, use_bias=False, dtype=dtype,
-                 kernel_init=TORCH_KERNEL, name=name)
+  return nn.Conv(width, (size, size), padding=size // 2, use_bias=False, dtype=dtype, kernel_init=TORCH_KERNEL,
+                 conv_general_dilated=convolution.conv_general_dilated, name=name)
 
 
 def _time(features: jax.Array, width: int, dtype, name: str) -> jax.Array:
