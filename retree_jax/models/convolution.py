@@ -5,6 +5,7 @@ writes gradients as convolutions too, for which a CPU first turns the kernel aro
 costs more than the arithmetic, another order of the same sums is used. Equal to rounding, and differentiable again.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -13,6 +14,11 @@ from retree_jax.models import winograd
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _BATCH = 8  # pictures that XLA's gradient of the kernel wants: it reads so many values in a row
+
+
+def layer(features: int, **kw) -> nn.Conv:
+  """A 3x3 convolution that keeps the size; `kw` is what else `flax.linen.Conv` takes."""
+  return nn.Conv(features, (3, 3), padding=1, conv_general_dilated=conv_general_dilated, **kw)
 
 
 def conv_general_dilated(x: jax.Array, kernel: jax.Array, strides, padding, *, lhs_dilation=None, rhs_dilation=None,
@@ -116,8 +122,8 @@ def _of_kernel_by_product(x, g):
 
 
 def _of_kernel_by_sliding(x, g):
-  """XLA's own form, a convolution whose window is the picture: over x, or over g where that has fewer channels (the kernel comes
-  out upside down); few pictures are cut into as many strips as make up a batch."""
+  """XLA's own form, a convolution whose window is the picture: it slides over x, or over g where that has fewer channels (the
+  kernel comes out upside down); few pictures are cut into as many strips as make up a batch."""
   turned = g.shape[3] < x.shape[3]
   moving, window = (g, x) if turned else (x, g)
   b, h, w, _ = window.shape

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from retree_jax.models import layers
+from retree_jax.models import convolution, layers
 
 _ZEROS = nn.initializers.zeros
 _SPREAD = nn.initializers.lecun_normal()
@@ -220,7 +220,7 @@ class TransformerBlock(nn.Module):
 
 
 def _conv(width: int, dtype, kernel_init=_SPREAD, name: str | None = None) -> nn.Conv:
-  return nn.Conv(width, (3, 3), padding=1, dtype=dtype, kernel_init=kernel_init, name=name)
+  return convolution.layer(width, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
 def _film(width: int, time: jax.Array, name: str) -> list[jax.Array]:

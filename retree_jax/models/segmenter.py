@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from retree_jax.models import layers
+from retree_jax.models import convolution, layers
 
 
 class Cbam(nn.Module):
@@ -48,7 +48,7 @@ class Block(nn.Module):
     # FilmNorm takes the greatest common divisor of groups and channels: `width` groups are one per channel.
     groups = self.width if self.norm == "instance" else 8
     for _ in range(2):
-      x = nn.Conv(self.width, (3, 3), use_bias=False, dtype=self.dtype)(x)
+      x = convolution.layer(self.width, use_bias=False, dtype=self.dtype)(x)
       x = nn.relu(layers.FilmNorm(groups)(x))
     if self.dropout:
       # Whole channels: neighbouring pixels are so alike that dropping single ones hides nothing.
@@ -145,7 +145,7 @@ class Segmenter(nn.Module):
       width = max(8, self.widths[0] // self.patch**2)
       x = layers.depth_to_space(nn.Dense(width * self.patch**2, dtype=self.dtype)(x), self.patch)
       x = jnp.concatenate([picture, x], axis=-1)
-      x = nn.relu(nn.Conv(width, (3, 3), dtype=self.dtype, name="draw")(x))
+      x = nn.relu(convolution.layer(width, dtype=self.dtype, name="draw")(x))
     # Vessels are about a tenth of the pixels: starting there spares the first hundreds of steps.
     bias = nn.initializers.constant(math.log(0.1 / 0.9))
     return nn.Dense(1, dtype=jnp.float32, bias_init=bias, name="head")(x.astype(jnp.float32))
