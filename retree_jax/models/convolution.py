@@ -44,6 +44,9 @@ def conv_general_dilated(x: jax.Array, kernel: jax.Array, strides, padding, *, l
                                   feature_group_count, precision=precision)
 
 
+# Below: x [B, H, W, C], kernel [3, 3, C, D], g [B, H, W, D] the gradient with respect to the output; all float32.
+
+
 def _direct(x, kernel):
   return lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=_LAYOUT)
 
