@@ -17,7 +17,7 @@ _BATCH = 8  # pictures that XLA's gradient of the kernel wants: it reads so many
 
 
 def layer(features: int, **kw) -> nn.Conv:
-  """A 3x3 convolution that keeps the size; `kw` is what else `flax.linen.Conv` takes."""
+  """A 3x3 convolution, [B, H, W, C] -> [B, H, W, features]; `kw` is what else `flax.linen.Conv` takes."""
   return nn.Conv(features, (3, 3), padding=1, conv_general_dilated=conv_general_dilated, **kw)
 
 
