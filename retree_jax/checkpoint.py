@@ -71,7 +71,7 @@ class Checkpoints:
     step = int(state.step)
     if self._writer.latest is not None and self._writer.latest.step == step:
       return
-    items = {"state": dataclasses.replace(state, ema=None).__dict__, "ema": state.ema}
+    items = {"state": dataclasses.replace(state, ema=None).__dict__, "ema": state.averaged}
     self._writer.save_checkpointables_async(
         step, items, metrics=None if loss is None else {"loss": float(loss)},
         custom_metadata={"config": to_json(config), "data": data_position})
@@ -88,11 +88,12 @@ class Checkpoints:
     if self._writer.latest is None:
       return None
     path = self._writer.directory / str(self._writer.latest.step)
-    want = {"state": dataclasses.replace(abstract, ema=None).__dict__, "ema": abstract.ema}
-    _check_same_shapes(path, want["ema"])
+    want = {"state": dataclasses.replace(abstract, ema=None).__dict__}
+    want |= {} if abstract.ema is None else {"ema": abstract.ema}
+    _check_same_shapes(path, abstract.averaged)
     with _reading(path):
       items = self._writer.load_checkpointables(self._writer.latest, want)
-    return TrainState(**{**items["state"], "ema": items["ema"]}), _metadata(path).custom_metadata["data"]
+    return TrainState(**{**items["state"], "ema": items.get("ema")}), _metadata(path).custom_metadata["data"]
 
   def close(self) -> None:
     """Waits for the save in flight."""

@@ -16,7 +16,8 @@ class TrainState:
   Attributes:
     step: int32 scalar, number of batches consumed.
     params: float32 parameters; a GAN keeps {"generator": ..., "discriminator": ...}.
-    ema: exponential moving average of the parameters that are used for inference (of the generator, in a GAN).
+    ema: exponential moving average of the parameters that are used for inference (of the generator, in a GAN); None with a
+      decay of 0, where it would only repeat them.
     opt_state: optimizer state (a dict of two in a GAN).
     key: typed PRNG key, the root of all noise of the run; step i uses fold_in(key, i).
     extra: what a task needs besides, e.g. the bar of the repetitive training technique; {} otherwise.
@@ -29,6 +30,11 @@ class TrainState:
   key: jax.Array
   extra: Any
 
+  @property
+  def averaged(self):
+    """Parameters for inference: the moving average, or where there is none the parameters (of the generator) themselves."""
+    return self.params.get("generator", self.params) if self.ema is None else self.ema
+
   def replace(self, **changes) -> "TrainState":
     """A copy with some fields changed."""
     return dataclasses.replace(self, **changes)
@@ -39,16 +45,16 @@ def with_parameters(state: TrainState, params) -> TrainState:
 
   Args:
     state: a fresh state.
-    params: pytree like `state.ema`; of a GAN, the generator's.
+    params: pytree like `state.averaged`; of a GAN, the generator's.
 
   Raises:
     ValueError: parameters of another architecture.
   """
-  shapes = jax.tree.map(jnp.shape, state.ema)
-  if jax.tree.structure(state.ema) != jax.tree.structure(params) or shapes != jax.tree.map(jnp.shape, params):
+  shapes = jax.tree.map(jnp.shape, state.averaged)
+  if jax.tree.structure(state.averaged) != jax.tree.structure(params) or shapes != jax.tree.map(jnp.shape, params):
     raise ValueError("config.train.start_from is of another architecture: use the same config.model for both runs")
   own = {**state.params, "generator": params} if "generator" in state.params else params
-  return state.replace(params=jax.tree.map(jnp.copy, own), ema=params)
+  return state.replace(params=jax.tree.map(jnp.copy, own), ema=None if state.ema is None else params)
 
 
 def make_schedule(config):
@@ -75,15 +81,22 @@ def make_optimizer(config) -> optax.GradientTransformation:
   return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm > 0 else adamw
 
 
+def start_ema(params, decay: float):
+  """The average before the first step: a copy of the parameters, or None if `decay` is 0."""
+  return jax.tree.map(jnp.copy, params) if decay > 0 else None
+
+
 def ema_update(ema, params, step, decay: float):
   """Moving average with the warm-up min(decay, (1 + step) / (10 + step)), so that early steps are forgotten soon.
 
   Args:
     ema, params: pytrees of the same structure.
     step: int scalar, steps taken before this update.
-    decay: in [0, 1); 0 makes the average equal to the parameters.
+    decay: in [0, 1); with 0 there is no average to keep, and `ema` and the result are None.
   """
-  rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if decay > 0 else 0.0
+  if decay == 0:
+    return None
+  rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
   return jax.tree.map(lambda e, p: e + (1.0 - rate) * (p - e), ema, params)
 
 

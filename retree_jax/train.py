@@ -118,13 +118,13 @@ def train(config, workdir, *, arrays: Mapping[str, np.ndarray] | None = None, de
         writers.scalars(step, {**values, "images_per_second": rate * config.train.batch_size})
         started, started_step = time.monotonic(), step
       if config.evaluate.every and (step % config.evaluate.every == 0 or last):
-        scores = evaluator(state.ema)
+        scores = evaluator(state.averaged)
         if config.data.heldout != "test":
           losses[step] = scores["heldout_loss"]
         writers.scalars(step, scores)
         started, started_step = time.monotonic(), step
       if config.preview.every and (step % config.preview.every == 0 or last):
-        for name, pixels in task.preview(state.ema, evaluator.preview_batch(), mesh).items():
+        for name, pixels in task.preview(state.averaged, evaluator.preview_batch(), mesh).items():
           writers.picture(step, name, plots.grid(pixels))
         started, started_step = time.monotonic(), step
       stopping = stop(step)

@@ -27,7 +27,7 @@ def everything(workdir):
   state = jax.eval_shape(lambda: tasks.make(config).init(keys.stream(config.seed, "tree training")))
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   want = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state)
-  items = ocp.load_checkpointables(path, {"state": want.replace(ema=None).__dict__, "ema": want.ema})
+  items = ocp.load_checkpointables(path, {"state": want.replace(ema=None).__dict__, "ema": want.averaged})
   position = ocp.checkpointables_metadata(path).custom_metadata["data"]
   lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   return items, position, {line["step"]: line["loss"] for line in lines}

@@ -218,6 +218,13 @@ def test_training_beats_bicubic_on_what_it_is_trained_on():
   assert scores["f1"].mean() > scores["f1_bicubic"].mean()
 
 
+def test_without_an_average_the_generator_itself_is_what_is_used():
+  task, state = begin(config(train__ema_decay=0.0))
+  state, _ = jax.jit(task.train_step)(state, eyes())
+  assert state.ema is None and state.averaged is state.params["generator"]
+  assert jax.jit(task.evaluate)(state.averaged, eyes(), np.arange(8))["psnr"].shape == (8,)
+
+
 def test_accumulated_parts_are_the_whole():
   settings = dict(loss__adversarial_start=0, loss__ssim=0.0)
   results = []

@@ -97,7 +97,7 @@ def measure(spec: str, seconds: float) -> dict:
   per_step, cpu = timed(train, seconds)
   number = config.train.batch_size
   found = {"config": spec, "device": jax.devices()[0].device_kind, "size": list(config.data.image_size), "batch": number,
-           "parameters": sum(x.size for x in jax.tree.leaves(state.ema)), "train_images_per_second": number / per_step,
+           "parameters": sum(x.size for x in jax.tree.leaves(state.averaged)), "train_images_per_second": number / per_step,
            "train_cpu_ms": 1000 * cpu / number, "compile_seconds": compile_seconds, "flops_per_step": flops,
            "tflops": flops / per_step / 1e12, "train_peak_mib": peak_mib()}
   use = _use(config, task, state)
@@ -117,12 +117,12 @@ def _use(config, task, state):
   def pixels(count, channels, factor=1):
     return rng.integers(0, 256, (count, size[0] // factor, size[1] // factor, channels), np.uint8)
 
-  loaded = checkpoint.Loaded(config, state.ema, task.network, 0, "")
+  loaded = checkpoint.Loaded(config, state.averaged, task.network, 0, "")
   if config.stage in ("tree", "fundus"):
     sampler = sampling.Sampler(config, task.network)
     count = sampler.batch_size if sampler.mesh.devices.flat[0].platform != "cpu" else 4
     condition = {name: pixels(count, 1) for name in config.data.condition}
-    return count, lambda: sampler(state.ema, np.arange(count), condition)
+    return count, lambda: sampler(state.averaged, np.arange(count), condition)
   if config.stage == "superres":
     enlarger = enlarge.Enlarger(loaded)
     pair = {"image": pixels(8, 3, enlarger.scale), "tree": pixels(8, 1, enlarger.scale)}

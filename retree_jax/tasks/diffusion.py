@@ -57,8 +57,8 @@ class DiffusionTask:
       # The bar starts at +inf, so that the first epoch takes one step per batch.
       extra = {"bar": jnp.float32(jnp.inf), "epoch_sum": jnp.float32(0), "epoch_count": jnp.int32(0)}
     return state.TrainState(
-        step=jnp.int32(0), params=params, ema=jax.tree.map(jnp.copy, params), opt_state=self.optimizer.init(params),
-        key=seed_key, extra=extra)
+        step=jnp.int32(0), params=params, ema=state.start_ema(params, self.config.train.ema_decay),
+        opt_state=self.optimizer.init(params), key=seed_key, extra=extra)
 
   # --- training --------------------------------------------------------------------------------------------------------
 

@@ -47,8 +47,8 @@ class SegmentationTask:
     channels = num_channels(self.condition)
     params = self.network.init(keys.at_step(seed_key, 2**31 - 1), jax.ShapeDtypeStruct((1, *self.tile, channels), jnp.float32))
     return state.TrainState(
-        step=jnp.int32(0), params=params, ema=jax.tree.map(jnp.copy, params), opt_state=self.optimizer.init(params),
-        key=seed_key, extra={})
+        step=jnp.int32(0), params=params, ema=state.start_ema(params, self.config.train.ema_decay),
+        opt_state=self.optimizer.init(params), key=seed_key, extra={})
 
   # --- training --------------------------------------------------------------------------------------------------------
 

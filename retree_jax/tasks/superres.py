@@ -99,8 +99,8 @@ class SuperresTask:
       params["discriminator"] = self.discriminator.init(key_d, jnp.zeros((1, h, w, 4)))
       opt_state["discriminator"] = self.discriminator_optimizer.init(params["discriminator"])
     return state.TrainState(
-        step=jnp.int32(0), params=params, ema=jax.tree.map(jnp.copy, params["generator"]), opt_state=opt_state,
-        key=seed_key, extra={})
+        step=jnp.int32(0), params=params, ema=state.start_ema(params["generator"], self.config.train.ema_decay),
+        opt_state=opt_state, key=seed_key, extra={})
 
   # --- training --------------------------------------------------------------------------------------------------------
 

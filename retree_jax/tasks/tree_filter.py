@@ -82,8 +82,8 @@ class TreeFilterTask:
     """A fresh state; `seed_key` is the run's root key."""
     params = self.network.init(keys.at_step(seed_key, 2**31 - 1), jnp.zeros((1, *self.size, 1)))
     return state.TrainState(
-        step=jnp.int32(0), params=params, ema=jax.tree.map(jnp.copy, params), opt_state=self.optimizer.init(params),
-        key=seed_key, extra={})
+        step=jnp.int32(0), params=params, ema=state.start_ema(params, self.config.train.ema_decay),
+        opt_state=self.optimizer.init(params), key=seed_key, extra={})
 
   def train_step(self, current: state.TrainState, batch) -> tuple[state.TrainState, dict]:
     """One batch of real trees and as many generated ones: descend, average. A pure function.
