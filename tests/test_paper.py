@@ -7,7 +7,7 @@ import pytest
 
 from retree_jax import losses, models
 from retree_jax.diffusion import process, samplers, schedules
-from retree_jax.models import paper, torch_import
+from retree_jax.models import torch_import
 
 TINY = {"name": "paper_denoiser", "dim": 64, "time_dim": 16, "heads": 2, "head_width": 8}
 
@@ -139,18 +139,6 @@ def test_initial_parameters_are_pytorchs(tiny):
   bias = params["vit_1"]["mlp_0_0"]["bias"]  # 16 inputs
   assert 0.9 / np.sqrt(16) < np.abs(bias).max() <= 1 / np.sqrt(16)
   assert params["vit_0"]["temperature_0"] == pytest.approx(np.log(8**-0.5))
-
-
-def test_attention_row_by_row_is_the_same_attention(monkeypatch):
-  q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 24, 2, 4))
-  at_once = paper._locality_attention(q, k, v, 4)
-  scores = np.einsum("bqhd,bkhd->bhqk", q, k)
-  scores[..., np.arange(24), np.arange(24)] = -np.inf
-  weights = np.exp(scores - scores.max(-1, keepdims=True))
-  wanted = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), v)
-  np.testing.assert_allclose(at_once, wanted, rtol=1e-5, atol=1e-6)
-  monkeypatch.setattr(paper, "_MANY_TOKENS", 10)
-  np.testing.assert_allclose(paper._locality_attention(q, k, v, 4), wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("settings, words", [

@@ -131,10 +131,12 @@ def _of_kernel_by_sliding(x, g):
   moving, window = (g, x) if turned else (x, g)
   b, h, w, _ = window.shape
   strips = next(n for n in range(max(1, _BATCH // b), 0, -1) if h % n == 0)
-  height = h // strips
-  moving = jnp.pad(moving, ((0, 0), (1, 1), (0, 0), (0, 0)))
-  moving = jnp.concatenate([moving[:, k * height:(k + 1) * height + 2] for k in range(strips)])
-  window = jnp.concatenate([window[:, k * height:(k + 1) * height] for k in range(strips)])
+  rows = (1, 1)
+  if strips > 1:
+    height, rows = h // strips, (0, 0)
+    moving = jnp.pad(moving, ((0, 0), (1, 1), (0, 0), (0, 0)))
+    moving = jnp.concatenate([moving[:, k * height:(k + 1) * height + 2] for k in range(strips)])
+    window = jnp.concatenate([window[:, k * height:(k + 1) * height] for k in range(strips)])
   numbers = lax.conv_dimension_numbers(moving.shape, window.shape, ("CHWN", "IHWO", "NHWC"))
-  out = lax.conv_general_dilated(moving, window, (1, 1), ((0, 0), (1, 1)), dimension_numbers=numbers)
+  out = lax.conv_general_dilated(moving, window, (1, 1), (rows, (1, 1)), dimension_numbers=numbers)
   return jnp.transpose(out[:, ::-1, ::-1], (1, 2, 3, 0)) if turned else jnp.transpose(out, (1, 2, 0, 3))

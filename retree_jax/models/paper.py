@@ -14,10 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retree_jax.models import convolution, layers
-
-_MANY_TOKENS = 4096  # beyond it attention goes row by row: scores of 4 heads would take over 256 MB an image
-_NEVER = -1e30  # added to a score that shall not count; finite, because a single token has no other
+from retree_jax.models import convolution, layers, locality
 
 
 class PaperDenoiser(nn.Module):
@@ -159,7 +156,7 @@ class LocalityTransformer(nn.Module):
       h = nn.LayerNorm(epsilon=1e-5, dtype=dtype, name=f"norm_{i}_0")(x)
       qkv = nn.Dense(3 * inner, use_bias=False, dtype=dtype, kernel_init=TORCH_KERNEL, name=f"qkv_{i}")(h)
       q, k, v = jnp.split(qkv.reshape(b, tokens, 3 * self.heads, self.head_width), 3, axis=2)
-      h = _locality_attention((q * scale).astype(dtype), k, v, height).reshape(b, height, width, inner)
+      h = locality.locality_attention((q * scale).astype(dtype), k, v, height).reshape(b, height, width, inner)
       x = x + nn.Dense(channels, dtype=dtype, **torch_init(inner), name=f"out_{i}")(h)
       h = nn.LayerNorm(epsilon=1e-5, dtype=dtype, name=f"norm_{i}_1")(x)
       h = _gelu(nn.Dense(4 * channels, dtype=dtype, **torch_init(channels), name=f"mlp_{i}_0")(h))
@@ -212,27 +209,3 @@ def _upsampling_matrix(size: int) -> np.ndarray:
   """[2 size, size]: each output a weighted sum of two inputs; output i lies at i (size-1) / (2 size-1)."""
   place = np.arange(2 * size) * (size - 1) / max(2 * size - 1, 1)
   return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(size))).astype(np.float32)
-
-
-def _locality_attention(q: jax.Array, k: jax.Array, v: jax.Array, height: int) -> jax.Array:
-  """Attention in which no token sees itself. q (scaled), k, v [B, T, heads, D] -> [B, T, heads, D]."""
-  # Heads before tokens, a sum instead of a choice before the softmax, and its division after the product: on a CPU the pass
-  # forward takes a third of the time, and the one back four fifths.
-  tokens = q.shape[1]
-  k, v = (jnp.swapaxes(x, 1, 2) for x in (k, v))
-
-  def attend(q, first):
-    own = first + jnp.arange(q.shape[1])[:, None] == jnp.arange(tokens)
-    scores = jnp.einsum("bhqd,bhkd->bhqk", jnp.swapaxes(q, 1, 2), k, preferred_element_type=jnp.float32)
-    scores += jnp.where(own, _NEVER, 0.0)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    total = weights.sum(axis=-1, keepdims=True)
-    out = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
-    return jnp.swapaxes(out.astype(v.dtype), 1, 2)
-
-  if tokens <= _MANY_TOKENS:
-    return attend(q, 0)
-  rows = jnp.moveaxis(q.reshape(q.shape[0], height, tokens // height, *q.shape[2:]), 1, 0)
-  first = jnp.arange(height) * (tokens // height)
-  out = jax.lax.map(jax.checkpoint(lambda row: attend(*row)), (rows, first))
-  return jnp.moveaxis(out, 0, 1).reshape(q.shape)
