@@ -1,8 +1,9 @@
 """Orbax in one place: saving, exact resume, and loading for inference on any number of devices.
 
-A workdir holds `config.json` and `checkpoints/STEP/` with two items, `state` (parameters, optimizer, random state) and `ema`,
-and JSON beside them: the config and the position in the data. Shipped weights are the same thing with `ema` alone. The items
-restore independently, so a notebook reads the average without the optimizer, and onto other devices than wrote them.
+A workdir holds `config.json` and `checkpoints/STEP/` with two items, `state` (parameters, optimizer, random state) and `ema`
+(their average, or a copy of them where none is kept), and JSON beside them: the config and the position in the data. Shipped
+weights are the same thing with `ema` alone. The items restore independently, so a notebook reads the average without the
+optimizer, and onto other devices than wrote them.
 """
 
 import contextlib

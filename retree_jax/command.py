@@ -76,4 +76,6 @@ def _plain(text: str) -> str:
   """What ml_collections says of a field that a config lacks, quoted twice and over two lines, as a sentence."""
   text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split()).strip("\"'")
   _, meant, guess = text.partition("Did you mean ")
-  return f"the config has no such field: did you mean {guess}" if meant else text
+  if meant:
+    return f"the config has no such field: did you mean {guess}"
+  return f"the config has no field {text!r}: retree_jax/defaults.py says which there are" if text.isidentifier() else text

@@ -98,6 +98,7 @@ BAD = {
   "wrong variant": (["--config", "configs/tree.py:huge"], "variant 'huge' is unknown: write configs/tree.py alone"),
   "misspelt field": ([*TREE, "--config.train.num_step=3"],
                      'the config has no such field: did you mean "num_steps" instead of "num_step"?'),
+  "field like no other": ([*TREE, "--config.train.stepz=3"], "the config has no field 'stepz': retree_jax/defaults.py says"),
   "misspelt section": ([*TREE, "--config.trian.num_steps=3"], "trian"),
   "wrong type": ([*TREE, "--config.train.num_steps=many"], "train.num_steps"),
   "unknown flag": ([*TREE, "--wordkir=x"], "wordkir"),

@@ -22,7 +22,8 @@ def locality_attention(q: jax.Array, k: jax.Array, v: jax.Array, height: int) ->
     return _keys_first(q, k, v) if _keys_first_pays() else _queries_first(q, k, v)
   rows = jnp.moveaxis(q.reshape(q.shape[0], height, tokens // height, *q.shape[2:]), 1, 0)
   first = jnp.arange(height) * (tokens // height)
-  out = jax.lax.map(jax.checkpoint(lambda row: _queries_first(row[0], k, v, row[1])), (rows, first))
+  k, v = _heads_tokens(k), _heads_tokens(v)
+  out = jax.lax.map(jax.checkpoint(lambda row: _some_queries(row[0], k, v, row[1])), (rows, first))
   return jnp.moveaxis(out, 0, 1).reshape(q.shape)
 
 
@@ -41,12 +42,16 @@ def _product(equation: str, a, b):
   return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
-def _queries_first(q, k, v, first=0):
-  """Scores [B, heads, queries, keys], differentiated by JAX; the first query is token `first`."""
+def _queries_first(q, k, v):
+  """Scores [B, heads, queries, keys], differentiated by JAX."""
+  return _some_queries(q, _heads_tokens(k), _heads_tokens(v), 0)
+
+
+def _some_queries(q, k, v, first):
+  """q [B, n, heads, D], the tokens from `first` on; k, v [B, heads, T, D] -> [B, n, heads, D]."""
   # Heads before tokens, a sum instead of a choice before the softmax, and its division after the product: on a CPU the pass
   # forward takes a third of the time, and the one back four fifths.
-  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-  scores = _product("bhqd,bhkd->bhqk", q, k) + _not_oneself(first, q.shape[2], k.shape[2])
+  scores = _product("bhqd,bhkd->bhqk", _heads_tokens(q), k) + _not_oneself(first, q.shape[1], k.shape[2])
   weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
   out = _product("bhqk,bhkd->bhqd", weights.astype(v.dtype), v) / weights.sum(axis=-1, keepdims=True)
   return jnp.swapaxes(out.astype(v.dtype), 1, 2)
