@@ -345,6 +345,7 @@ def main() -> None:
     return
   if not f.real or not f.generated:
     raise ValueError("--real and --generated are needed: name two folders of pairs")
+  cpu.dispatch_inline()
   deadline = time.monotonic() + 60 * f.minutes if f.minutes is not None else float("inf")
   for real in map(_spec, f.real):
     tests = {_title(spec): spec for spec in dict.fromkeys([real, *map(_spec, f.test)])}

@@ -1,7 +1,10 @@
-"""Settings that make training on CPUs as quick as it can be; they must stand in the environment before the process starts.
+"""Settings that make training on CPUs as quick as it can be; most must stand in the environment before the process starts.
 
-XLA's newer convolution path is slow for training (the first setting turns it off), and glibc hands large buffers back to the
-kernel after every step, only to fault them in again (the others keep them). Measured in `experiments/benchmarks/RESULTS.md`.
+XLA's newer convolution path is slow for training in JAX 0.10 (a flag turns it off), and glibc hands large buffers back to the
+kernel after every step, only to fault them in again. The variables of glibc keep them, but only in the main thread's heap: one
+of another thread holds 64 MB at most, and what is larger comes from the kernel. A step's scratch memory is larger, so JAX is
+told to compute on the thread that calls it. Each thread keeps a heap for a step's thousands of small buffers: in one heap for
+all, the search of its lists took up to an eighth of the time. Measured in `experiments/benchmarks/RESULTS.md`.
 """
 
 import importlib.metadata
@@ -16,14 +19,14 @@ _MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     "MALLOC_TOP_PAD_": str(2**28),
-    "MALLOC_ARENA_MAX": "1",
 }
 _CONVOLUTION = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 
 
 def settings(environment=None) -> dict[str, str]:
-  """The variables to add to an environment: {} where an accelerator is expected, on other systems than Linux with glibc, or
-  where the user set them already. XLA refuses flags it does not know, so only jaxlib releases known to have it get the flag.
+  """The variables to add to an environment: {} where an accelerator is expected, and on other systems than Linux with glibc.
+  What the user set already is left alone. XLA refuses flags it does not know, so only jaxlib releases known to have it get the
+  flag. One variable marks the process, for `dispatch_inline`.
   """
   environment = os.environ if environment is None else environment
   platforms = environment.get("JAX_PLATFORMS", "")
@@ -31,7 +34,7 @@ def settings(environment=None) -> dict[str, str]:
   accelerator = any(pathlib.Path(p).exists() for p in devices)
   if platforms not in ("", "cpu") or (platforms == "" and accelerator) or platform.libc_ver()[0] != "glibc":
     return {}
-  found = {k: v for k, v in _MALLOC.items() if k not in environment}
+  found = {_MARK: "on", **{k: v for k, v in _MALLOC.items() if k not in environment}}
   flags = environment.get("XLA_FLAGS", "")
   version = tuple(int(p) for p in importlib.metadata.version("jaxlib").split(".")[:2])
   if "ynn_fusion_type" not in flags and version == (0, 10):
@@ -46,4 +49,13 @@ def restart_with_settings(module: str) -> None:
     return
   added = settings()
   if added:
-    os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], {**os.environ, **added, _MARK: "on"})
+    os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], {**os.environ, **added})
+
+
+def dispatch_inline() -> None:
+  """In a process that has the settings, lets JAX compute on the thread that calls it instead of one of its own. Must be called
+  before JAX touches a device; results are the same."""
+  if os.environ.get(_MARK) == "on":
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)

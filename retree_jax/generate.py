@@ -340,6 +340,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     raise ValueError(f"{rest[1]!r} is no flag: write --flag=value, see --help")
   from retree_jax import dataset, sharding
 
+  cpu.dispatch_inline()
   sharding.initialize_distributed(f.distributed, f.coordinator, f.num_processes, f.process_id)
   paths = {"tree": f.tree, "fundus": f.fundus, "superres": f.superres, "filter_path": f.filter}
   if not any(paths.values()):

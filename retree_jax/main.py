@@ -37,6 +37,7 @@ def main() -> None:
 
   from retree_jax import modes, sharding
 
+  cpu.dispatch_inline()
   jax.config.parse_flags_with_absl()
   sharding.initialize_distributed(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   config = _CONFIG.value

@@ -22,14 +22,14 @@ def test_a_plain_host_gets_all_settings(plain_host):
   found = cpu.settings({})
   assert found.pop("XLA_FLAGS") == "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
   assert found == {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_TOP_PAD_": "268435456", "MALLOC_ARENA_MAX": "1"}
+    "RETREE_JAX_CPU_SETTINGS": "on", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
   assert cpu.settings({"JAX_PLATFORMS": "cpu"}) == cpu.settings({})
 
 
 def test_what_the_user_set_stays(plain_host):
-  found = cpu.settings({"MALLOC_ARENA_MAX": "4", "XLA_FLAGS": "--xla_cpu_enable_fast_math=false"})
-  assert "MALLOC_ARENA_MAX" not in found
+  found = cpu.settings({"MALLOC_TOP_PAD_": "4096", "XLA_FLAGS": "--xla_cpu_enable_fast_math=false"})
+  assert "MALLOC_TOP_PAD_" not in found
   assert found["XLA_FLAGS"].split() == [
     "--xla_cpu_enable_fast_math=false", "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"]
   assert "XLA_FLAGS" not in cpu.settings({"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=individual_dot"})
@@ -57,7 +57,7 @@ def test_the_process_is_replaced_once(plain_host, monkeypatch):
   monkeypatch.setattr("sys.platform", "linux")
   monkeypatch.setattr("sys.argv", ["main.py", "--config", "configs/tree.py:tiny"])
   monkeypatch.setattr("sys.executable", "/usr/bin/python3")
-  for name in ("RETREE_JAX_CPU_SETTINGS", *cpu.settings({})):
+  for name in cpu.settings({}):
     monkeypatch.delenv(name, raising=False)
   cpu.restart_with_settings("retree_jax.main")
   (program, arguments, environment), = calls
@@ -67,8 +67,22 @@ def test_the_process_is_replaced_once(plain_host, monkeypatch):
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
   cpu.restart_with_settings("retree_jax.main")
-  monkeypatch.setenv("RETREE_JAX_CPU_SETTINGS", "off")
   for name in cpu.settings({}):
     monkeypatch.delenv(name, raising=False)
+  monkeypatch.setenv("RETREE_JAX_CPU_SETTINGS", "off")
   cpu.restart_with_settings("retree_jax.main")
   assert len(calls) == 1
+
+
+@pytest.mark.parametrize("mark", ["on", "off", None])
+def test_only_a_process_with_the_settings_computes_on_the_calling_thread(monkeypatch, mark):
+  import jax
+
+  told = []
+  monkeypatch.setattr(jax.config, "update", lambda *option: told.append(option))
+  if mark is None:
+    monkeypatch.delenv("RETREE_JAX_CPU_SETTINGS", raising=False)
+  else:
+    monkeypatch.setenv("RETREE_JAX_CPU_SETTINGS", mark)
+  cpu.dispatch_inline()
+  assert told == ([("jax_cpu_enable_async_dispatch", False)] if mark == "on" else [])

@@ -55,6 +55,7 @@ def random_stage(stage: str, variant: str) -> checkpoint.Loaded:
 def main() -> None:
   f = define_flags()
   command.parse(f, sys.argv)
+  cpu.dispatch_inline()
   mesh = sharding.make_mesh()
   if f.tree or f.fundus:
     chosen = generate.load_models(f.tree, f.fundus, f.superres, f.filter, mesh=mesh)

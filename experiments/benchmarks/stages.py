@@ -24,6 +24,8 @@ import time
 
 import numpy as np
 
+from retree_jax import cpu
+
 CONFIGS = tuple(f"configs/{stage}.py:cpu" for stage in ("tree", "fundus", "filter", "superres", "segmentation"))
 LEAST_CALLS = 3  # that are timed
 
@@ -166,9 +168,9 @@ def main(arguments=None) -> None:
   p.add_argument("--one", help=argparse.SUPPRESS)
   options = p.parse_args(arguments)
   if options.one:
+    cpu.dispatch_inline()
     print(json.dumps(measure(options.one, options.seconds)))
     return
-  from retree_jax import cpu
   from retree_jax.data import writing
 
   rows = []

@@ -38,8 +38,9 @@ def jax_step(job: str, dim: int, batch: int, size: int):
   import jax
   import numpy as np
 
-  from retree_jax import keys, sampling, tasks
+  from retree_jax import cpu, keys, sampling, tasks
 
+  cpu.dispatch_inline()
   config = _config(dim, batch, size)
   task = tasks.make(config)
   state = jax.jit(lambda: task.init(keys.stream(0, "benchmark")))()
