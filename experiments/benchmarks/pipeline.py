@@ -8,10 +8,10 @@
 Each row is one kind of epoch at one size with the default augmentation: `files` decodes every photograph anew, as the first
 epoch of any set and every epoch of a set larger than the cache do; `cached` is every later epoch of a few dozen eyes; `phantom`
 is the embedded set, drawn and cached. Without --source, 28 JPEG photographs of CHASE_DB1's size (960x999) are drawn and written
-first. A config's training step is timed on this machine's devices, on a batch that is there already and with nothing beside it;
-its consumption is batch size over seconds per step, and `ratio` is what the pipeline delivers over that, for the config's size
-and fields. `CPU ms` is processor time per image, all threads together, which a busy machine does not inflate: cores over it is
-what an idle one delivers. Writes PATH.json and PATH.md.
+first. A config's training step is timed on this machine's devices, on a batch that is there already and with nothing beside it,
+as the command line starts it; its consumption is batch size over seconds per step, and `ratio` is what the pipeline delivers
+over that, for the config's size and fields. `CPU ms` is processor time per image, all threads together, which a busy machine
+does not inflate: cores over it is what an idle one delivers. Writes PATH.json and PATH.md.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import tempfile
 import time
 
 from experiments.benchmarks import stages
+from retree_jax import cpu
 
 PHOTOGRAPHS, HEIGHT, WIDTH = 28, 960, 999
 BATCH = 16
@@ -82,10 +83,10 @@ def consumed(config_spec: str, seconds: float) -> dict:
     state, metrics = step(state, batch)
     jax.block_until_ready(metrics)
 
-  per_step, cpu = stages.timed(call, seconds)
+  per_step, cpu_seconds = stages.timed(call, seconds)
   number = config.train.batch_size
   return {"config": config_spec, "size": config.data.image_size[0], "fields": [f.rstrip("?") for f in task.fields],
-          "batch": number, "images_per_second": number / per_step, "cpu_ms": 1000 * cpu / number,
+          "batch": number, "images_per_second": number / per_step, "cpu_ms": 1000 * cpu_seconds / number,
           "device": jax.devices()[0].device_kind}
 
 
@@ -130,6 +131,7 @@ def main(arguments=None) -> dict:
   from absl import flags
 
   flags.FLAGS(["benchmark"])  # Grain reads flags
+  cpu.dispatch_inline()
 
   steps = [consumed(spec, options.seconds) for spec in options.configs]
   rows = []
@@ -157,4 +159,5 @@ def main(arguments=None) -> dict:
 
 
 if __name__ == "__main__":
+  cpu.restart_with_settings("experiments.benchmarks.pipeline")
   main()
