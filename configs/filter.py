@@ -10,7 +10,7 @@ The variants differ in size alone, but for `paper`: 64×64, the original's netwo
 
 from ml_collections import ConfigDict
 
-from retree_jax import defaults
+from retree_jax.config import defaults
 
 
 def get_config(variant: str = ""):

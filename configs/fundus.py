@@ -10,7 +10,7 @@ Photographs without a tree help too: join them, `folder:LABELLED*4+folder:PHOTOG
 hidden. Label them with a segmenter first (`configs/segmentation.py --mode sample`) and they teach it trees as well.
 """
 
-from retree_jax import defaults
+from retree_jax.config import defaults
 
 
 def get_config(variant: str = ""):

@@ -14,7 +14,7 @@ its score on the test split: the last one counts.
 
 from ml_collections import ConfigDict
 
-from retree_jax import defaults
+from retree_jax.config import defaults
 
 VARIANTS = (*defaults.VARIANTS, "diffusion")
 

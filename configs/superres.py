@@ -10,7 +10,7 @@ The perceptual term needs VGG19 weights (.pth of torchvision, .h5 of Keras, .npz
 
 from ml_collections import ConfigDict
 
-from retree_jax import defaults
+from retree_jax.config import defaults
 
 
 def get_config(variant: str = ""):

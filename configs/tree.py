@@ -7,7 +7,7 @@
     python -m retree_jax.main --config configs/tree.py --mode sample --num 16                   # PNG trees, a grid, a manifest
 """
 
-from retree_jax import defaults
+from retree_jax.config import defaults
 
 
 def get_config(variant: str = ""):

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 from experiments.sampling_table import distance, floor, interval
-from retree_jax import command
+from retree_jax.cli import errors
 from retree_jax.data import pipeline, sources, writing
 from retree_jax.metrics import vessels
 
@@ -87,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(command.run(main))
+  sys.exit(errors.run(main))

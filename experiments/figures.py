@@ -15,9 +15,10 @@ import sys
 import numpy as np
 from PIL import Image
 
-from retree_jax import command, measuring
+from retree_jax.cli import errors
 from retree_jax.data import pipeline, sources, writing
 from retree_jax.metrics import privacy
+from retree_jax.report import measure
 
 GAP = 4  # white pixels between pictures
 FULL = 512  # side in pixels of the eyes whose middles are shown as they are
@@ -47,9 +48,9 @@ def closest(generated: str, real: str, num: int, side: int) -> list[list[np.ndar
   """The `num` generated photographs nearest to a training eye, and those eyes: two rows, the nearest first."""
   opened = [sources.open_source(spec, split=split, fields=("image",))
             for spec, split in ((generated, "all"), (real, "train"), (real, "test"))]
-  thumbnails = [measuring.photographs(s, np.arange(len(s)), (side, side)).thumbnails["image"] for s in opened]
+  thumbnails = [measure.photographs(s, np.arange(len(s)), (side, side)).thumbnails["image"] for s in opened]
   pairs = privacy.audit(*thumbnails).spaces["pixels"].closest(num)
-  made, known = (list(measuring.fitted(source, rows, (side, side))) for source, rows in (
+  made, known = (list(measure.fitted(source, rows, (side, side))) for source, rows in (
       (opened[0], [p.generated for p in pairs]), (opened[1], [p.train for p in pairs])))
   return [[eye["image"] for eye in made],
           [pair.pose(eye["image"], side) for pair, eye in zip(pairs, known, strict=True)]]
@@ -89,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(command.run(main))
+  sys.exit(errors.run(main))

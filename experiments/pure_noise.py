@@ -16,9 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retree_jax import checkpoint, command, framing, keys, sampling
+from retree_jax import checkpoint, keys
+from retree_jax.cli import errors
+from retree_jax.data import field_of_view
 from retree_jax.data.fields import num_channels, split_channels
 from retree_jax.diffusion import process
+from retree_jax.inference.sampler import make_schedule
 
 _BLOCK = 8  # pixels
 
@@ -36,10 +39,10 @@ def predicted(loaded, num: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
   """
   config = loaded.config
   size, target = tuple(config.data.image_size), tuple(config.data.target)
-  schedule = sampling.make_schedule(config.diffusion)
+  schedule = make_schedule(config.diffusion)
   last = config.diffusion.num_steps - 1
   alpha, sigma = schedule.alpha_sigma(jnp.float32(last))
-  given = {"tree": np.zeros((*size, 1), np.uint8), "fov": framing.inscribed(size, min(size))}
+  given = {"tree": np.zeros((*size, 1), np.uint8), "fov": field_of_view.inscribed(size, min(size))}
   cond = np.concatenate([given[f] for f in config.data.condition], -1)[None] / 127.5 - 1.0 if config.data.condition else None
 
   @jax.jit
@@ -79,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(command.run(main))
+  sys.exit(errors.run(main))

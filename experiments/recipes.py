@@ -19,8 +19,10 @@ import time
 import numpy as np
 
 from experiments import figures, reproduce, sampling_table
-from retree_jax import checkpoint, command, sampling, train
+from retree_jax import checkpoint, train
+from retree_jax.cli import errors
 from retree_jax.data import writing
+from retree_jax.inference.sampler import Sampler
 
 SHOWN = 8  # trees in a row of the picture
 
@@ -99,7 +101,7 @@ def folder_name(arm: str) -> str:
 def trees(workdir) -> list:
   """The first trees of a run, uint8 [H, W, 1] each."""
   loaded = checkpoint.load(workdir, step="latest", stage="tree")
-  return list(sampling.Sampler(loaded.config, loaded.network)(loaded.params, np.arange(SHOWN))["tree"])
+  return list(Sampler(loaded.config, loaded.network)(loaded.params, np.arange(SHOWN))["tree"])
 
 
 def markdown(found: dict) -> str:
@@ -130,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(command.run(main))
+  sys.exit(errors.run(main))

@@ -18,8 +18,10 @@ import time
 
 import numpy as np
 
-from retree_jax import checkpoint, command, sampling
+from retree_jax import checkpoint
+from retree_jax.cli import errors
 from retree_jax.data import pipeline, sources, writing
+from retree_jax.inference.sampler import Sampler
 from retree_jax.metrics import features, fidelity, images, vessels
 
 SAMPLERS = ("dpmpp_2m", "ddim", "heun")
@@ -70,7 +72,7 @@ def sample(loaded, changes: dict, count: int, condition=None) -> tuple[dict[str,
   """(fields, seconds per sample without compiling) of samples 0 to count - 1."""
   config = loaded.config.copy_and_resolve_references()
   config.sampler.update(changes)
-  sampler = sampling.Sampler(config, loaded.network)
+  sampler = Sampler(config, loaded.network)
   first = None if condition is None else {f: v[:1] for f, v in condition.items()}
   sampler(loaded.params, np.arange(1), first)  # compiles the one program of all counts
   start = time.perf_counter()
@@ -215,4 +217,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(command.run(main))
+  sys.exit(errors.run(main))

@@ -15,7 +15,9 @@ import sys
 
 import retree_jax
 from experiments.benchmarks import superres
-from retree_jax import checkpoint, command, tree_filter
+from retree_jax import checkpoint
+from retree_jax.cli import errors
+from retree_jax.inference import tree_filter
 
 WEIGHTS = pathlib.Path(retree_jax.__file__).parent / "weights"
 
@@ -66,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(command.run(main))
+  sys.exit(errors.run(main))

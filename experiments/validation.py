@@ -30,8 +30,11 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from retree_jax import checkpoint, command, cpu, defaults, segment
+from retree_jax import checkpoint
+from retree_jax.cli import cpu, errors
+from retree_jax.config import defaults
 from retree_jax.data import sources, writing
+from retree_jax.inference import segmenter
 from retree_jax.metrics.intervals import mean_with_interval
 
 ARMS = ("real", "generated", "both", "finetune", "real_strong")
@@ -196,8 +199,8 @@ class _First:
 
 def _scored(loaded, source) -> dict:
   """Means over the photographs by protocol, and the F1 score of each."""
-  full = segment.score_source(loaded, source)
-  means = {p: {m: full[p]["all"]["per_image"][m]["mean"] for m in _METRICS} for p in segment.PROTOCOLS}
+  full = segmenter.score_source(loaded, source)
+  means = {p: {m: full[p]["all"]["per_image"][m]["mean"] for m in _METRICS} for p in segmenter.PROTOCOLS}
   return {**means, "images": {name: f1["native"] for name, f1 in full["images"].items()}}
 
 
@@ -234,7 +237,7 @@ def collect(plan: Plan, out: pathlib.Path) -> dict:
   for test in plan.tests:
     result["scores"][test] = {
         arm: {p: {m: _spread([done[arm, s][test][p][m] for s in result["seeds"][arm]]) for m in _METRICS}
-              for p in segment.PROTOCOLS}
+              for p in segmenter.PROTOCOLS}
         for arm in plan.arms if result["seeds"][arm]}
     result["gain"][test] = {}
     for arm in plan.arms:
@@ -339,7 +342,7 @@ def define_flags() -> flags.FlagValues:
 def main() -> None:
   """Runs the experiment for each `--real`, prints the tables."""
   f = define_flags()
-  command.parse(f, sys.argv)
+  errors.parse(f, sys.argv)
   if f.help:
     print(f"{__doc__}\n{f.get_help()}")
     return
@@ -355,4 +358,4 @@ def main() -> None:
 
 if __name__ == "__main__":
   cpu.restart_with_settings("experiments.validation")
-  sys.exit(command.run(main))
+  sys.exit(errors.run(main))

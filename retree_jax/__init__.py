@@ -8,18 +8,18 @@ import importlib
 
 __version__ = "0.1.0"
 
-_ROOMS = (
-    "checkpoint", "data", "diffusion", "evaluate", "generate", "keys", "losses", "main", "metrics", "models",
-    "plots", "report", "sampling", "sharding", "tasks", "train", "writers",
+_MODULES = (
+    "checkpoint", "cli", "config", "convert", "data", "diffusion", "evaluate", "generate", "inference", "keys", "losses",
+    "main", "metrics", "models", "report", "sharding", "state", "tasks", "train",
 )  # fmt: skip
 
 
 def __getattr__(name):
-  """Imports a room at its first use, so that `import retree_jax` alone starts no JAX."""
-  if name in _ROOMS:
+  """Imports a module at its first use, so that `import retree_jax` alone does not start JAX."""
+  if name in _MODULES:
     return importlib.import_module(f"{__name__}.{name}")
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():
-  return sorted([*globals(), *_ROOMS])
+  return sorted([*globals(), *_MODULES])

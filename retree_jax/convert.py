@@ -13,7 +13,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from retree_jax import command, cpu
+from retree_jax.cli import cpu, errors
 
 _FLAGS = flags.FlagValues()  # its own, so that importing this module leaves the flags of others alone
 _CONFIG = config_flags.DEFINE_config_file(
@@ -65,7 +65,7 @@ def convert(config: ml_collections.ConfigDict, path, out) -> None:
 
 def main() -> None:
   """Parses the flags and converts."""
-  command.parse(_FLAGS, sys.argv)
+  errors.parse(_FLAGS, sys.argv)
   for flag, value in (("--config", _CONFIG.value), ("--torch", _TORCH.value), ("--out", _OUT.value)):
     if value is None:
       raise ValueError(f"{flag} is missing; see --help")
@@ -75,4 +75,4 @@ def main() -> None:
 
 if __name__ == "__main__":
   cpu.restart_with_settings("retree_jax.convert")
-  sys.exit(command.run(main))
+  sys.exit(errors.run(main))

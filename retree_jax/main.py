@@ -10,7 +10,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from retree_jax import command, cpu
+from retree_jax.cli import cpu, errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, configs/STAGE.py[:VARIANT].", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (default runs/STAGE); a bucket will do.")
@@ -30,12 +30,13 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: rank
 
 def main() -> None:
   """Parses the flags and does what --mode says."""
-  command.parse(flags.FLAGS, sys.argv)
+  errors.parse(flags.FLAGS, sys.argv)
   if _CONFIG.value is None:
     raise ValueError("--config is missing: give for example --config configs/tree.py:tiny")
   import jax
 
-  from retree_jax import modes, sharding
+  from retree_jax import sharding
+  from retree_jax.cli import stages
 
   cpu.dispatch_inline()
   jax.config.parse_flags_with_absl()
@@ -45,16 +46,16 @@ def main() -> None:
   if _MODE.value == "train":
     if _SEED.value is not None:
       config.seed = _SEED.value
-    modes.train(config, workdir)
+    stages.train(config, workdir)
     return
   overrides = config_flags.get_override_values(flags.FLAGS["config"])
   if _MODE.value == "sample":
-    modes.sample(config.stage, workdir, num=_NUM.value, seed=_SEED.value, out=_OUT.value, inputs=_INPUT.value, step=_STEP.value,
-                 overrides=overrides)
+    stages.sample(config.stage, workdir, num=_NUM.value, seed=_SEED.value, out=_OUT.value, inputs=_INPUT.value,
+                  step=_STEP.value, overrides=overrides)
   else:
-    modes.evaluate(config.stage, workdir, source=config.data.source, step=_STEP.value, overrides=overrides)
+    stages.evaluate(config.stage, workdir, source=config.data.source, step=_STEP.value, overrides=overrides)
 
 
 if __name__ == "__main__":
   cpu.restart_with_settings("retree_jax.main")
-  sys.exit(command.run(main))
+  sys.exit(errors.run(main))

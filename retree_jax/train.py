@@ -14,10 +14,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from retree_jax import checkpoint, keys, limits, plots, sharding, tasks
+from retree_jax import checkpoint, keys, sharding, tasks
+from retree_jax.config import validate
 from retree_jax.data import pipeline, sources, transforms
+from retree_jax.report import plots
+from retree_jax.report.metric_logging import Writers
 from retree_jax.state import TrainState, with_parameters
-from retree_jax.writers import Writers
 
 
 class NotFiniteError(RuntimeError):
@@ -43,7 +45,7 @@ def train(config, workdir, *, arrays: Mapping[str, np.ndarray] | None = None, de
   """
   # --- mesh, task, data -------------------------------------------------------------------------------------------------
   keys.stream(config.seed, config.stage)  # a seed that is none is refused here, in a sentence
-  limits.check(config)
+  validate.check(config)
   mesh = sharding.make_mesh(config.mesh.fsdp, devices)
   sharding.check_batch(config.train.batch_size, mesh, config.train.accumulate)
   task = tasks.make(config)

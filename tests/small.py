@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retree_jax import defaults
+from retree_jax.config import defaults
 
 # Runs in the same session, and the processes that they start, compile the same program once. To compile once for many sessions,
 # name a folder in RETREE_JAX_TEST_CACHE.

@@ -7,7 +7,8 @@ import pytest
 
 from configs import filter as filter_config
 from configs import fundus, tree
-from retree_jax import checkpoint, command, convert
+from retree_jax import checkpoint, convert
+from retree_jax.cli import errors
 
 pytest.importorskip("torch", reason="needs PyTorch to read .pth.tar files")
 
@@ -37,5 +38,5 @@ def test_what_is_there_is_not_overwritten(parity_dir, tmp_path):
 
 def test_a_missing_flag_is_named(monkeypatch, capsys):
   monkeypatch.setattr(sys, "argv", ["convert", "--config", "configs/tree.py:paper"])
-  assert command.run(convert.main) == 2
+  assert errors.run(convert.main) == 2
   assert capsys.readouterr().err == "error: --torch is missing; see --help\n"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retree_jax import command
+from retree_jax.cli import errors
 from retree_jax.train import NotFiniteError
 from tests import small
 
@@ -16,7 +16,8 @@ from tests import small
 _DRIVER = """
 import json, os, sys
 import retree_jax.main as main
-from retree_jax import command, modes, train
+from retree_jax import train
+from retree_jax.cli import errors, stages
 results = []
 for argv in json.loads(sys.argv[1]):
   reader, writer = os.pipe()
@@ -28,7 +29,7 @@ for argv in json.loads(sys.argv[1]):
     sys.argv = ["retree_jax.main", *argv]
     code = 99
     try:
-      code = command.run(main.main)
+      code = errors.run(main.main)
     except SystemExit as stop:
       code = stop.code or 0
     finally:
@@ -98,7 +99,7 @@ BAD = {
   "wrong variant": (["--config", "configs/tree.py:huge"], "variant 'huge' is unknown: write configs/tree.py alone"),
   "misspelt field": ([*TREE, "--config.train.num_step=3"],
                      'the config has no such field: did you mean "num_steps" instead of "num_step"?'),
-  "field like no other": ([*TREE, "--config.train.stepz=3"], "the config has no field 'stepz': retree_jax/defaults.py says"),
+  "field like no other": ([*TREE, "--config.train.stepz=3"], "the config has no field 'stepz': see retree_jax/config/defaults"),
   "misspelt section": ([*TREE, "--config.trian.num_steps=3"], "trian"),
   "wrong type": ([*TREE, "--config.train.num_steps=many"], "train.num_steps"),
   "unknown flag": ([*TREE, "--wordkir=x"], "wordkir"),
@@ -155,14 +156,14 @@ def test_errors_become_sentences(error, code, words, capsys, monkeypatch):
   def fail():
     raise error
 
-  assert command.run(fail) == code
+  assert errors.run(fail) == code
   said = capsys.readouterr().err
   assert said.startswith("error: ") and words in said and said.count("\n") == 1
   if isinstance(error, ZeroDivisionError):
     monkeypatch.setenv("RETREE_JAX_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
-      command.run(fail)
+      errors.run(fail)
 
 
 def test_a_command_that_succeeds_exits_with_0():
-  assert command.run(lambda: None) == 0
+  assert errors.run(lambda: None) == 0

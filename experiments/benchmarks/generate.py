@@ -20,8 +20,10 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from retree_jax import checkpoint, command, cpu, dataset, generate, models, sharding
+from retree_jax import checkpoint, models, sharding
+from retree_jax.cli import cpu, errors
 from retree_jax.data.fields import num_channels
+from retree_jax.inference import dataset_writer, pairs
 
 _CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -54,26 +56,26 @@ def random_stage(stage: str, variant: str) -> checkpoint.Loaded:
 
 def main() -> None:
   f = define_flags()
-  command.parse(f, sys.argv)
+  errors.parse(f, sys.argv)
   cpu.dispatch_inline()
   mesh = sharding.make_mesh()
   if f.tree or f.fundus:
-    chosen = generate.load_models(f.tree, f.fundus, f.superres, f.filter, mesh=mesh)
+    chosen = pairs.load_models(f.tree, f.fundus, f.superres, f.filter, mesh=mesh)
   else:
-    chosen = generate.Models(random_stage("tree", f.variant), random_stage("fundus", f.variant))
+    chosen = pairs.Models(random_stage("tree", f.variant), random_stage("fundus", f.variant))
   paths = {name: name for name in ("tree", "fundus") if getattr(chosen, name) is not None}
-  generate.load_models = lambda **unused: chosen
+  pairs.load_models = lambda **unused: chosen
   # One generator for all runs, so that the second finds everything compiled.
-  generator = generate.Generator(chosen, mesh, num_steps=f.steps)
-  generate.Generator = lambda *unused: generator
+  generator = pairs.Generator(chosen, mesh, num_steps=f.steps)
+  pairs.Generator = lambda *unused: generator
   rows = []
   with tempfile.TemporaryDirectory() as folder:
     began = time.monotonic()
-    dataset.write(paths, f"{folder}/warm", num=generator.batch_size, form=f.format, mesh=mesh)
+    dataset_writer.write(paths, f"{folder}/warm", num=generator.batch_size, form=f.format, mesh=mesh)
     print(f"compiled and made {generator.batch_size} pairs in {time.monotonic() - began:.1f} s", file=sys.stderr)
     for num in (f.num, 4 * f.num):
       generator.seconds.clear()
-      summary = dataset.write(paths, f"{folder}/{num}", num=num, form=f.format, mesh=mesh)
+      summary = dataset_writer.write(paths, f"{folder}/{num}", num=num, form=f.format, mesh=mesh)
       peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
       rows.append((num, summary, peak))
   device = jax.devices()[0].device_kind
@@ -89,4 +91,4 @@ def main() -> None:
 
 if __name__ == "__main__":
   cpu.restart_with_settings("experiments.benchmarks.generate")
-  sys.exit(command.run(main))
+  sys.exit(errors.run(main))

@@ -24,7 +24,7 @@ import tempfile
 import time
 
 from experiments.benchmarks import stages
-from retree_jax import cpu
+from retree_jax.cli import cpu
 
 PHOTOGRAPHS, HEIGHT, WIDTH = 28, 960, 999
 BATCH = 16

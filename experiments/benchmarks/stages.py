@@ -24,7 +24,7 @@ import time
 
 import numpy as np
 
-from retree_jax import cpu
+from retree_jax.cli import cpu
 
 CONFIGS = tuple(f"configs/{stage}.py:cpu" for stage in ("tree", "fundus", "filter", "superres", "segmentation"))
 LEAST_CALLS = 3  # that are timed
@@ -112,7 +112,10 @@ def measure(spec: str, seconds: float) -> dict:
 
 def _use(config, task, state):
   """(images per call, the call) of a trained stage, or None."""
-  from retree_jax import checkpoint, enlarge, sampling, segment
+  from retree_jax import checkpoint
+  from retree_jax.inference import superres
+  from retree_jax.inference.sampler import Sampler
+  from retree_jax.inference.segmenter import Segmenter
 
   rng, size = np.random.default_rng(1), tuple(config.data.image_size)
 
@@ -121,16 +124,16 @@ def _use(config, task, state):
 
   loaded = checkpoint.Loaded(config, state.averaged, task.network, 0, "")
   if config.stage in ("tree", "fundus"):
-    sampler = sampling.Sampler(config, task.network)
+    sampler = Sampler(config, task.network)
     count = sampler.batch_size if sampler.mesh.devices.flat[0].platform != "cpu" else 4
     condition = {name: pixels(count, 1) for name in config.data.condition}
     return count, lambda: sampler(state.averaged, np.arange(count), condition)
   if config.stage == "superres":
-    enlarger = enlarge.Enlarger(loaded)
+    enlarger = superres.Enlarger(loaded)
     pair = {"image": pixels(8, 3, enlarger.scale), "tree": pixels(8, 1, enlarger.scale)}
     return 8, lambda: enlarger(pair)
   if config.stage == "segmentation":
-    segmenter, photographs = segment.Segmenter(loaded), list(pixels(1, 3))
+    segmenter, photographs = Segmenter(loaded), list(pixels(1, 3))
     return 1, lambda: segmenter(photographs, [np.full((*size, 1), 255, np.uint8)])
   return None
 

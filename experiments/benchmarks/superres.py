@@ -24,10 +24,11 @@ import numpy as np
 
 from experiments.by_outline import LEAST, OUTLINES, is_whole
 from experiments.sampling_table import distance, floor, interval
-from retree_jax import checkpoint, enlarge, losses
+from retree_jax import checkpoint, losses
 from retree_jax.data import pipeline, sources, writing
+from retree_jax.inference.superres import Enlarger, bicubic, blackened, enlarged_fov
 from retree_jax.metrics import segmentation
-from retree_jax.tasks import superres
+from retree_jax.tasks.superres import shrunk
 
 NAMES = ("psnr", "ssim", "psnr_fov", "ssim_fov", "tree_f1", "tree_cldice")
 _FIELDS = ("image", "tree", "fov")
@@ -43,8 +44,8 @@ def pairs(source, size, num: int):
 
 def by_bicubic(small: dict, scale: int) -> dict[str, np.ndarray]:
   """The baseline, with the field of view treated as the enlarger treats it."""
-  pair = enlarge.bicubic(jnp.concatenate([small["image"], small["tree"]], axis=-1), scale)
-  pixels = np.asarray(enlarge.blackened(pair, enlarge.enlarged_fov(jnp.asarray(small["fov"]), scale)))
+  pair = bicubic(jnp.concatenate([small["image"], small["tree"]], axis=-1), scale)
+  pixels = np.asarray(blackened(pair, enlarged_fov(jnp.asarray(small["fov"]), scale)))
   return {"image": pixels[..., :3], "tree": pixels[..., 3:4], "fov": pixels[..., 4:]}
 
 
@@ -71,10 +72,10 @@ def choose_cut(loaded, spec: str, num: int = 1000) -> dict[float, float]:
   config = loaded.config.copy_and_resolve_references()
   with config.unlocked():
     config.sampler.tree_cut = 0.5  # so that coverage is the probability itself
-  enlarger, found = enlarge.Enlarger(dataclasses.replace(loaded, config=config)), []
+  enlarger, found = Enlarger(dataclasses.replace(loaded, config=config)), []
   source = sources.open_source(spec, split="train", fields=("image", "tree"), size=enlarger.size)
   for real in pairs(source, enlarger.size, num):
-    probability = enlarger(superres.shrunk(real, enlarger.scale))["tree"][0] / 255.0
+    probability = enlarger(shrunk(real, enlarger.scale))["tree"][0] / 255.0
     truth, fov = real["tree"][0] >= 128, real["fov"][0] >= 128
     found.append([segmentation.scores(probability, truth, fov, cut)["cldice"] for cut in CUTS])
   return dict(zip(CUTS, np.mean(found, axis=0).tolist(), strict=True))
@@ -90,11 +91,11 @@ def run(path, spec: str, num: int = 1000, tuning: int = 12) -> dict:
     tuning: training pairs from which the threshold of bicubic trees is chosen.
   """
   loaded = checkpoint.load(path, step="latest", stage="superres")
-  enlarger = enlarge.Enlarger(loaded)
+  enlarger = Enlarger(loaded)
   fields = ("image", "tree")
   train = sources.open_source(spec, split="train", fields=fields, size=enlarger.size)
   test = sources.open_source(spec, split="test", fields=fields, size=enlarger.size)
-  known = [(by_bicubic(superres.shrunk(real, enlarger.scale), enlarger.scale), real)
+  known = [(by_bicubic(shrunk(real, enlarger.scale), enlarger.scale), real)
            for real in pairs(train, enlarger.size, tuning)]
   threshold = segmentation.choose_threshold(
       [made["tree"][0] / 255.0 for made, _ in known], [real["tree"][0] >= 128 for _, real in known],
@@ -104,7 +105,7 @@ def run(path, spec: str, num: int = 1000, tuning: int = 12) -> dict:
   photographs = {"real": [], "superres": [], "bicubic": []}
   whole, seconds = [], []
   for real in pairs(test, enlarger.size, num):
-    small = superres.shrunk(real, enlarger.scale)
+    small = shrunk(real, enlarger.scale)
     started = time.perf_counter()
     large = enlarger(small)
     seconds.append(time.perf_counter() - started)

@@ -6,7 +6,7 @@
 Three workers, each a process of its own, take turns so that whatever else slows the machine slows all alike; a ratio is that
 of two turns of one round. `torch` is the plain transcription in `torch_denoiser.py`, eager, on as many threads as there are
 cores; `plain` is ours in a bare environment; `settings` is ours as every command line of the project starts on a CPU
-(`retree_jax.cpu`). A training step is the paper's: draw a timestep, noise the batch, mean squared plus mean absolute error,
+(`retree_jax.cli.cpu`). A training step is the paper's: draw a timestep, noise the batch, mean squared plus mean absolute error,
 backward, AdamW. A reverse step is one ancestral step on a batch; ours are those of `--mode sample`. Peak memory is the worker's
 largest resident set. Compilation is not part of the times, nor are the first --warmup rounds: the kernel gathers memory into
 huge pages during the first half minute of a process, and steps get quicker until then. Writes PATH.json and PATH.md.
@@ -38,7 +38,9 @@ def jax_step(job: str, dim: int, batch: int, size: int):
   import jax
   import numpy as np
 
-  from retree_jax import cpu, keys, sampling, tasks
+  from retree_jax import keys, tasks
+  from retree_jax.cli import cpu
+  from retree_jax.inference.sampler import Sampler
 
   cpu.dispatch_inline()
   config = _config(dim, batch, size)
@@ -46,7 +48,7 @@ def jax_step(job: str, dim: int, batch: int, size: int):
   state = jax.jit(lambda: task.init(keys.stream(0, "benchmark")))()
   if job == "sample":
     # The path of previews and `--mode sample`.
-    sampler = sampling.Sampler(config, task.network)
+    sampler = Sampler(config, task.network)
     started = time.perf_counter()
     sampler(state.params, np.arange(batch))
     return lambda: sampler(state.params, np.arange(batch)), time.perf_counter() - started
@@ -65,7 +67,7 @@ def jax_step(job: str, dim: int, batch: int, size: int):
 
 
 def _config(dim: int, batch: int, size: int):
-  from retree_jax import defaults
+  from retree_jax.config import defaults
 
   config = defaults.base("tree", "paper")
   defaults.add_diffusion(config)
@@ -146,7 +148,7 @@ class Worker:
   """A process that measures one job of one library."""
 
   def __init__(self, library: str, job: str, dim: int, batch: int, size: int, python: str = sys.executable):
-    from retree_jax import cpu
+    from retree_jax.cli import cpu
 
     environment = {**os.environ, "RETREE_JAX_CPU_SETTINGS": "off"}
     if library == "settings":

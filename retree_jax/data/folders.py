@@ -14,7 +14,7 @@ import re
 
 import numpy as np
 
-from retree_jax.data import pictures
+from retree_jax.data import field_of_view, image_io
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".gif", ".bmp")
 SUFFIXES = (
@@ -225,7 +225,7 @@ class FolderSource:
 
   def _check_sizes(self, name):
     files = self._files(name)
-    sizes = [pictures.picture_size(path) for path in files]
+    sizes = [image_io.picture_size(path) for path in files]
     for path, size in zip(files, sizes, strict=True):
       if size != sizes[0]:
         raise ValueError(
@@ -245,22 +245,22 @@ class FolderSource:
     name = self.names[index]
     example = {"name": name, "label": self._labels[name]}
     image = (
-      pictures.as_photograph(pictures.decode(self._images[name], str(self._images[name])))
+      image_io.as_photograph(image_io.decode(self._images[name], str(self._images[name])))
       if name in self._images and (self._takes_image or name not in self._fov)
       else None
     )
     if self._takes_image and image is not None:
       example["image"] = image
     if name in self._masks:
-      example["tree"] = pictures.as_tree(
-        pictures.decode(self._masks[name], str(self._masks[name])), str(self._masks[name])
+      example["tree"] = image_io.as_tree(
+        image_io.decode(self._masks[name], str(self._masks[name])), str(self._masks[name])
       )
     if name in self._fov:
-      example["fov"] = pictures.as_mask(
-        pictures.decode(self._fov[name], str(self._fov[name])), str(self._fov[name])
+      example["fov"] = image_io.as_mask(
+        image_io.decode(self._fov[name], str(self._fov[name])), str(self._fov[name])
       )
     elif image is not None:
-      example["fov"] = pictures.find_fov(image)
+      example["fov"] = field_of_view.find_fov(image)
     else:
       example["fov"] = np.full_like(example["tree"], 255)
     shapes = {key: example[key].shape[:2] for key in ("image", "tree", "fov") if key in example}

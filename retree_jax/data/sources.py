@@ -11,88 +11,17 @@ absent where there is none.
 """
 
 import functools
-import hashlib
-import json
-import pathlib
 import re
 import zlib
 
 import numpy as np
 
-from retree_jax.data import folders
+from retree_jax.data import folders, splits
 
 SPLITS = ("train", "test", "all", "fit", "validation")
 FIELDS = ("image", "tree", "fov", "image?", "tree?")
-HOLD_OUT = 0.2
-# eyes of one person must not lie on both sides of a split: 10_left and 10_right, Image_01L and Image_01R are
-# one patient
-_SIDE = re.compile(r"(?<=[\d_\-.])[_\-.]?(left|right|od|os|l|r)$", re.IGNORECASE)
 _JOIN = re.compile(r"\+(?=(?:phantom|folder:|tfds:))")
 _WEIGHT = re.compile(r"\*([0-9]*\.?[0-9]+(?:e[+-]?\d+)?)$")
-
-
-def hold_out(names, split: str = "test") -> tuple[list[str], list[str]]:
-  """Splits names into (train, test), about one in five to test, by a hash of the patient's part of the name.
-
-  The hash looks at one name at a time, so adding eyes never moves an eye from train to test (but for the "at
-  least one" of very small sets); the two eyes of one patient stay together.
-
-  Args:
-    names: of eyes.
-    split: what the part held out is for, "test" or "validation"; it only names it in messages.
-
-  Raises:
-    ValueError: fewer than two patients, so that one of the sides would be empty.
-  """
-  groups: dict[str, list[str]] = {}
-  for name in names:
-    groups.setdefault(_SIDE.sub("", folders.pairing_key(name)), []).append(name)
-  if len(groups) < 2:
-    way_out = {"test": "write splits.json", "validation": "set config.data.heldout=test to train on all but the test split"}
-    raise ValueError(
-      f"Cannot hold out a {split} split from {folders.some(names) or 'nothing'}: add eyes of at least two "
-      f"patients, or {way_out[split]}."
-    )
-  order = sorted(groups, key=lambda group: hashlib.sha256(group.encode()).digest())
-  chosen = {group for group in order if hashlib.sha256(group.encode()).digest()[0] < 256 * HOLD_OUT} or {
-    order[0]
-  }
-  if len(chosen) == len(groups):
-    chosen.discard(order[-1])
-  test = sorted(name for group in chosen for name in groups[group])
-  return sorted(set(names) - set(test)), test
-
-
-def read_splits(path: pathlib.Path, names) -> tuple[list[str], list[str]]:
-  """(train, test) from `splits.json`: {"train": [stems], "test": [stems]}; other keys are passed over.
-
-  Raises:
-    ValueError: not such a file, a stem without a file, or one in both lists.
-  """
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    lists = [[str(stem) for stem in content[key]] for key in ("train", "test")]
-  except (OSError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
-    raise ValueError(
-      f'{path} is no split: write {{"train": [stems], "test": [stems]}} or remove it for a hold-out by hash.'
-    ) from None
-  exact, loose = set(names), {folders.pairing_key(name): name for name in names}
-  resolved = []
-  for stems in lists:
-    missing = [stem for stem in stems if stem not in exact and folders.pairing_key(stem) not in loose]
-    if missing:
-      raise ValueError(
-        f"{path} names {folders.some(missing)}, for which there is no file: add the files or correct the "
-        "list."
-      )
-    resolved.append([stem if stem in exact else loose[folders.pairing_key(stem)] for stem in stems])
-  both = set(resolved[0]) & set(resolved[1])
-  if both:
-    raise ValueError(
-      f"{path} puts {folders.some(sorted(both))} into both train and test: a test eye must never be trained "
-      "on."
-    )
-  return resolved[0], resolved[1]
 
 
 class PhantomSource:
@@ -110,7 +39,7 @@ class PhantomSource:
   max_cached = 400
 
   def __init__(self, number: int = 200, split: str = "train", seed: int = 0, size=None):
-    held_out = max(1, round(number * HOLD_OUT))
+    held_out = max(1, round(number * splits.HOLD_OUT))
     train = [2 * (seed * 1_000_000 + i) for i in range(number)]
     test = [2 * (seed * 1_000_000 + i) + 1 for i in range(held_out)]
     # Phantoms are endless, so that none has to be taken from the train split to validate on.
@@ -200,7 +129,7 @@ def _part(names: list[str], split: str) -> list[str]:
   """The names of a train split that "fit" or "validation" keeps; any other split keeps all."""
   if split not in ("fit", "validation") or not names:
     return names
-  return hold_out(names, "validation")[0 if split == "fit" else 1]
+  return splits.hold_out(names, "validation")[0 if split == "fit" else 1]
 
 
 def at_size(source, size):
@@ -221,22 +150,20 @@ def _open_one(spec: str, split: str, fields, seed: int, size):
   if kind == "folder" and rest:
     source = folders.FolderSource(rest, fields)
     if split != "all":
-      splits = source.path / "splits.json"
-      train, test = read_splits(splits, source.names) if splits.is_file() else hold_out(source.names)
+      listed = source.path / "splits.json"
+      train, test = splits.read_splits(listed, source.names) if listed.is_file() else splits.hold_out(source.names)
       chosen = test if split == "test" else _part(train, split)
       if not chosen:
         raise ValueError(
-          f"{splits} has an empty {'test' if split == 'test' else 'train'} list: name at least one eye there, or use "
+          f"{listed} has an empty {'test' if split == 'test' else 'train'} list: name at least one eye there, or use "
           "split 'all'."
         )
       source.keep(chosen)
     return source
   if kind == "tfds" and rest:
-    from retree_jax.data.builders import (
-      reading,
-    )  # imports tensorflow_datasets: seconds that only its users should pay
+    from retree_jax.data import tfds_source  # imports tensorflow_datasets: seconds that only its users should pay
 
-    whole = reading.TfdsSource(rest, split="train" if split in ("fit", "validation") else split, fields=fields)
+    whole = tfds_source.TfdsSource(rest, split="train" if split in ("fit", "validation") else split, fields=fields)
     return whole if whole.names == (names := _part(whole.names, split)) else ChosenSource(whole, names)
   raise ValueError(
     f"Unknown data source {spec!r}: write phantom[:NUM], folder:PATH or tfds:NAME[:DIR], several joined by "

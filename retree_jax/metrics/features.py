@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retree_jax.models import inception, vgg
+from retree_jax.models.pretrained import inception, vgg
 
 EXTRACTORS = ("inception", "vgg19", "scattering")
 

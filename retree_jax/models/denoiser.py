@@ -17,7 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from retree_jax.models import convolution, layers
+from retree_jax.models import layers
+from retree_jax.models.cpu import convolution
 
 _ZEROS = nn.initializers.zeros
 _SPREAD = nn.initializers.lecun_normal()

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from retree_jax.models import initial
+from retree_jax.models import init_random
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Network:
 
     @jax.jit  # traced only: the forward pass is not needed for its parameters, and XLA drops it
     def make(key):
-      return self.module.init({"params": initial.key_from(key)}, blank(x), blank(t), blank(cond))["params"]
+      return self.module.init({"params": init_random.key_from(key)}, blank(x), blank(t), blank(cond))["params"]
 
     return make(key)
 

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retree_jax.models import convolution, layers, locality
+from retree_jax.models import layers, locality
+from retree_jax.models.cpu import convolution
 
 
 class PaperDenoiser(nn.Module):

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from retree_jax.models import convolution, layers
+from retree_jax.models import layers
+from retree_jax.models.cpu import convolution
 
 
 class Cbam(nn.Module):
@@ -61,7 +62,7 @@ class Segmenter(nn.Module):
   2015).
 
   The norms take their statistics from the picture at hand, so a network trained on patches should be used on
-  tiles of that size (`retree_jax.tiling`), not on the whole photograph at once.
+  tiles of that size (`retree_jax.inference.tiling`), not on the whole photograph at once.
 
   `Segmenter(widths=(64, 128, 256, 512), bottleneck=(640, 768, 896, 1024), patch=1, norm="instance",
   attention="cbam", dropout=0.0)` is the companion CBAM-UNet of the paper (arXiv 2209.04234), 64.8 million

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from retree_jax import models
-from retree_jax.models import weight_files
+from retree_jax.models.pretrained import weight_files
 
 
 class Entry(NamedTuple):

@@ -6,7 +6,7 @@ nothing else of a stage, and a task knows nothing of the loop, meshes or files.
 
 import importlib
 
-from retree_jax import limits
+from retree_jax.config import validate
 
 # stage -> (module of this package, class). Imported when asked for.
 _TASKS = {
@@ -22,14 +22,14 @@ def make(config):
   """The task of `config.stage`.
 
   Args:
-    config: a whole config (see `retree_jax.defaults`).
+    config: a whole config (see `retree_jax.config.defaults`).
 
   Raises:
     ValueError: unknown stage, or a value that the stage cannot take.
   """
   if config.stage not in _TASKS:
     raise ValueError(f"config.stage={config.stage!r} is unknown: use {', '.join(_TASKS)}")
-  limits.check(config)
+  validate.check(config)
   size = tuple(config.data.image_size)
   if len(size) != 2 or min(size) < 1:
     raise ValueError(f"config.data.image_size={size} must be (height, width): write it once, as '(256, 256)'")

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retree_jax import keys, losses, models, sampling, state
+from retree_jax import keys, losses, models, state
 from retree_jax.data.fields import CHANNELS, num_channels
 from retree_jax.diffusion import process
+from retree_jax.inference.sampler import Sampler, make_schedule
 from retree_jax.tasks import batches
 
 _EVALUATION_LEVELS = 8  # noise levels per held-out example, at the middles of eight equal spans of time
@@ -35,11 +36,11 @@ class DiffusionTask:
     self.size = tuple(config.data.image_size)
     self.network = models.build({**config.model, "out_channels": self.channels})
     self.network.check_size(*self.size)
-    self.schedule = sampling.make_schedule(config.diffusion)
+    self.schedule = make_schedule(config.diffusion)
     if config.diffusion.prediction not in process.KINDS:
       raise ValueError(f"config.diffusion.prediction={config.diffusion.prediction!r} is unknown: "
                        f"use {', '.join(process.KINDS)}")
-    sampling.Sampler(config, self.network)  # what previews could not draw with is refused here, before training
+    Sampler(config, self.network)  # what previews could not draw with is refused here, before training
     self.optimizer = state.make_optimizer(config.optimizer)
     self.epoch_steps = 1  # set by the loop, which knows the data: the repetitive training technique counts epochs
 
@@ -200,7 +201,7 @@ class DiffusionTask:
       batch: held-out examples as uint8 numpy arrays, whose conditions are used.
       mesh: devices to sample on; all hosts take part.
     """
-    sampler = sampling.Sampler(self.config, self.network, mesh)
+    sampler = Sampler(self.config, self.network, mesh)
     cond = None
     count = self.config.preview.num
     if self.condition:

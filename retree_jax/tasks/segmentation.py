@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retree_jax import keys, losses, models, sharding, state, tiling
+from retree_jax import keys, losses, models, sharding, state
 from retree_jax.data.fields import num_channels, split_channels
+from retree_jax.inference import tiling
 from retree_jax.tasks import batches, views
 
 _CANDIDATES = 4  # places looked at for a window whose middle lies in the field of view

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from retree_jax import checkpoint, enlarge, keys, losses, models, state
-from retree_jax.models import vgg
+from retree_jax import checkpoint, keys, losses, models, state
+from retree_jax.inference import superres
+from retree_jax.models.pretrained import vgg
 from retree_jax.tasks import batches, views
 
 GANS = ("nonsaturating", "least_squares")
@@ -162,7 +163,7 @@ class SuperresTask:
   def _enlarged(self, params, draw):
     """The generator's output [n, H, W, 4] for draw["low"], with the noise of each example's own key."""
     size = draw["low"].shape[1:3]
-    noise = jax.vmap(lambda key: enlarge.noise(jax.random.fold_in(key, 3), size, self.factor))(draw["key"])
+    noise = jax.vmap(lambda key: superres.noise(jax.random.fold_in(key, 3), size, self.factor))(draw["key"])
     return self.network.apply(params, draw["low"], noise=noise)
 
   def _generator_loss(self, params, draw, discriminator, on):
@@ -235,11 +236,11 @@ class SuperresTask:
     high = batches.stack_signed(batch, ("image", "tree"))
     low = views.shrink(high, self.factor)
     small = jnp.round((low + 1.0) * 127.5)
-    output = self.network.apply(ema, low, noise=enlarge.own_noise(small.astype(jnp.uint8), self.factor))
+    output = self.network.apply(ema, low, noise=superres.own_noise(small.astype(jnp.uint8), self.factor))
     terms = self._terms(output, high)
-    base = enlarge.bicubic(small, self.factor)
+    base = superres.bicubic(small, self.factor)
     scores = {"loss": sum(self.config.loss[name] * value for name, value in terms.items())}
-    for name, pixels in (("", enlarge.to_pixels(output, self.config.sampler.tree_cut)), ("_bicubic", base)):
+    for name, pixels in (("", superres.to_pixels(output, self.config.sampler.tree_cut)), ("_bicubic", base)):
       pixels = jnp.where(batch["fov"] >= 128, pixels, 0)
       image = batches.to_signed(pixels[..., :3])
       scores["psnr" + name] = losses.psnr(image, high[..., :3])
@@ -258,7 +259,7 @@ class SuperresTask:
     real = {f: np.asarray(batch[f][:self.config.preview.num]) for f in self.fields}
     small = shrunk(real, self.factor)
     loaded = checkpoint.Loaded(self.config, ema, self.network, 0, "")
-    large = enlarge.Enlarger(loaded, mesh)(small)
+    large = superres.Enlarger(loaded, mesh)(small)
     pictures = {f"small_{f}": small[f].repeat(self.factor, 1).repeat(self.factor, 2) for f in ("image", "tree")}
     return pictures | {f"enlarged_{f}": large[f] for f in ("image", "tree")} | {f"real_{f}": real[f] for f in ("image", "tree")}
 

@@ -12,7 +12,7 @@ from absl import logging
 from etils import epath
 
 from retree_jax import keys, losses, models, state
-from retree_jax.data import pictures, sources, transforms
+from retree_jax.data import image_io, splits, transforms
 from retree_jax.tasks import batches
 
 _MAX_BYTES = 32 * 2**20  # of generated trees: they become a constant of the compiled step
@@ -42,14 +42,14 @@ def generated_trees(folder, size: tuple[int, int], kind: str = "coverage") -> tu
   limit = max(2, _MAX_BYTES // (size[0] * size[1]))
   if len(names) > limit:
     logging.info("The filter uses the first %d of %d generated trees", limit, len(names))
-  train, heldout = sources.hold_out(names[:limit])
+  train, heldout = splits.hold_out(names[:limit])
 
   found = epath.Path(folder) / kind
   if kind == "fov" and not found.is_dir():
     return tuple(np.full((len(chosen), *size, 1), 255, np.uint8) for chosen in (train, heldout))
 
   def read(chosen):
-    pixels = [pictures.decode((found / name).read_bytes(), str(found / name)) for name in chosen]
+    pixels = [image_io.decode((found / name).read_bytes(), str(found / name)) for name in chosen]
     return np.stack([transforms.area_resize(p if p.ndim == 3 else p[..., None], size)[..., :1] for p in pixels])
 
   return read(train), read(heldout)

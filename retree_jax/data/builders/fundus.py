@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 import tensorflow_datasets as tfds
 
-from retree_jax.data import pictures, writing
+from retree_jax.data import field_of_view, image_io, writing
 from retree_jax.data.builders import layouts
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -85,7 +85,7 @@ class _Fundus(tfds.core.GeneratorBasedBuilder):
     for number, eye in enumerate(eyes):
       image, stored = _photograph(eye.image)
       example = {"name": eye.name, "label": "expert" if eye.tree else "none", "image": stored}
-      fov = _mask(eye.fov) if eye.fov else pictures.find_fov(image)
+      fov = _mask(eye.fov) if eye.fov else field_of_view.find_fov(image)
       example["fov"] = writing.png_bytes(fov)
       if self.LABELLED:
         tree = _mask(eye.tree) if eye.tree else 0 * fov
@@ -149,7 +149,7 @@ def _bytes(path: pathlib.Path) -> bytes:
   try:
     with gzip.open(path) as file:
       # a PPM of the greatest picture that `pictures.decode` takes, and no more, comes out of a file that claims to be one
-      return file.read(4 * pictures.MAX_PIXELS)
+      return file.read(4 * image_io.MAX_PIXELS)
   except (OSError, EOFError) as error:
     raise ValueError(f"Cannot read {path} ({error}): download it again.") from None
 
@@ -157,14 +157,14 @@ def _bytes(path: pathlib.Path) -> bytes:
 def _photograph(path: pathlib.Path):
   """(uint8 [H, W, 3], the bytes to store): the file's own where TFDS and browsers read them, otherwise a PNG's."""
   data = _bytes(path)
-  decoded = pictures.decode(data, str(path))
-  image = pictures.as_photograph(decoded)
+  decoded = image_io.decode(data, str(path))
+  image = image_io.as_photograph(decoded)
   keep = decoded.ndim == 3 and path.suffix.lower() in (".png", ".jpg", ".jpeg")
   return image, data if keep else writing.png_bytes(image)
 
 
 def _mask(path: pathlib.Path):
-  return pictures.as_mask(pictures.decode(_bytes(path), str(path)), str(path))
+  return image_io.as_mask(image_io.decode(_bytes(path), str(path)), str(path))
 
 
 def _configs(**descriptions: str):

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from etils import epath
 
-from retree_jax.data import ledger, writing
+from retree_jax.data import manifest, writing
 
 SHARD = 128
 _FIELDS = {"images": "image", "masks": "tree", "fov": "fov", "coverage": "coverage"}
@@ -75,7 +75,7 @@ def finish(out) -> None:
   import tensorflow_datasets as tfds
 
   out = epath.Path(out)
-  num = ledger.Ledger(out).num()
+  num = manifest.Ledger(out).num()
   shards = [out / f"retree-train-{i:05d}.array_record" for i in range(-(-num // SHARD))]
   example = _parse(_records(shards[0])[0])
   spec = {name: tfds.features.Image(shape=(None, None, 3 if name == "image" else 1), encoding_format="png")

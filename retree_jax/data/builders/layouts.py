@@ -8,7 +8,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from retree_jax.data import folders, sources
+from retree_jax.data import folders, splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ def stare(files: Sequence[pathlib.Path], observer: str = "first") -> Splits:
 
 def photographs(files: Sequence[pathlib.Path], observer: str = "first") -> Splits:
   """Any photographs without masks. Those below folders train/ and test/ keep that split; otherwise about one patient in five
-  goes to test by a hash of the name (`sources.hold_out`), so 10_left and 10_right stay together.
+  goes to test by a hash of the name (`splits.hold_out`), so 10_left and 10_right stay together.
 
   Raises:
     ValueError: no photographs, or two of one name.
@@ -135,7 +135,7 @@ def photographs(files: Sequence[pathlib.Path], observer: str = "first") -> Split
   if all(side.values()) and {parts[-1] for parts in side.values()} == {"train", "test"}:
     test = {name for name, parts in side.items() if parts[-1] == "test"}
   else:
-    test = set(sources.hold_out(found)[1])
+    test = set(splits.hold_out(found)[1])
   return {split: [Eye(name, path) for name, path in found.items() if (name in test) == (split == "test")]
           for split in ("train", "test")}
 

@@ -1,0 +1,1 @@
+"""The command lines: exit codes, what each mode does, settings for CPUs."""

@@ -1,0 +1,1 @@
+"""Every field of a config, its default, and what it may be."""

@@ -1,0 +1,285 @@
+"""Seeds → trees → filter → photographs → super-resolution: labelled pairs as arrays.
+
+Pair k is a function of (models, settings, seed, k): not of the batch, the number of devices or hosts, or a restart.
+`retree_jax.inference.dataset_writer` writes the same pairs to disk.
+"""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from retree_jax.data import field_of_view, transforms
+
+MAX_ATTEMPTS = 20  # trees drawn for one pair before the best of them is taken and marked as not accepted
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+  """The stages of one generator; a stage that is None is left out.
+
+  Attributes:
+    tree, fundus, superres: `retree_jax.checkpoint.Loaded`.
+    tree_filter: `retree_jax.inference.tree_filter.Filter` that scores trees.
+  """
+
+  tree: object = None
+  fundus: object = None
+  superres: object = None
+  tree_filter: object = None
+
+
+class Generator:
+  """Compiled stages over a mesh.
+
+  Args:
+    models: the stages.
+    mesh: devices; one local device by default.
+    guidance: guidance scale of the fundus stage; None keeps its config's.
+    num_steps: sampler steps of both diffusion stages; None keeps their configs'.
+
+  Attributes:
+    samplers: {"tree": ..., "fundus": ...}, the `retree_jax.inference.sampler.Sampler` of each diffusion stage there is.
+    seconds: {"tree", "filter", "fundus", "superres"}: time spent in each stage so far.
+
+  Raises:
+    ValueError: stages that do not fit each other.
+  """
+
+  def __init__(self, models: Models, mesh=None, guidance: float | None = None, num_steps: int | None = None):
+    from retree_jax.inference.sampler import Sampler
+
+    _check_fit(models)
+    self.models, self.samplers, self.seconds = models, {}, collections.Counter()
+    if models.tree is not None:
+      config = _changed(models.tree.config, num_steps=num_steps)
+      self.samplers["tree"] = Sampler(config, models.tree.network, mesh)
+    if models.fundus is not None:
+      config = _changed(models.fundus.config, num_steps=num_steps, guidance=guidance)
+      self.samplers["fundus"] = Sampler(config, models.fundus.network, mesh)
+    self._enlarger = None
+    if models.superres is not None:
+      from retree_jax.inference.superres import Enlarger
+
+      self._enlarger = Enlarger(models.superres, mesh)
+      wanted, size = self._enlarger.input_size, self.samplers["fundus"].size
+      if wanted != size:
+        raise ValueError(f"the superres stage enlarges {wanted[0]}x{wanted[1]} pixels and the fundus stage makes "
+                         f"{size[0]}x{size[1]}: give stages that were trained for one another")
+
+  @property
+  def batch_size(self) -> int:
+    """Pairs that keep all devices busy in one call."""
+    return max(s.batch_size for s in self.samplers.values())
+
+  def trees(self, indices: np.ndarray, seed: int) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """Trees that pass the filter, one for each index.
+
+    Args:
+      indices: [N] numbers of the pairs, below 2³² / MAX_ATTEMPTS.
+      seed: root of the randomness.
+
+    Returns:
+      Fields "tree" and "fov" (coverage), uint8 [N, H, W, 1], and N records: "attempts" (trees drawn),
+      "accepted" (False where none of MAX_ATTEMPTS passed; the one with the best score is taken), "filter_score"
+      (None without a filter), "dropped" (why each of the others went) and "tilt" (degrees counter-clockwise by which the
+      cuts of its field of view are turned).
+
+    Raises:
+      ValueError: there is no tree stage.
+    """
+    if "tree" not in self.samplers:
+      raise ValueError("there is no tree stage to draw trees with: give --tree, or trees to paint with --trees")
+    sampler, judge = self.samplers["tree"], self.models.tree_filter
+    n, indices = len(indices), np.asarray(indices, np.int64)
+    records = [{"attempts": 0, "accepted": False, "filter_score": None, "dropped": [], "tilt": 0} for _ in range(n)]
+    fields: dict[str, np.ndarray] = {}
+    waiting, drawn_before = np.arange(n), 0
+    while len(waiting) and drawn_before < (1 if judge is None else MAX_ATTEMPTS):
+      # Where a compiled block has room, the next attempts are drawn along; which tree is taken does not change.
+      unit = sampler.block * sampler.mesh.size
+      ahead = min(MAX_ATTEMPTS - drawn_before, max(1, unit // len(waiting))) if drawn_before else 1
+      rows = np.repeat(waiting, ahead)
+      attempts = np.tile(np.arange(drawn_before, drawn_before + ahead), len(waiting))
+      started = time.monotonic()
+      numbers = indices[rows] * MAX_ATTEMPTS + attempts
+      drawn = sampler(self.models.tree.params, numbers, seed=seed, stream="trees", slots=indices[rows] + attempts)
+      drawn, tilts = field_of_view.with_fov(drawn, sampler.config.data.fit == "fov")
+      self.seconds["tree"] += time.monotonic() - started
+      started = time.monotonic()
+      verdicts = [None] * len(rows) if judge is None else judge(drawn["tree"], drawn["fov"])
+      self.seconds["filter"] += time.monotonic() - started
+      for name, pixels in drawn.items():
+        fields.setdefault(name, np.zeros((n, *pixels.shape[1:]), np.uint8))
+      for place, (i, verdict) in enumerate(zip(rows, verdicts, strict=True)):
+        if not records[i]["accepted"] and _book(records[i], verdict):
+          records[i]["tilt"] = tilts[place]
+          for name, pixels in drawn.items():
+            fields[name][i] = pixels[place]
+      drawn_before += ahead
+      waiting = np.array([i for i in waiting if not records[i]["accepted"]], int)
+    return fields, records
+
+  def given(self, trees: Sequence[np.ndarray], fovs: Sequence[np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    """Brings trees that a user has to the size and framing that the fundus stage was trained on.
+
+    Args:
+      trees: N arrays uint8 [H, W, 1] of any sizes, 0..255 (masks, or coverage).
+      fovs: their visible discs, likewise. Where there is none, a disc as wide as the frame's longer side: that is
+        how cameras cut it.
+
+    Returns:
+      Fields "tree" and "fov" (coverage), uint8 [N, H, W, 1] at one size. Vessels outside the disc are cut away.
+
+    Raises:
+      ValueError: arrays of another kind, or no fundus stage.
+    """
+    if "fundus" not in self.samplers:
+      raise ValueError("there is no fundus stage to paint these trees with: give --fundus")
+    sampler, fields = self.samplers["fundus"], {"tree": [], "fov": []}
+    for i, tree in enumerate(trees):
+      tree = np.asarray(tree)
+      if tree.dtype != np.uint8 or tree.ndim != 3 or tree.shape[-1] != 1:
+        raise ValueError(f"a tree must be uint8 of shape [H, W, 1], not {tree.dtype} of shape {tree.shape}")
+      fov = None if fovs is None else fovs[i]
+      fov = field_of_view.inscribed(tree.shape[:2], max(tree.shape[:2])) if fov is None else fov
+      hard = transforms.binarise(fov)
+      fitted, disc = (transforms.fit({"tree": field, "fov": hard}, sampler.size, sampler.config.data.fit)["tree"]
+                      for field in (tree, fov))
+      fields["fov"].append(disc)
+      fields["tree"].append(np.where(disc >= 128, fitted, 0).astype(np.uint8))
+    return {name: np.stack(pixels) for name, pixels in fields.items()}
+
+  def photographs(self, fields: dict[str, np.ndarray], indices: np.ndarray, seed: int,
+                  tilts: Sequence[float] | None = None) -> dict[str, np.ndarray]:
+    """Paints trees (and enlarges both).
+
+    Args:
+      fields: "tree" and "fov" as `trees` or `given` return them.
+      indices: [N] numbers of the pairs.
+      seed: root of the randomness.
+      tilts: degrees by which the eyes are turned counter-clockwise, from the records of `trees`. Stages learn from turned
+        eyes; cameras take upright ones, so finished pairs are turned back. None leaves them.
+
+    Returns:
+      "image", "tree" and "fov", uint8 [N, H, W, C]; without a fundus stage, the fields as they are.
+    """
+    if "fundus" not in self.samplers:
+      return fields | {"fov": transforms.binarise(fields["fov"])}
+    sampler, started = self.samplers["fundus"], time.monotonic()
+    size = sampler.size
+    sized = {name: np.stack([transforms.area_resize(p, size) for p in fields[name]]) for name in ("tree", "fov")}
+    hard = transforms.binarise(sized["fov"])
+    condition = {name: {**sized, "fov": hard}[name] for name in sampler.condition}
+    out = {**sized, **sampler(self.models.fundus.params, indices, condition, seed=seed)}
+    self.seconds["fundus"] += time.monotonic() - started
+    if self._enlarger is None:
+      out |= {"fov": hard}
+    else:
+      started = time.monotonic()
+      # With the disc's coverage, for a rim without steps and without what enlarging would make of a noisy edge.
+      out = self._enlarger(out | {"image": field_of_view.soft_rim(out["image"], out["fov"])})
+      self.seconds["superres"] += time.monotonic() - started
+    return out if tilts is None else field_of_view.upright(out, tilts)
+
+
+def pairs(models: Models, num: int = 16, seed: int = 0, trees: np.ndarray | None = None, mesh=None,
+          indices: Sequence[int] | None = None, **options) -> dict[str, np.ndarray]:
+  """Generates pairs as arrays: the same as the command writes, before files.
+
+  Args:
+    models: the stages, e.g. from `load_models`.
+    num: number of pairs; not read where `indices` or `trees` are given.
+    seed: root of the randomness.
+    trees: trees to paint, uint8 [N, H, W, 1] in 0..255, instead of sampling them.
+    mesh: devices.
+    indices: numbers of the pairs.
+    **options: of `Generator`.
+
+  Returns:
+    "image" uint8 [N, H, W, 3], "tree" uint8 [N, H, W, 1] (coverage; binarise at 128), "fov" uint8 [N, H, W, 1], and
+    "records", a list of N dicts.
+
+  Raises:
+    ValueError: stages that do not fit each other, or trees of another kind.
+  """
+  generator = Generator(models, mesh, **options)
+  indices = np.arange(num if trees is None else len(trees)) if indices is None else np.asarray(indices)
+  if not len(indices):
+    raise ValueError("there is nothing to generate: give num of at least 1, or some trees or indices")
+  if trees is not None and len(indices) != len(trees):
+    raise ValueError(f"{len(trees)} trees and {len(indices)} indices do not go together: give one index for each tree")
+  if trees is None:
+    fields, records = generator.trees(indices, seed)
+  else:
+    fields, records = generator.given(trees), [{} for _ in trees]
+  return {**generator.photographs(fields, indices, seed, tilts(records)), "records": records}
+
+
+def tilts(records: Sequence[dict]) -> list[float]:
+  """What `Generator.photographs` turns back, from the records of `Generator.trees`; 0 for trees that a user gave."""
+  return [record.get("tilt", 0) for record in records]
+
+
+def load_models(tree=None, fundus=None, superres=None, filter_path=None, threshold: float | None = None,
+                mesh=None) -> Models:
+  """Loads stages by path or name.
+
+  Args:
+    tree, fundus, superres, filter_path: workdirs, checkpoint folders or names of shipped weights; None leaves the
+      stage out.
+    threshold: least filter score; None takes the one chosen on the filter's validation data.
+    mesh: devices to hold the parameters.
+
+  Raises:
+    ValueError: a path that holds no checkpoint, or one of another stage.
+  """
+  from retree_jax import checkpoint
+  from retree_jax.inference import tree_filter
+
+  def stage(path, name):
+    return None if path is None else checkpoint.load(path, mesh=mesh, stage=name)
+
+  judge = None if filter_path is None else tree_filter.load(filter_path, threshold)
+  return Models(stage(tree, "tree"), stage(fundus, "fundus"), stage(superres, "superres"), judge)
+
+
+def _check_fit(models: Models) -> None:
+  """Raises ValueError for stages that cannot follow one another."""
+  if models.tree is None and models.fundus is None:
+    raise ValueError("nothing to generate with: give --tree, --fundus or both")
+  if models.superres is not None and models.fundus is None:
+    raise ValueError("the superres stage enlarges pairs, and there is no fundus stage to make them: give --fundus")
+  if models.tree is not None and "tree" not in models.tree.config.data.target:
+    raise ValueError("the tree stage makes no trees: its config.data.target must hold 'tree'")
+  if models.fundus is not None and (other := set(models.fundus.config.data.condition) - {"tree", "fov"}):
+    raise ValueError(f"the fundus stage asks for {sorted(other)[0]!r}, which no stage makes: train it with "
+                     "config.data.condition=('tree', 'fov')")
+
+
+def _book(record: dict, verdict) -> bool:
+  """Notes one more tree that was drawn for a pair; returns whether it is the pair's best so far."""
+  record["attempts"] += 1
+  if verdict is None:
+    record["accepted"] = True
+    return True
+  score = round(float(verdict.score), 6)
+  record["accepted"] = verdict.accepted
+  if not verdict.accepted:
+    record["dropped"].append(verdict.reason)
+  taken = verdict.accepted or record["filter_score"] is None or score > record["filter_score"]
+  if taken:
+    record["filter_score"] = score
+  return taken
+
+
+def _changed(config, **sampler):
+  """A copy of a config with some of its sampler's fields changed; None leaves a field as it is."""
+  changes = {k: v for k, v in sampler.items() if v is not None}
+  if not changes:
+    return config
+  config = config.copy_and_resolve_references()
+  config.sampler.update(changes)
+  return config

@@ -1,0 +1,1 @@
+"""Measurements of generated sets, verdicts, and the documents that show them."""

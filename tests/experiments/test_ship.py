@@ -1,0 +1,57 @@
+"""Weights for the package carry no path of the machine that trained them, and load by their folder."""
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import ship
+from experiments.benchmarks import superres
+from retree_jax import checkpoint, models, train
+from retree_jax.data import sources
+from tests import small
+
+
+def test_paths_are_cut_down_to_their_last_part():
+  given = {"data": {"source": "folder:/a/b/CHASE_DB1*2+folder:c/HRF+phantom:20"}, "seed": 3, "loss": {"file": "/x/vgg.npz"}}
+  assert ship.without_paths(given) == {
+      "data": {"source": "folder:CHASE_DB1*2+folder:HRF+phantom:20"}, "seed": 3, "loss": {"file": "vgg.npz"}}
+
+
+def test_shipped_weights_are_the_last_average_at_16_bits(monkeypatch, tmp_path):
+  monkeypatch.setattr(models, "build", small.Toy)
+  config = small.config(train__num_steps=3, checkpoint__every=1)
+  state = train.train(config, tmp_path / "run", arrays=small.arrays(), devices=jax.devices()[:1])
+  assert ship.ship("tree", tmp_path / "run", folder=tmp_path / "weights") > 0
+  loaded = checkpoint.load(tmp_path / "weights" / "tree", stage="tree")
+  assert loaded.step == 3
+  for ours, theirs in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(state.ema), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=2**-8)
+
+
+@pytest.mark.parametrize("own_cut", [0.5, 0.4])
+def test_super_resolution_is_cut_where_thin_vessels_of_training_eyes_stay(monkeypatch, own_cut):
+  """A stage that gives every vessel a probability of .33 and its surroundings .22: the best cut lies between."""
+  size, spec = (128, 128), "phantom:4"
+  eyes = list(superres.pairs(sources.open_source(spec, split="train", fields=("image", "tree"), size=size), size, 9))
+  answers = iter(eyes)
+
+  class Enlarger:
+    scale = 2
+
+    def __init__(self, loaded):
+      self.size, self.cut = size, loaded.config.sampler.tree_cut
+
+    def __call__(self, small):
+      real = next(answers)
+      assert small["tree"].shape == (1, 64, 64, 1)
+      odds = np.where(real["tree"] >= 128, 0.33 / 0.67, 0.22 / 0.78) * (1 - self.cut) / self.cut
+      return {"tree": np.round(255 * odds / (1 + odds)).astype(np.uint8)}
+
+  monkeypatch.setattr(superres, "Enlarger", Enlarger)
+  loaded = checkpoint.Loaded(ConfigDict({"sampler": {"tree_cut": own_cut}}), {}, None, 0, "")
+  scores = superres.choose_cut(loaded, spec)
+  assert loaded.config.sampler.tree_cut == own_cut
+  best = [cut for cut, score in scores.items() if score > 0.999]
+  assert best == [cut for cut in superres.CUTS if 0.22 < cut < 0.33]
+  assert scores[0.5] == 0 and 0 < scores[0.2] < 0.9
