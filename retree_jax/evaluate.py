@@ -75,3 +75,7 @@ def main(argv: list[str] | None = None) -> None:
   for verdict in result["verdicts"]:
     print(f"{verdict['question']} {verdict['answer']}")
   print(f"written: {pathlib.PurePath(f.out) / 'report.html'}, report.md, report.json")
+
+
+if __name__ == "__main__":
+  sys.exit(errors.run(main))
