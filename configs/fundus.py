@@ -27,8 +27,9 @@ def get_config(variant: str = ""):
     c.data.augment = defaults.no_augmentation()
     c.data.augment.horizontal_flip = c.data.augment.vertical_flip = 0.5
     c.model.update(name="paper_denoiser", dim=2048, time_dim=256)
-    c.diffusion.update(schedule="paper", num_steps=1000, zero_terminal_snr=False, prediction="eps",
-                       time_sampling="uniform", first_step=1)
+    c.diffusion.update(
+      schedule="paper", num_steps=1000, zero_terminal_snr=False, prediction="eps", time_sampling="uniform", first_step=1
+    )
     c.loss.min_snr_gamma = 0.0
     c.train.update(batch_size=8, ema_decay=0.0, rtt=True)
     c.optimizer.update(learning_rate=3e-4, warmup_steps=0, b2=0.999, weight_decay=0.01, clip_norm=0.0)

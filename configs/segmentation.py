@@ -21,15 +21,18 @@ VARIANTS = (*defaults.VARIANTS, "diffusion")
 
 def get_config(variant: str = ""):
   if variant not in VARIANTS:
-    raise ValueError(f"variant {variant!r} is unknown: write configs/segmentation.py alone, or with "
-                     f"{', '.join(':' + v for v in VARIANTS[1:-1])} or :{VARIANTS[-1]}")
+    raise ValueError(
+      f"variant {variant!r} is unknown: write configs/segmentation.py alone, or with "
+      f"{', '.join(':' + v for v in VARIANTS[1:-1])} or :{VARIANTS[-1]}"
+    )
   c = defaults.base("segmentation", "" if variant == "diffusion" else variant)
   c.data.image_size = (768, 768)
   c.data.target = ("tree",)
   c.data.condition = ("image",)
   # Vessels must be found in every camera's light: more of everything than a generator, which should keep to what is real.
-  c.data.augment.update(scale=0.2, brightness=0.25, contrast=0.3, saturation=0.3, hue=0.03, gamma=0.3, illumination=0.25,
-                        blur=1.0, noise=6.0)
+  c.data.augment.update(
+    scale=0.2, brightness=0.25, contrast=0.3, saturation=0.3, hue=0.03, gamma=0.3, illumination=0.25, blur=1.0, noise=6.0
+  )
   c.data.heldout = "test"
   c.checkpoint.update(keep_latest=1, keep_best=0)
   if variant == "diffusion":
@@ -65,8 +68,16 @@ def get_config(variant: str = ""):
 
   c.train.update(batch_size=16, num_steps=20_000, ema_decay=0.999)
   c.optimizer.update(learning_rate=1e-3, warmup_steps=500, schedule="cosine", decay_steps=20_000, b2=0.999)
-  c.model.update(name="segmenter", patch=2, widths=(64, 128, 192, 256), bottleneck=(384, 384), norm="group", attention="none",
-                 dropout=0.1, dtype="bfloat16")
+  c.model.update(
+    name="segmenter",
+    patch=2,
+    widths=(64, 128, 192, 256),
+    bottleneck=(384, 384),
+    norm="group",
+    attention="none",
+    dropout=0.1,
+    dtype="bfloat16",
+  )
   c.evaluate.update(every=1000, num=16)
   c.preview.update(every=2000, num=4)
   c.checkpoint.every = 1000
@@ -79,10 +90,18 @@ def get_config(variant: str = ""):
     c.data.augment.update(horizontal_flip=0.5, vertical_flip=0.5, rotation=45.0)
     c.crop.update(size=0, num=1, turns=False)
     c.loss.outside_fov = 1.0
-    c.model.update(patch=1, widths=(64, 128, 256, 512), bottleneck=(640, 768, 896, 1024), norm="instance", attention="cbam",
-                   dropout=0.0, dtype="float32")
-    c.optimizer.update(learning_rate=1e-4, warmup_steps=0, schedule="constant", decay_steps=0, b2=0.999, weight_decay=1e-3,
-                       clip_norm=0.0)
+    c.model.update(
+      patch=1,
+      widths=(64, 128, 256, 512),
+      bottleneck=(640, 768, 896, 1024),
+      norm="instance",
+      attention="cbam",
+      dropout=0.0,
+      dtype="float32",
+    )
+    c.optimizer.update(
+      learning_rate=1e-4, warmup_steps=0, schedule="constant", decay_steps=0, b2=0.999, weight_decay=1e-3, clip_norm=0.0
+    )
     c.train.update(batch_size=2, num_steps=20_000, ema_decay=0.0)
     c.sampler.update(overlap=0, flips=1)
   if variant == "cpu":

@@ -33,11 +33,20 @@ def get_config(variant: str = ""):
   # The generator; its factor is 2, 4 or 8. `noise`: it is given some to make texture of.
   c.model.update(name="superres", factor=2, width=96, depth=12, vit_blocks=1, vit_patch=8, noise=True, dtype="bfloat16")
   # The discriminator, which judges photograph and tree together.
-  c.discriminator = ConfigDict({"name": "superres_discriminator", "widths": (64, 128, 256, 256), "vit_blocks": 1,
-                                "spectral_norm": True, "detail": 0.0, "dtype": "bfloat16"})
+  c.discriminator = ConfigDict(
+    {
+      "name": "superres_discriminator",
+      "widths": (64, 128, 256, 256),
+      "vit_blocks": 1,
+      "spectral_norm": True,
+      "detail": 0.0,
+      "dtype": "bfloat16",
+    }
+  )
   # What it is shown, real and generated alike, is changed by up to so much (see retree_jax.tasks.views.augment).
   c.discriminator_augment = ConfigDict(
-      {"flip": True, "translation": 0.1, "brightness": 0.2, "saturation": 0.5, "contrast": 0.3})
+    {"flip": True, "translation": 0.1, "brightness": 0.2, "saturation": 0.5, "contrast": 0.3}
+  )
 
   c.loss = ConfigDict()
   # Weights of the terms; 0 switches one off. Absolute error, 1 - SSIM, cross-entropy of the tree.
@@ -82,8 +91,19 @@ def get_config(variant: str = ""):
     c.model.update(factor=8, width=64, depth=16, vit_blocks=1, vit_patch=1, noise=False, dtype="float32")
     c.discriminator.update(spectral_norm=False, dtype="float32")
     c.discriminator_augment.update(flip=False, translation=0.0, brightness=0.0, saturation=0.0, contrast=0.0)
-    c.loss.update(l1=10.0, ssim=10.0, bce=1.0, adversarial=1.0, perceptual=1.0, perceptual_layers=("relu5_4",),
-                  gan="least_squares", adversarial_start=0, penalty="original", penalty_weight=10.0, penalty_every=1)
+    c.loss.update(
+      l1=10.0,
+      ssim=10.0,
+      bce=1.0,
+      adversarial=1.0,
+      perceptual=1.0,
+      perceptual_layers=("relu5_4",),
+      gan="least_squares",
+      adversarial_start=0,
+      penalty="original",
+      penalty_weight=10.0,
+      penalty_every=1,
+    )
     c.train.update(batch_size=1, ema_decay=0.0)
     for optimizer in (c.optimizer, c.discriminator_optimizer):
       optimizer.update(learning_rate=1e-5, warmup_steps=0, b1=0.5, b2=0.999, clip_norm=0.0)
@@ -105,8 +125,18 @@ def get_config(variant: str = ""):
   if variant == "tiny":
     c.data.source = "phantom:40"
     c.data.image_size = (256, 256)
-    c.model.update(factor=4, width=24, depth=2, up_widths=(16, 8), vit_blocks=1, vit_patch=4, token_width=64, heads=2,
-                   head_width=32, dtype="float32")
+    c.model.update(
+      factor=4,
+      width=24,
+      depth=2,
+      up_widths=(16, 8),
+      vit_blocks=1,
+      vit_patch=4,
+      token_width=64,
+      heads=2,
+      head_width=32,
+      dtype="float32",
+    )
     c.data.crop, c.data.crops = 64, 1
     c.train.update(batch_size=8, num_steps=400, ema_decay=0.99)
     # The penalty at every step, as XLA's gradients of convolutions are slow in CPU branches.

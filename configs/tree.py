@@ -1,10 +1,10 @@
 """The tree stage: noise → vessel tree (and its field of view).
 
-    python -m retree_jax.main --config configs/tree.py:tiny                        # phantom retinas, CPU minutes
-    python -m retree_jax.main --config configs/tree.py:cpu --config.data.source=folder:PATH    # 128×128, CPU hours
-    python -m retree_jax.main --config configs/tree.py --config.data.source=folder:PATH        # 256×256, accelerators
-    python -m retree_jax.main --config configs/tree.py:paper --config.data.source=folder:PATH  # the original, 64×64
-    python -m retree_jax.main --config configs/tree.py --mode sample --num 16                   # PNG trees, a grid, a manifest
+python -m retree_jax.main --config configs/tree.py:tiny                        # phantom retinas, CPU minutes
+python -m retree_jax.main --config configs/tree.py:cpu --config.data.source=folder:PATH    # 128×128, CPU hours
+python -m retree_jax.main --config configs/tree.py --config.data.source=folder:PATH        # 256×256, accelerators
+python -m retree_jax.main --config configs/tree.py:paper --config.data.source=folder:PATH  # the original, 64×64
+python -m retree_jax.main --config configs/tree.py --mode sample --num 16                   # PNG trees, a grid, a manifest
 """
 
 from retree_jax.config import defaults
@@ -22,8 +22,9 @@ def get_config(variant: str = ""):
     c.data.augment = defaults.no_augmentation()
     c.data.augment.horizontal_flip = c.data.augment.vertical_flip = 0.5
     c.model.update(name="paper_denoiser", dim=4096, time_dim=256)
-    c.diffusion.update(schedule="paper", num_steps=800, zero_terminal_snr=False, prediction="eps", time_sampling="uniform",
-                       first_step=1)
+    c.diffusion.update(
+      schedule="paper", num_steps=800, zero_terminal_snr=False, prediction="eps", time_sampling="uniform", first_step=1
+    )
     c.loss.min_snr_gamma = 0.0
     c.train.update(batch_size=8, ema_decay=0.0, rtt=True)
     c.optimizer.update(learning_rate=3e-4, warmup_steps=0, b2=0.999, weight_decay=0.01, clip_norm=0.0)

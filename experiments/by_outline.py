@@ -19,8 +19,14 @@ from retree_jax.metrics import vessels
 
 WHOLE = 0.95  # height over width of a field of view, from which on it counts as whole
 OUTLINES = {"whole": True, "cut": False}  # what `is_whole` says of each
-MARKS = {"density": "{:.3f}", "length": "{:.0f}", "width": "{:.2f}", "branching_angle": "{:.1f}",
-         "fractal_dimension": "{:.2f}", "components": "{:.0f}"}
+MARKS = {
+  "density": "{:.3f}",
+  "length": "{:.0f}",
+  "width": "{:.2f}",
+  "branching_angle": "{:.1f}",
+  "fractal_dimension": "{:.2f}",
+  "components": "{:.0f}",
+}
 LEAST = 4  # eyes on either side, below which there is nothing to compare
 
 
@@ -33,8 +39,9 @@ def is_whole(fov: np.ndarray) -> bool:
 def fitted(source: str, split: str, side: int) -> dict[str, np.ndarray]:
   """All eyes of a source, uint8 [N, side, side, C] each of "image", "tree" and "fov"."""
   opened = sources.open_source(source, split=split, fields=("image", "tree"), size=(side, side))
-  return next(iter(pipeline.evaluation_batches(
-      opened, size=(side, side), batch_size=len(opened), fields=("image", "tree", "fov"))))
+  return next(
+    iter(pipeline.evaluation_batches(opened, size=(side, side), batch_size=len(opened), fields=("image", "tree", "fov")))
+  )
 
 
 def table(generated: dict[str, np.ndarray], real: dict[str, np.ndarray]) -> str:
@@ -47,8 +54,16 @@ def table(generated: dict[str, np.ndarray], real: dict[str, np.ndarray]) -> str:
     A row for each outline, with numbers where both sides have at least `LEAST` eyes; vessel measures as "generated (real)", in
     pixels and degrees.
   """
-  titles = ["outline", "generated", "real", "trees: kernel distance", "floor", "photographs: kernel distance", "floor",
-            *(name.replace("_", " ") for name in MARKS)]
+  titles = [
+    "outline",
+    "generated",
+    "real",
+    "trees: kernel distance",
+    "floor",
+    "photographs: kernel distance",
+    "floor",
+    *(name.replace("_", " ") for name in MARKS),
+  ]
   lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
   sides = [(eyes, np.array([is_whole(fov) for fov in eyes["fov"]])) for eyes in (generated, real)]
   for name, wanted in OUTLINES.items():
@@ -57,10 +72,15 @@ def table(generated: dict[str, np.ndarray], real: dict[str, np.ndarray]) -> str:
     if min(counts) < LEAST:
       lines.append(f"| {name} | {counts[0]} | {counts[1]} |" + " too few |" * (4 + len(MARKS)))
       continue
-    distances = [text for field in ("tree", "image")
-                 for text in (interval(distance(known[field], made[field])), interval(floor(known[field])))]
-    measured = [[vessels.biomarkers(tree[..., 0] >= 128, fov[..., 0] >= 128)
-                 for tree, fov in zip(eyes["tree"], eyes["fov"], strict=True)] for eyes in (made, known)]
+    distances = [
+      text
+      for field in ("tree", "image")
+      for text in (interval(distance(known[field], made[field])), interval(floor(known[field])))
+    ]
+    measured = [
+      [vessels.biomarkers(tree[..., 0] >= 128, fov[..., 0] >= 128) for tree, fov in zip(eyes["tree"], eyes["fov"], strict=True)]
+      for eyes in (made, known)
+    ]
     marks = ["{} ({})".format(*(_mean([m[mark] for m in eyes], form) for eyes in measured)) for mark, form in MARKS.items()]
     lines.append("| " + " | ".join([name, *map(str, counts), *distances, *marks]) + " |")
   return "\n".join(lines) + "\n"

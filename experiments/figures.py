@@ -26,6 +26,7 @@ FULL = 512  # side in pixels of the eyes whose middles are shown as they are
 
 def sheet(rows: list[list[np.ndarray]], side: int) -> np.ndarray:
   """Rows of uint8 pictures [H, W, 1 or 3] as one uint8 picture, each fitted to side × side."""
+
   def cell(picture):
     grey = picture[..., 0] if picture.shape[-1] == 1 else picture
     small = Image.fromarray(grey).resize((side, side), Image.Resampling.LANCZOS).convert("RGB")
@@ -46,20 +47,23 @@ def load(spec: str, split: str, num: int, side: int, spread: bool) -> tuple[list
 
 def closest(generated: str, real: str, num: int, side: int) -> list[list[np.ndarray]]:
   """The `num` generated photographs nearest to a training eye, and those eyes: two rows, the nearest first."""
-  opened = [sources.open_source(spec, split=split, fields=("image",))
-            for spec, split in ((generated, "all"), (real, "train"), (real, "test"))]
+  opened = [
+    sources.open_source(spec, split=split, fields=("image",))
+    for spec, split in ((generated, "all"), (real, "train"), (real, "test"))
+  ]
   thumbnails = [measure.photographs(s, np.arange(len(s)), (side, side)).thumbnails["image"] for s in opened]
   pairs = privacy.audit(*thumbnails).spaces["pixels"].closest(num)
-  made, known = (list(measure.fitted(source, rows, (side, side))) for source, rows in (
-      (opened[0], [p.generated for p in pairs]), (opened[1], [p.train for p in pairs])))
-  return [[eye["image"] for eye in made],
-          [pair.pose(eye["image"], side) for pair, eye in zip(pairs, known, strict=True)]]
+  made, known = (
+    list(measure.fitted(source, rows, (side, side)))
+    for source, rows in ((opened[0], [p.generated for p in pairs]), (opened[1], [p.train for p in pairs]))
+  )
+  return [[eye["image"] for eye in made], [pair.pose(eye["image"], side) for pair, eye in zip(pairs, known, strict=True)]]
 
 
 def middles(pictures: list[np.ndarray], side: int) -> list[np.ndarray]:
   """The middle side × side pixels of each."""
   corner = [(s - side) // 2 for s in pictures[0].shape[:2]]
-  return [p[corner[0]:corner[0] + side, corner[1]:corner[1] + side] for p in pictures]
+  return [p[corner[0] : corner[0] + side, corner[1] : corner[1] + side] for p in pictures]
 
 
 def main() -> None:
@@ -74,16 +78,19 @@ def main() -> None:
   out = pathlib.Path(args.out)
   if args.num < 1 or not 8 <= args.side <= FULL:
     raise ValueError(f"--num must be at least 1, and --side from 8 to {FULL} pixels")
-  num = min([args.num, len(sources.open_source(f"folder:{args.generated}", split="all"))] + (
-      [len(sources.open_source(args.real, split="test"))] if args.real else []))
+  num = min(
+    [args.num, len(sources.open_source(f"folder:{args.generated}", split="all"))]
+    + ([len(sources.open_source(args.real, split="test"))] if args.real else [])
+  )
   photographs, trees = load(f"folder:{args.generated}", "all", num, 2 * args.side, spread=False)
   writing.write_png(out / "pairs.png", sheet([photographs, trees], args.side))
   if args.real:
     real_photographs, real_trees = load(args.real, "test", num, 2 * args.side, spread=True)
-    writing.write_png(out / "real_and_generated.png",
-                      sheet([real_photographs, real_trees, photographs, trees], args.side))
-    full = [load(spec, split, num, FULL, spread)[0] for spec, split, spread in (
-        (args.real, "test", True), (f"folder:{args.generated}", "all", False))]
+    writing.write_png(out / "real_and_generated.png", sheet([real_photographs, real_trees, photographs, trees], args.side))
+    full = [
+      load(spec, split, num, FULL, spread)[0]
+      for spec, split, spread in ((args.real, "test", True), (f"folder:{args.generated}", "all", False))
+    ]
     writing.write_png(out / "detail.png", sheet([middles(photographs, args.side) for photographs in full], args.side))
     rows = closest(f"folder:{args.generated}", args.real, num, args.side)
     writing.write_png(out / "closest.png", sheet(rows, args.side))

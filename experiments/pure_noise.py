@@ -58,7 +58,7 @@ def predicted(loaded, num: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
 def spread(pictures: np.ndarray) -> float:
   """Standard deviation over pictures [N, H, W, C] of their blocks' means, root mean square over the blocks."""
   n, h, w, c = pictures.shape
-  pictures = pictures[:, :h - h % _BLOCK, :w - w % _BLOCK]
+  pictures = pictures[:, : h - h % _BLOCK, : w - w % _BLOCK]
   blocks = pictures.reshape(n, h // _BLOCK, _BLOCK, w // _BLOCK, _BLOCK, c).mean((2, 4))
   return float(np.sqrt(np.mean(np.var(blocks, axis=0))))
 
@@ -73,8 +73,7 @@ def main() -> None:
     raise ValueError(f"--num={args.num} has no spread: give at least 2")
   loaded = checkpoint.load(args.stage)
   if loaded.config.stage not in ("tree", "fundus"):
-    raise ValueError(f"the {loaded.config.stage} stage {args.stage} paints nothing from noise: give "
-                     "a tree or fundus stage")
+    raise ValueError(f"the {loaded.config.stage} stage {args.stage} paints nothing from noise: give a tree or fundus stage")
   found = predicted(loaded, args.num)
   print("| field | mean | spread over noises |\n|---|---|---|")
   for field, pictures in found.items():

@@ -31,16 +31,23 @@ def arms(args) -> dict[str, list[tuple[str, ...]]]:
   """Name → flags of `retree_jax.main`, of the trainings that follow each other, the last one in `folder_name(name)`."""
   paper = ("--config", "configs/tree.py:paper", f"--config.model.dim={args.dim}")
   tiny = ("--config", "configs/tree.py:tiny", "--config.train.num_steps=1000000")
-  quiet = ("--config.preview.every=0", "--config.evaluate.every=0", "--config.checkpoint.every=200", "--config.log.every=20",
-           f"--config.seed={args.seed}")
+  quiet = (
+    "--config.preview.every=0",
+    "--config.evaluate.every=0",
+    "--config.checkpoint.every=200",
+    "--config.log.every=20",
+    f"--config.seed={args.seed}",
+  )
   real, after = f"--config.data.source={args.real}", pathlib.Path(args.out) / "phantom"
   return {
-      "paper, RTT": [(*paper, *quiet, real)],
-      "paper, no RTT": [(*paper, "--noconfig.train.rtt", *quiet, real)],
-      "ours": [(*tiny, *quiet, real)],
-      "ours, phantom first": [
-          (*tiny, *quiet, "--config.data.source=phantom:400", "--workdir", str(after)),
-          (*tiny, *quiet, real, f"--config.train.start_from={after}")]}
+    "paper, RTT": [(*paper, *quiet, real)],
+    "paper, no RTT": [(*paper, "--noconfig.train.rtt", *quiet, real)],
+    "ours": [(*tiny, *quiet, real)],
+    "ours, phantom first": [
+      (*tiny, *quiet, "--config.data.source=phantom:400", "--workdir", str(after)),
+      (*tiny, *quiet, real, f"--config.train.start_from={after}"),
+    ],
+  }
 
 
 def optimizer_steps(workdir) -> int:
@@ -69,7 +76,8 @@ def run(args, say=print) -> dict:
       start = time.monotonic()
       for flags in trainings:
         code, _ = reproduce.run_command(
-            ("-m", "retree_jax.main", "--workdir", str(workdir), *flags, *steps), budget, lambda took: None)
+          ("-m", "retree_jax.main", "--workdir", str(workdir), *flags, *steps), budget, lambda took: None
+        )
         if code:
           raise RuntimeError(f"the training of '{name}' failed (exit code {code}): its message stands above")
       entry["seconds"] = round(time.monotonic() - start, 1)
@@ -106,16 +114,20 @@ def trees(workdir) -> list:
 
 def markdown(found: dict) -> str:
   """The table as text."""
-  lines = ["| recipe | training s | optimizer steps | held-out loss | s / tree | kernel distance | floor | "
-           "density of the frame (real) | components (real) |", "|---|---|---|---|---|---|---|---|---|"]
+  lines = [
+    "| recipe | training s | optimizer steps | held-out loss | s / tree | kernel distance | floor | "
+    "density of the frame (real) | components (real) |",
+    "|---|---|---|---|---|---|---|---|---|",
+  ]
   for name, entry in found.items():
     row = entry["row"]
     lines.append(
-        f"| {name} | {entry['seconds']:.0f} | {entry['optimizer_steps']} | {entry['loss']:.4f} | "
-        f"{row['seconds']:.2f} | "
-        f"{sampling_table.interval(row['distance'])} | {sampling_table.interval(entry['floor'])} | "
-        f"{row['generated']['density']:.4f} ({row['real']['density']:.4f}) | "
-        f"{row['generated']['components']:.1f} ({row['real']['components']:.1f}) |")
+      f"| {name} | {entry['seconds']:.0f} | {entry['optimizer_steps']} | {entry['loss']:.4f} | "
+      f"{row['seconds']:.2f} | "
+      f"{sampling_table.interval(row['distance'])} | {sampling_table.interval(entry['floor'])} | "
+      f"{row['generated']['density']:.4f} ({row['real']['density']:.4f}) | "
+      f"{row['generated']['components']:.1f} ({row['real']['components']:.1f}) |"
+    )
   return "\n".join(lines) + "\n"
 
 

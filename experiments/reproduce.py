@@ -25,12 +25,37 @@ from retree_jax.data import writing
 # Minutes of training per stage. "coarse": minutes that the tree stage first spends at half its size, where a step costs a
 # quarter: it learns there where vessels go, and at full size how thin they are. "validation": its flags.
 PRESETS = {
-    "tiny": {"variant": ":tiny", "segmentation": 2, "tree": 4, "filter": 2, "fundus": 4, "superres": 4, "num": 16,
-             "validation": ("--steps", "150", "--seeds", "1")},
-    "cpu": {"variant": ":cpu", "segmentation": 40, "tree": 60, "filter": 10, "fundus": 90, "superres": 40, "num": 200,
-            "coarse": 40, "validation": ("--steps", "500")},
-    "default": {"variant": "", "segmentation": 3, "tree": 7, "filter": 1, "fundus": 9, "superres": 5, "num": 1000,
-                "validation": ("--steps", "2000")},
+  "tiny": {
+    "variant": ":tiny",
+    "segmentation": 2,
+    "tree": 4,
+    "filter": 2,
+    "fundus": 4,
+    "superres": 4,
+    "num": 16,
+    "validation": ("--steps", "150", "--seeds", "1"),
+  },
+  "cpu": {
+    "variant": ":cpu",
+    "segmentation": 40,
+    "tree": 60,
+    "filter": 10,
+    "fundus": 90,
+    "superres": 40,
+    "num": 200,
+    "coarse": 40,
+    "validation": ("--steps", "500"),
+  },
+  "default": {
+    "variant": "",
+    "segmentation": 3,
+    "tree": 7,
+    "filter": 1,
+    "fundus": 9,
+    "superres": 5,
+    "num": 1000,
+    "validation": ("--steps", "2000"),
+  },
 }
 STAGES = ("segmentation", "tree", "filter", "fundus", "superres")
 _GRACE_S = 120  # between the request to stop and the kill: a checkpoint has to be written
@@ -59,9 +84,20 @@ def plan(args) -> list[Step]:
   run = {stage: str(out / stage) for stage in STAGES}
 
   def training(stage, *more):
-    return Step(f"train {stage}", (
-        "-m", "retree_jax.main", "--config", f"configs/{stage}.py{preset['variant']}", "--workdir", run[stage],
-        f"--config.seed={args.seed}", *more), minutes[stage])
+    return Step(
+      f"train {stage}",
+      (
+        "-m",
+        "retree_jax.main",
+        "--config",
+        f"configs/{stage}.py{preset['variant']}",
+        "--workdir",
+        run[stage],
+        f"--config.seed={args.seed}",
+        *more,
+      ),
+      minutes[stage],
+    )
 
   def source(spec):
     return f"--config.data.source={spec}"
@@ -70,9 +106,25 @@ def plan(args) -> list[Step]:
   pairs, names = labelled, _label_names(args.photographs)
   for folder in args.photographs:
     found = out / "labels" / names[folder]
-    steps.append(Step(f"label {folder}", (
-        "-m", "retree_jax.main", "--config", f"configs/segmentation.py{preset['variant']}", "--workdir", run["segmentation"],
-        "--mode", "sample", "--input", folder, "--out", str(found))))
+    steps.append(
+      Step(
+        f"label {folder}",
+        (
+          "-m",
+          "retree_jax.main",
+          "--config",
+          f"configs/segmentation.py{preset['variant']}",
+          "--workdir",
+          run["segmentation"],
+          "--mode",
+          "sample",
+          "--input",
+          folder,
+          "--out",
+          str(found),
+        ),
+      )
+    )
     # Predicted labels count half: they show colours and lesions that the few labelled eyes do not have.
     pairs = "+".join(f"{spec}*2" for spec in labelled.split("+")) if pairs == labelled else pairs
     pairs += f"+folder:{found}"
@@ -80,32 +132,78 @@ def plan(args) -> list[Step]:
   fine = ()
   if "coarse" in preset:
     half = str(out / "tree_coarse")
-    coarse = training("tree", source(labelled), "--config.data.image_size=(64,64)", "--config.train.batch_size=16",
-                      "--workdir", half)
-    steps.append(dataclasses.replace(
-        coarse, name="train tree, coarse", minutes=args.budget.get("coarse", preset["coarse"])))
+    coarse = training(
+      "tree", source(labelled), "--config.data.image_size=(64,64)", "--config.train.batch_size=16", "--workdir", half
+    )
+    steps.append(dataclasses.replace(coarse, name="train tree, coarse", minutes=args.budget.get("coarse", preset["coarse"])))
     # Twice the size: more noise for the same signal at the coarse scales (Hoogeboom et al. 2301.11093).
     fine = (f"--config.train.start_from={half}", "--config.diffusion.shift=2.0")
   steps += [
-      training("tree", source(labelled), *fine),
-      Step("trees for the filter", ("-m", "retree_jax.generate", "--tree", run["tree"], "--num", drawn, "--seed", "1",
-                                    "--out", trees)),
-      training("filter", source(labelled), f"--config.data.generated={trees}"),
-      training("fundus", source(pairs)),
-      training("superres", source(labelled), *(
-          [f"--config.loss.perceptual_weights={args.vgg19}"] if args.vgg19 else [])),
-      Step("generate", (
-          "-m", "retree_jax.generate", "--tree", run["tree"], "--filter", run["filter"], "--fundus", run["fundus"],
-          "--superres", run["superres"], "--num", str(args.num or preset["num"]), "--out", str(out / "pairs"))),
-      Step("report", ("-m", "retree_jax.evaluate", "--generated", str(out / "pairs"), "--real", labelled,
-                      "--train", labelled, "--segmenter", run["segmentation"], "--out", str(out / "report"))),
+    training("tree", source(labelled), *fine),
+    Step(
+      "trees for the filter",
+      ("-m", "retree_jax.generate", "--tree", run["tree"], "--num", drawn, "--seed", "1", "--out", trees),
+    ),
+    training("filter", source(labelled), f"--config.data.generated={trees}"),
+    training("fundus", source(pairs)),
+    training("superres", source(labelled), *([f"--config.loss.perceptual_weights={args.vgg19}"] if args.vgg19 else [])),
+    Step(
+      "generate",
+      (
+        "-m",
+        "retree_jax.generate",
+        "--tree",
+        run["tree"],
+        "--filter",
+        run["filter"],
+        "--fundus",
+        run["fundus"],
+        "--superres",
+        run["superres"],
+        "--num",
+        str(args.num or preset["num"]),
+        "--out",
+        str(out / "pairs"),
+      ),
+    ),
+    Step(
+      "report",
+      (
+        "-m",
+        "retree_jax.evaluate",
+        "--generated",
+        str(out / "pairs"),
+        "--real",
+        labelled,
+        "--train",
+        labelled,
+        "--segmenter",
+        run["segmentation"],
+        "--out",
+        str(out / "report"),
+      ),
+    ),
   ]
   if args.validate:
     # Trained on each set, tested on all of them.
     sets = [part for spec in labelled.split("+") for part in ("--real", spec, "--test", spec)]
-    steps.append(Step("validation", (
-        "-m", "experiments.validation", "--config", f"configs/segmentation.py{preset['variant']}", *sets,
-        "--generated", str(out / "pairs"), *preset["validation"], "--out", str(out / "validation"))))
+    steps.append(
+      Step(
+        "validation",
+        (
+          "-m",
+          "experiments.validation",
+          "--config",
+          f"configs/segmentation.py{preset['variant']}",
+          *sets,
+          "--generated",
+          str(out / "pairs"),
+          *preset["validation"],
+          "--out",
+          str(out / "validation"),
+        ),
+      )
+    )
   return steps
 
 
@@ -143,8 +241,10 @@ def run_chain(steps: list[Step], out, deadline: float = float("inf"), say=print)
     command = ["python", *step.command]
     if entry["done"]:
       if entry["command"] != command:
-        raise RuntimeError(f"the step '{step.name}' of {out} was done with other arguments (`{' '.join(entry['command'])}`): "
-                           "give those again, or another folder with --out")
+        raise RuntimeError(
+          f"the step '{step.name}' of {out} was done with other arguments (`{' '.join(entry['command'])}`): "
+          "give those again, or another folder with --out"
+        )
       continue
     entry["command"] = command
     say(f"\n=== {step.name}\npython {' '.join(step.command)}")
@@ -241,8 +341,11 @@ def main() -> int:
   except KeyboardInterrupt:
     print("stopped by the keyboard; rerun the same command to go on", file=sys.stderr)
     return 130
-  print(f"\nThe chain is complete: {args.out}/report/report.html" if finished else
-        "\nStopped, saved: rerun the same command to go on")
+  print(
+    f"\nThe chain is complete: {args.out}/report/report.html"
+    if finished
+    else "\nStopped, saved: rerun the same command to go on"
+  )
   return 0
 
 

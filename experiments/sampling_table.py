@@ -112,13 +112,19 @@ def fundus_row(loaded, changes, real, count) -> dict:
   painted = np.linspace(0, len(real["tree"]) - 1, count).round().astype(int)
   trees, fovs = real["tree"][painted], real["fov"][painted]
   made, seconds = sample(loaded, changes, count, {f: real[f][painted] for f in loaded.config.data.condition})
-  own, other = ([fidelity.measures(i, t >= 128, f >= 128) for i, t, f in zip(made["image"], labels, fovs, strict=True)]
-                for labels in (trees, np.roll(trees, 1, 0)))
+  own, other = (
+    [fidelity.measures(i, t >= 128, f >= 128) for i, t, f in zip(made["image"], labels, fovs, strict=True)]
+    for labels in (trees, np.roll(trees, 1, 0))
+  )
   colour = [float(x) for x in np.abs(_mean_colour(made["image"], fovs) - _mean_colour(real["image"], real["fov"]))]
-  return {"seconds": seconds, "distance": distance(real["image"], made["image"]), "colour_error": colour,
-          "separation": float(np.nanmean([m["separation"] for m in own])),
-          "separation_shuffled": float(np.nanmean([m["separation"] for m in other])),
-          "contrast": float(np.nanmean([m["contrast"] for m in own]))}
+  return {
+    "seconds": seconds,
+    "distance": distance(real["image"], made["image"]),
+    "colour_error": colour,
+    "separation": float(np.nanmean([m["separation"] for m in own])),
+    "separation_shuffled": float(np.nanmean([m["separation"] for m in other])),
+    "contrast": float(np.nanmean([m["contrast"] for m in own])),
+  }
 
 
 def _mean_colour(pictures, fov):
@@ -145,20 +151,22 @@ def tables(args, say=print) -> dict:
   if tree is not None:
     real = heldout(args.real, tree.config.data.image_size, ("tree", "fov"))
     found.setdefault("tree floor", floor(real["tree"]))
-    jobs += [(f"tree {name} {c.get('num_steps', 'full')}",
-              lambda c=c: tree_row(tree, c, args.num, real)) for name, c in rows]
+    jobs += [(f"tree {name} {c.get('num_steps', 'full')}", lambda c=c: tree_row(tree, c, args.num, real)) for name, c in rows]
   if fundus is not None:
     pairs = heldout(args.real, fundus.config.data.image_size, ("image", "tree", "fov"))
     count = min(args.num, len(pairs["image"]))
     found.setdefault("fundus floor", floor(pairs["image"]))
     if "fundus real" not in found:
-      own = [fidelity.measures(i, t >= 128, f >= 128) for i, t, f in zip(
-          pairs["image"], pairs["tree"], pairs["fov"], strict=True)]
+      own = [
+        fidelity.measures(i, t >= 128, f >= 128) for i, t, f in zip(pairs["image"], pairs["tree"], pairs["fov"], strict=True)
+      ]
       found["fundus real"] = {k: float(np.nanmean([m[k] for m in own])) for k in ("separation", "contrast")}
-    jobs += [(f"fundus {name} {c.get('num_steps', 'full')}",
-              lambda c=c: fundus_row(fundus, c, pairs, count)) for name, c in rows]
-    jobs += [(f"guidance {scale}", lambda s=scale: fundus_row(fundus, {"guidance": float(s)}, pairs, count))
-             for scale in guidance]
+    jobs += [
+      (f"fundus {name} {c.get('num_steps', 'full')}", lambda c=c: fundus_row(fundus, c, pairs, count)) for name, c in rows
+    ]
+    jobs += [
+      (f"guidance {scale}", lambda s=scale: fundus_row(fundus, {"guidance": float(s)}, pairs, count)) for scale in guidance
+    ]
   for name, job in jobs:
     if name not in found:
       found[name] = job()
@@ -174,21 +182,32 @@ def markdown(found: dict) -> str:
   measured = [v for k, v in found.items() if k.startswith("tree ") and "real" in v]
   if measured:
     real = measured[0]["real"]
-    lines += ["| trees | s / tree | kernel distance | density (of the frame) | components | fractal dimension |",
-              "|---|---|---|---|---|---|",
-              f"| real | | {interval(found['tree floor'])} (floor) | {_marks(real)} |"]
-    lines += [f"| {k[5:]} | {v['seconds']:.2f} | {interval(v['distance'])} | {_marks(v['generated'])} |"
-              for k, v in found.items() if k.startswith("tree ") and "seconds" in v]
+    lines += [
+      "| trees | s / tree | kernel distance | density (of the frame) | components | fractal dimension |",
+      "|---|---|---|---|---|---|",
+      f"| real | | {interval(found['tree floor'])} (floor) | {_marks(real)} |",
+    ]
+    lines += [
+      f"| {k[5:]} | {v['seconds']:.2f} | {interval(v['distance'])} | {_marks(v['generated'])} |"
+      for k, v in found.items()
+      if k.startswith("tree ") and "seconds" in v
+    ]
   head = "| s / photograph | kernel distance | separation (shuffled) | contrast | mean colour error, R G B |"
   for prefix, title in (("fundus ", "photographs"), ("guidance ", "guidance scale")):
     rows = [(k, v) for k, v in found.items() if k.startswith(prefix) and "seconds" in v]
     if rows:
       r = found["fundus real"]
-      lines += ["", f"| {title} {head}", "|---|---|---|---|---|---|",
-                f"| real | | {interval(found['fundus floor'])} (floor) | {r['separation']:.3f} | {r['contrast']:.3f} | |"]
-      lines += [f"| {k.removeprefix(prefix)} | {v['seconds']:.2f} | {interval(v['distance'])} | {v['separation']:.3f} "
-                f"({v['separation_shuffled']:.3f}) | {v['contrast']:.3f} | {' '.join(f'{c:.1f}' for c in v['colour_error'])} |"
-                for k, v in rows]
+      lines += [
+        "",
+        f"| {title} {head}",
+        "|---|---|---|---|---|---|",
+        f"| real | | {interval(found['fundus floor'])} (floor) | {r['separation']:.3f} | {r['contrast']:.3f} | |",
+      ]
+      lines += [
+        f"| {k.removeprefix(prefix)} | {v['seconds']:.2f} | {interval(v['distance'])} | {v['separation']:.3f} "
+        f"({v['separation_shuffled']:.3f}) | {v['contrast']:.3f} | {' '.join(f'{c:.1f}' for c in v['colour_error'])} |"
+        for k, v in rows
+      ]
   return "\n".join(lines) + "\n"
 
 

@@ -87,6 +87,7 @@ def phases(plan: Plan, arm: str, config) -> list[tuple[str, object]]:
   Raises:
     ValueError: sources that cannot be opened.
   """
+
   def phase(source, steps, strong=False):
     c = config.copy_and_resolve_references()
     c.data.source = source
@@ -175,8 +176,10 @@ def _finish(plan, arm, seed, config, tests, out, deadline) -> bool:
     generated = sources.open_source(plan.generated, split="test", fields=("image", "tree"))
     result["fidelity"] = _scored(loaded, _First(generated, plan.fidelity))
   writing.write_json(scores, result)
-  print(f"{plan.name}: {arm}, seed {seed}: " + ", ".join(
-      f"{name} F1 {r['native']['f1']:.3f}" for name, r in result.items()), flush=True)
+  print(
+    f"{plan.name}: {arm}, seed {seed}: " + ", ".join(f"{name} F1 {r['native']['f1']:.3f}" for name, r in result.items()),
+    flush=True,
+  )
   return True
 
 
@@ -232,20 +235,29 @@ def collect(plan: Plan, out: pathlib.Path) -> dict:
       path = out / "scores" / f"{arm}-{seed}.json"
       if path.exists():
         done[arm, seed] = json.loads(path.read_text())
-  result = {"plan": json.loads(json.dumps(dataclasses.asdict(plan))), "scores": {}, "gain": {},
-            "seeds": {arm: [s for a, s in done if a == arm] for arm in plan.arms}, "fidelity": None}
+  result = {
+    "plan": json.loads(json.dumps(dataclasses.asdict(plan))),
+    "scores": {},
+    "gain": {},
+    "seeds": {arm: [s for a, s in done if a == arm] for arm in plan.arms},
+    "fidelity": None,
+  }
   for test in plan.tests:
     result["scores"][test] = {
-        arm: {p: {m: _spread([done[arm, s][test][p][m] for s in result["seeds"][arm]]) for m in _METRICS}
-              for p in segmenter.PROTOCOLS}
-        for arm in plan.arms if result["seeds"][arm]}
+      arm: {
+        p: {m: _spread([done[arm, s][test][p][m] for s in result["seeds"][arm]]) for m in _METRICS} for p in segmenter.PROTOCOLS
+      }
+      for arm in plan.arms
+      if result["seeds"][arm]
+    }
     result["gain"][test] = {}
     for arm in plan.arms:
       shared = [s for s in result["seeds"][arm] if (_BASELINE, s) in done]
       if arm != _BASELINE and shared:
         names = done[arm, shared[0]][test]["images"]
-        per_image = [np.mean([done[arm, s][test]["images"][n] - done[_BASELINE, s][test]["images"][n] for s in shared])
-                     for n in names]
+        per_image = [
+          np.mean([done[arm, s][test]["images"][n] - done[_BASELINE, s][test]["images"][n] for s in shared]) for n in names
+        ]
         result["gain"][test][arm] = _finite(mean_with_interval(per_image)) | {"seeds": shared}
   faithful = [scores["fidelity"] for (arm, _), scores in done.items() if arm == _BASELINE and "fidelity" in scores]
   if faithful:
@@ -257,8 +269,11 @@ def collect(plan: Plan, out: pathlib.Path) -> dict:
 def _spread(values: Sequence[float]) -> dict:
   """Mean and standard deviation (n - 1) over seeds; the deviation of one seed is None."""
   known = [v for v in values if v is not None]
-  return {"mean": float(np.mean(known)) if known else None,
-          "std": float(np.std(known, ddof=1)) if len(known) > 1 else None, "values": list(values)}
+  return {
+    "mean": float(np.mean(known)) if known else None,
+    "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+    "values": list(values),
+  }
 
 
 def _finite(values: dict) -> dict:
@@ -268,14 +283,21 @@ def _finite(values: dict) -> dict:
 def markdown(results: dict) -> str:
   """The results as tables."""
   plan = results["plan"]
-  lines = [f"# What generated pairs are worth: {plan['name']}", "",
-           f"Trained on {plan['name']} and on generated pairs, {plan['steps']} optimizer steps in every arm. "
-           "Mean ± standard deviation over seeds of the mean over photographs; gain: F1 minus that of `real`, per "
-           "photograph, with a 95 % bootstrap interval over photographs."]
+  lines = [
+    f"# What generated pairs are worth: {plan['name']}",
+    "",
+    f"Trained on {plan['name']} and on generated pairs, {plan['steps']} optimizer steps in every arm. "
+    "Mean ± standard deviation over seeds of the mean over photographs; gain: F1 minus that of `real`, per "
+    "photograph, with a 95 % bootstrap interval over photographs.",
+  ]
   for test, arms in results["scores"].items():
-    lines += ["", f"## Tested on {test}", "",
-              "| arm | seeds | F1 in FOV | AUC in FOV | clDice in FOV | MCC in FOV | F1 256² full frame | gain in F1 |",
-              "|---|---|---|---|---|---|---|---|"]
+    lines += [
+      "",
+      f"## Tested on {test}",
+      "",
+      "| arm | seeds | F1 in FOV | AUC in FOV | clDice in FOV | MCC in FOV | F1 256² full frame | gain in F1 |",
+      "|---|---|---|---|---|---|---|---|",
+    ]
     for arm, scores in arms.items():
       native, gain = scores["native"], results["gain"][test].get(arm)
       cells = [_cell(native[m]) for m in _METRICS] + [_cell(scores["paper"]["f1"]), _gain(gain)]
@@ -283,14 +305,23 @@ def markdown(results: dict) -> str:
   fidelity = results["fidelity"]
   if fidelity:
     own = next(iter(results["scores"].values())).get(_BASELINE)
-    lines += ["", "## Fidelity of the generated labels", "",
-              f"Segmenters of the arm `real`, applied to {fidelity['photographs']} generated photographs that no arm was "
-              "trained on, against the trees these were painted from; below, the same on the first test set.", "",
-              "| | F1 in FOV | AUC in FOV | clDice in FOV | MCC in FOV |", "|---|---|---|---|---|",
-              f"| generated | {' | '.join(_cell(fidelity[m]) for m in _METRICS)} |",
-              f"| {next(iter(results['scores']))} | {' | '.join(_cell(own['native'][m]) for m in _METRICS)} |"]
-  missing = [f"{arm} ({len(plan['seeds']) - len(s)} of {len(plan['seeds'])} seeds)" for arm, s in results["seeds"].items()
-             if len(s) < len(plan["seeds"])]
+    lines += [
+      "",
+      "## Fidelity of the generated labels",
+      "",
+      f"Segmenters of the arm `real`, applied to {fidelity['photographs']} generated photographs that no arm was "
+      "trained on, against the trees these were painted from; below, the same on the first test set.",
+      "",
+      "| | F1 in FOV | AUC in FOV | clDice in FOV | MCC in FOV |",
+      "|---|---|---|---|---|",
+      f"| generated | {' | '.join(_cell(fidelity[m]) for m in _METRICS)} |",
+      f"| {next(iter(results['scores']))} | {' | '.join(_cell(own['native'][m]) for m in _METRICS)} |",
+    ]
+  missing = [
+    f"{arm} ({len(plan['seeds']) - len(s)} of {len(plan['seeds'])} seeds)"
+    for arm, s in results["seeds"].items()
+    if len(s) < len(plan["seeds"])
+  ]
   if missing:
     lines += ["", f"Not finished: {', '.join(missing)}. Rerun the same command to go on."]
   return "\n".join(lines) + "\n"
@@ -323,18 +354,19 @@ def define_flags() -> flags.FlagValues:
   """The command's flags."""
   f = flags.FlagValues()
   config_flags.DEFINE_config_file(
-      "config", "configs/segmentation.py:cpu", "Config of the segmenters.", lock_config=True, flag_values=f)
+    "config", "configs/segmentation.py:cpu", "Config of the segmenters.", lock_config=True, flag_values=f
+  )
   flags.DEFINE_multi_string("real", [], "Real pairs to train on; repeat it to do the experiment with each.", flag_values=f)
   flags.DEFINE_string("generated", None, "Generated pairs.", flag_values=f)
-  flags.DEFINE_multi_string("test", [], "Another real set to test on; its test split is used. May be repeated.",
-                            flag_values=f)
+  flags.DEFINE_multi_string("test", [], "Another real set to test on; its test split is used. May be repeated.", flag_values=f)
   flags.DEFINE_string("out", "runs/validation", "Folder for runs, scores and tables.", flag_values=f)
   flags.DEFINE_list("arms", list(ARMS), "Arms to run.", flag_values=f)
   flags.DEFINE_integer("seeds", 3, "Number of seeds.", lower_bound=1, flag_values=f)
   flags.DEFINE_integer("steps", 1000, "Optimizer steps of every arm.", lower_bound=2, flag_values=f)
   flags.DEFINE_float("minutes", None, "Begin no training after so many minutes.", lower_bound=0, flag_values=f)
-  flags.DEFINE_integer("fidelity", 50, "Generated photographs to measure the fidelity on; 0 = none.", lower_bound=0,
-                       flag_values=f)
+  flags.DEFINE_integer(
+    "fidelity", 50, "Generated photographs to measure the fidelity on; 0 = none.", lower_bound=0, flag_values=f
+  )
   flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=f)
   return f
 

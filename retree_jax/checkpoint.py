@@ -27,8 +27,18 @@ from retree_jax.data.fields import num_channels
 from retree_jax.state import TrainState
 
 # What a resumed run may change: how long, how often and where, never what is being learnt or on what.
-_FREE_FIELDS = ("train.num_steps", "log.", "checkpoint.", "sampler.", "mesh.", "evaluate.", "preview.", "data.num_threads",
-                "data.prefetch", "name")
+_FREE_FIELDS = (
+  "train.num_steps",
+  "log.",
+  "checkpoint.",
+  "sampler.",
+  "mesh.",
+  "evaluate.",
+  "preview.",
+  "data.num_threads",
+  "data.prefetch",
+  "name",
+)
 
 
 class Checkpoints:
@@ -48,13 +58,15 @@ class Checkpoints:
     policies = ocp.training.preservation_policies
     keep = [policies.LatestN(keep_latest)]
     if keep_best:
-      keep.append(policies.BestN(
-          get_metric_fn=lambda m: m["loss"], reverse=True, n=keep_best, keep_checkpoints_without_metrics=False))
+      keep.append(
+        policies.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=keep_best, keep_checkpoints_without_metrics=False)
+      )
     self._writer = ocp.training.Checkpointer(
-        epath.Path(workdir).absolute() / "checkpoints",
-        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-        preservation_policy=policies.AnyPreservationPolicy(keep),
-        cleanup_tmp_directories=jax.process_index() == 0 or jax.process_count() > 1)
+      epath.Path(workdir).absolute() / "checkpoints",
+      save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+      preservation_policy=policies.AnyPreservationPolicy(keep),
+      cleanup_tmp_directories=jax.process_index() == 0 or jax.process_count() > 1,
+    )
 
   def latest_step(self) -> int | None:
     """Step of the newest complete checkpoint, or None."""
@@ -74,8 +86,11 @@ class Checkpoints:
       return
     items = {"state": dataclasses.replace(state, ema=None).__dict__, "ema": state.averaged}
     self._writer.save_checkpointables_async(
-        step, items, metrics=None if loss is None else {"loss": float(loss)},
-        custom_metadata={"config": to_json(config), "data": data_position})
+      step,
+      items,
+      metrics=None if loss is None else {"loss": float(loss)},
+      custom_metadata={"config": to_json(config), "data": data_position},
+    )
 
   def restore(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
     """The newest checkpoint, laid out like `abstract`, and the position in the data; None if there is none.
@@ -151,8 +166,10 @@ def load(path_or_name, step: int | str = "best", mesh=None, stage: str | None = 
   metadata = _metadata(path)
   config = ml_collections.ConfigDict(metadata.custom_metadata["config"])
   if stage is not None and config.stage != stage:
-    raise ValueError(f"{path_or_name} is a checkpoint of the {config.stage} stage, not of the {stage} stage: give the workdir "
-                     f"of `python -m retree_jax.main --config configs/{stage}.py`")
+    raise ValueError(
+      f"{path_or_name} is a checkpoint of the {config.stage} stage, not of the {stage} stage: give the workdir "
+      f"of `python -m retree_jax.main --config configs/{stage}.py`"
+    )
   where = SingleDeviceSharding(jax.local_devices()[0]) if mesh is None else sharding.replicated(mesh)
   abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=where), metadata.metadata["ema"])
   with _reading(path):
@@ -183,8 +200,7 @@ def export(loaded: Loaded, path, dtype=jnp.bfloat16) -> None:
 
   config = to_json(loaded.config) | {"trained_steps": loaded.step}
   params = jax.tree.map(lambda x: x.astype(dtype), loaded.params)
-  ocp.save_checkpointables(
-      epath.Path(path).absolute(), {"ema": params}, overwrite=True, custom_metadata={"config": config})
+  ocp.save_checkpointables(epath.Path(path).absolute(), {"ema": params}, overwrite=True, custom_metadata={"config": config})
 
 
 def to_json(config) -> dict:
@@ -238,8 +254,10 @@ def _find(path_or_name, step) -> epath.Path:
   if not path.exists() and str(path_or_name) in shipped_names():
     return _shipped_root() / str(path_or_name)
   if not path.exists():
-    raise ValueError(f"{path_or_name} does not exist: give a workdir, a checkpoint folder or one of the shipped weights "
-                     f"({', '.join(shipped_names()) or 'none in this installation'})")
+    raise ValueError(
+      f"{path_or_name} does not exist: give a workdir, a checkpoint folder or one of the shipped weights "
+      f"({', '.join(shipped_names()) or 'none in this installation'})"
+    )
   path = path.absolute()
   folder = path / "checkpoints"
   if not folder.exists():
@@ -273,8 +291,10 @@ def _reading(path):
 
 
 def _damaged(path) -> str:
-  return (f"{path} is damaged, some of its files are missing or cut short: copy the checkpoint again, or remove this folder to "
-          "go on from the one before it")
+  return (
+    f"{path} is damaged, some of its files are missing or cut short: copy the checkpoint again, or remove this folder to "
+    "go on from the one before it"
+  )
 
 
 def _metadata(path):
@@ -304,5 +324,7 @@ def _check_same_shapes(path, abstract) -> None:
   stored, wanted = shapes(_metadata(path).metadata["ema"]), shapes(abstract)
   if stored != wanted:
     name = next(k for k in sorted({*stored, *wanted}) if stored.get(k) != wanted.get(k))
-    raise ValueError(f"{path} is a checkpoint of another architecture: {name} has shape {stored.get(name, 'none')} there and "
-                     f"{wanted.get(name, 'none')} in this config; use the config that wrote it, or another --workdir")
+    raise ValueError(
+      f"{path} is a checkpoint of another architecture: {name} has shape {stored.get(name, 'none')} there and "
+      f"{wanted.get(name, 'none')} in this config; use the config that wrote it, or another --workdir"
+    )

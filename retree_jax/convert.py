@@ -17,7 +17,8 @@ from retree_jax.cli import cpu, errors
 
 _FLAGS = flags.FlagValues()  # its own, so that importing this module leaves the flags of others alone
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "configs/STAGE.py:paper, which says how the weights were trained.", flag_values=_FLAGS)
+  "config", None, "configs/STAGE.py:paper, which says how the weights were trained.", flag_values=_FLAGS
+)
 _TORCH = flags.DEFINE_string("torch", None, "The original's .pth.tar file.", flag_values=_FLAGS)
 _OUT = flags.DEFINE_string("out", None, "New folder for the checkpoint.", flag_values=_FLAGS)
 
@@ -47,15 +48,19 @@ def convert(config: ml_collections.ConfigDict, path, out) -> None:
   config = config.copy_and_resolve_references()
   is_filter = settings["name"] == "discriminator"
   if is_filter != (config.stage == "filter"):
-    raise ValueError(f"{path} holds a {settings['name']}, which the {config.stage} stage does not use: give "
-                     f"--config configs/{'filter' if is_filter else 'tree'}.py:paper")
+    raise ValueError(
+      f"{path} holds a {settings['name']}, which the {config.stage} stage does not use: give "
+      f"--config configs/{'filter' if is_filter else 'tree'}.py:paper"
+    )
   if not is_filter:
     target = num_channels(config.data.target)
     given = target + num_channels(config.data.condition)
     takes = params["initial_conv"]["kernel"].shape[2]
     if settings["out_channels"] != target or takes != given:
-      raise ValueError(f"{path} makes {settings['out_channels']} channels, the {config.stage} stage {target}: give the "
-                       "config of the stage that the weights were trained for")
+      raise ValueError(
+        f"{path} makes {settings['out_channels']} channels, the {config.stage} stage {target}: give the "
+        "config of the stage that the weights were trained for"
+      )
   config.unlock()
   config.model = ml_collections.ConfigDict({k: v for k, v in settings.items() if k != "out_channels"})
   network = models.build(settings)

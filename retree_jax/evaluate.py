@@ -34,21 +34,30 @@ def define_flags() -> flags.FlagValues:
   f = flags.FlagValues()
   flags.DEFINE_string("generated", None, "Folder of generated pairs (images/, masks/).", flag_values=f)
   flags.DEFINE_string("real", None, "Folder of real pairs that the generator was not trained on.", flag_values=f)
-  flags.DEFINE_string("train", None, "Folder that the generator was trained on: turns the privacy audit on.",
-                      flag_values=f)
-  flags.DEFINE_enum("real_split", None, sources.SPLITS, "Part of --real (default: all, or test if --train "
-                                                        "is the same folder).", flag_values=f)
-  flags.DEFINE_enum("train_split", None, sources.SPLITS, "Part of --train (default: all, or train if --real "
-                                                         "is the same folder).", flag_values=f)
+  flags.DEFINE_string("train", None, "Folder that the generator was trained on: turns the privacy audit on.", flag_values=f)
+  flags.DEFINE_enum(
+    "real_split", None, sources.SPLITS, "Part of --real (default: all, or test if --train is the same folder).", flag_values=f
+  )
+  flags.DEFINE_enum(
+    "train_split", None, sources.SPLITS, "Part of --train (default: all, or train if --real is the same folder).", flag_values=f
+  )
   flags.DEFINE_string("segmenter", None, "Workdir or name of a segmentation stage trained on real eyes.", flag_values=f)
   flags.DEFINE_enum("features", "scattering", FEATURES, "What image distances are taken over.", flag_values=f)
   flags.DEFINE_string("feature_weights", None, "Weights file of inception or vgg19.", flag_values=f)
-  flags.DEFINE_integer("size", None, "Side at which eyes are compared (default: the largest of 512, 256, "
-                                     "128 and 64 at which no set is enlarged).", flag_values=f)
+  flags.DEFINE_integer(
+    "size",
+    None,
+    "Side at which eyes are compared (default: the largest of 512, 256, 128 and 64 at which no set is enlarged).",
+    flag_values=f,
+  )
   flags.DEFINE_integer("num", None, "At most so many eyes of each set, drawn at random.", flag_values=f)
   flags.DEFINE_integer("seed", 0, "Of every random choice.", lower_bound=0, flag_values=f)
-  flags.DEFINE_boolean("pictures", True, "Show photographs and file names; --nopictures for a report that "
-                                         "can be shared when they may not.", flag_values=f)
+  flags.DEFINE_boolean(
+    "pictures",
+    True,
+    "Show photographs and file names; --nopictures for a report that can be shared when they may not.",
+    flag_values=f,
+  )
   flags.DEFINE_string("out", "report", "Folder to write to; a bucket will do.", flag_values=f)
   return f
 
@@ -59,8 +68,7 @@ def main(argv: list[str] | None = None) -> None:
   f = define_flags()
   rest = errors.parse(f, argv)
   if rest[1:]:
-    raise ValueError(f"{rest[1]!r} stands alone on the command line: write --generated DIR --real DIR; see "
-                     "--help")
+    raise ValueError(f"{rest[1]!r} stands alone on the command line: write --generated DIR --real DIR; see --help")
   for name in ("generated", "real"):
     if not f[name].value:
       raise ValueError(f"--{name} is missing: give the folder of {name} pairs, with images/ and masks/ inside")
@@ -68,9 +76,16 @@ def main(argv: list[str] | None = None) -> None:
 
   opened = evaluation.open_sets(f.generated, f.real, f.train, f.real_split, f.train_split)
   result = evaluation.evaluate(
-    **opened, size=None if f.size is None else (f.size, f.size), num=f.num, features=f.features,
-    feature_weights=f.feature_weights, segmenter=f.segmenter, seed=f.seed,
-    pictures=f.pictures, say=lambda text: print(text, file=sys.stderr, flush=True))
+    **opened,
+    size=None if f.size is None else (f.size, f.size),
+    num=f.num,
+    features=f.features,
+    feature_weights=f.feature_weights,
+    segmenter=f.segmenter,
+    seed=f.seed,
+    pictures=f.pictures,
+    say=lambda text: print(text, file=sys.stderr, flush=True),
+  )
   document.write(result, f.out)
   for verdict in result["verdicts"]:
     print(f"{verdict['question']} {verdict['answer']}")

@@ -33,25 +33,26 @@ def define_flags() -> flags.FlagValues:
   """The command's flags, apart from absl's global ones: other commands of the project have flags of these names."""
   f = flags.FlagValues()
   for name, text in (
-      ("tree", "Workdir or name of the tree stage."),
-      ("filter", "Workdir or name of the tree filter."),
-      ("fundus", "Workdir or name of the fundus stage."),
-      ("superres", "Workdir or name of the super-resolution stage."),
-      ("trees", "Folder of trees (vessel masks) to paint, instead of sampling trees."),
-      ("coordinator", "host:port of process 0, for clusters that JAX does not recognise.")):
+    ("tree", "Workdir or name of the tree stage."),
+    ("filter", "Workdir or name of the tree filter."),
+    ("fundus", "Workdir or name of the fundus stage."),
+    ("superres", "Workdir or name of the super-resolution stage."),
+    ("trees", "Folder of trees (vessel masks) to paint, instead of sampling trees."),
+    ("coordinator", "host:port of process 0, for clusters that JAX does not recognise."),
+  ):
     flags.DEFINE_string(name, None, text, flag_values=f)
   flags.DEFINE_string("out", "out", "Folder to write; a bucket will do.", flag_values=f)
-  flags.DEFINE_integer("num", None, "Number of pairs (default 16, or all of --trees).", lower_bound=1,
-                       upper_bound=_MAX_NUM, flag_values=f)
+  flags.DEFINE_integer(
+    "num", None, "Number of pairs (default 16, or all of --trees).", lower_bound=1, upper_bound=_MAX_NUM, flag_values=f
+  )
   flags.DEFINE_integer("seed", 0, "Root of the randomness.", lower_bound=0, upper_bound=2**32 - 1, flag_values=f)
-  flags.DEFINE_enum("format", "png", ["png", "tfds"], "PNG folders, or a TFDS data set of ArrayRecord shards.",
-                    flag_values=f)
-  flags.DEFINE_float("filter_threshold", None, "Least filter score; by default the one chosen on the filter's "
-                     "validation data.", flag_values=f)
+  flags.DEFINE_enum("format", "png", ["png", "tfds"], "PNG folders, or a TFDS data set of ArrayRecord shards.", flag_values=f)
+  flags.DEFINE_float(
+    "filter_threshold", None, "Least filter score; by default the one chosen on the filter's validation data.", flag_values=f
+  )
   flags.DEFINE_float("guidance", None, "Guidance scale of the fundus stage.", lower_bound=0.0, flag_values=f)
   flags.DEFINE_integer("steps", None, "Sampler steps of the diffusion stages.", lower_bound=1, flag_values=f)
-  flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "Join the processes of a multi-host job.",
-                    flag_values=f)
+  flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "Join the processes of a multi-host job.", flag_values=f)
   flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.", flag_values=f)
   flags.DEFINE_integer("process_id", None, "With --coordinator: rank of this process.", flag_values=f)
   flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=f)
@@ -91,8 +92,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     raise ValueError("--filter_threshold is that of a tree filter, and there is none: give --filter, or leave it out")
   if f.guidance is not None and not paths["fundus"]:
     raise ValueError("--guidance is that of the fundus stage, and there is none: give --fundus, or leave it out")
-  dataset_writer.write(paths, out=f.out, num=f.num, seed=f.seed, trees=f.trees, form=f.format, guidance=f.guidance,
-                       num_steps=f.steps, threshold=f.filter_threshold)
+  dataset_writer.write(
+    paths,
+    out=f.out,
+    num=f.num,
+    seed=f.seed,
+    trees=f.trees,
+    form=f.format,
+    guidance=f.guidance,
+    num_steps=f.steps,
+    threshold=f.filter_threshold,
+  )
 
 
 if __name__ == "__main__":

@@ -65,8 +65,9 @@ def per_sample(seed: int, indices: jax.Array | Sequence[int], name: str) -> jax.
   indices = jnp.asarray(indices)
   if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
     raise ValueError(
-        f"sample indices must be a one-dimensional array of whole numbers, not {indices.dtype} of shape "
-        f"{indices.shape}; for samples 0 to 7 write jnp.arange(8).")
+      f"sample indices must be a one-dimensional array of whole numbers, not {indices.dtype} of shape "
+      f"{indices.shape}; for samples 0 to 7 write jnp.arange(8)."
+    )
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(stream(seed, name), indices)
 
 

@@ -81,8 +81,9 @@ def l1(prediction: Array, target: Array, mask: Array | None = None) -> Array:
   return _mean(jnp.abs(prediction - target), mask)
 
 
-def noise_loss(prediction: Array, target: Array, mse_weight: float = 1.0, l1_weight: float = 1.0,
-               mask: Array | None = None) -> Array:
+def noise_loss(
+  prediction: Array, target: Array, mse_weight: float = 1.0, l1_weight: float = 1.0, mask: Array | None = None
+) -> Array:
   """The denoiser's loss, [B]: mse_weight * mean squared + l1_weight * mean absolute error.
 
   With both weights 1 it is the loss of Alimanov & Islam 2023 (mean of |e| + e^2 for e = prediction - noise);
@@ -137,14 +138,14 @@ def ssim(prediction: Array, target: Array, data_range: float = 2.0, mask: Array 
   x, y = _pair(prediction, target, "prediction and target")
   r = _SSIM_RADIUS
   if x.ndim != 4 or min(x.shape[1:3]) <= 2 * r:
-    raise ValueError(f"SSIM needs [B, H, W, C] images of at least {2 * r + 1} x {2 * r + 1} pixels, "
-                     f"got {x.shape}; use larger images.")
+    raise ValueError(
+      f"SSIM needs [B, H, W, C] images of at least {2 * r + 1} x {2 * r + 1} pixels, got {x.shape}; use larger images."
+    )
   c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
   mean_x, mean_y = _blur_valid(x), _blur_valid(y)
   square = _blur_valid(x * x + y * y) - mean_x * mean_x - mean_y * mean_y  # var(x) + var(y)
   product = _blur_valid(x * y) - mean_x * mean_y
-  similarity = ((2 * mean_x * mean_y + c1) * (2 * product + c2)
-                / ((mean_x * mean_x + mean_y * mean_y + c1) * (square + c2)))
+  similarity = (2 * mean_x * mean_y + c1) * (2 * product + c2) / ((mean_x * mean_x + mean_y * mean_y + c1) * (square + c2))
   return _mean(similarity, None if mask is None else jnp.asarray(mask)[:, r:-r, r:-r])
 
 
@@ -159,8 +160,9 @@ def ssim_loss(prediction: Array, target: Array, data_range: float = 2.0, mask: A
   return jnp.where(inside > 0, 1.0 - similarity, 0.0)
 
 
-def perceptual(features_a: Mapping[str, Array], features_b: Mapping[str, Array],
-               weights: Mapping[str, float] | None = None) -> Array:
+def perceptual(
+  features_a: Mapping[str, Array], features_b: Mapping[str, Array], weights: Mapping[str, float] | None = None
+) -> Array:
   """Sum over layers of weight * MSE of two feature dictionaries (name -> [B, h, w, c]), [B].
 
   The content loss of Johnson et al. 2016, eq. 2. `weights` has one number per layer that counts; without it
@@ -170,20 +172,20 @@ def perceptual(features_a: Mapping[str, Array], features_b: Mapping[str, Array],
     ValueError: the dictionaries hold different layers, or a weight names a layer that they lack.
   """
   if set(features_a) != set(features_b) or not features_a:
-    raise ValueError("both feature dictionaries must hold the same layers (at least one), got "
-                     f"{sorted(features_a)} and {sorted(features_b)}; extract the same layers from both.")
+    raise ValueError(
+      "both feature dictionaries must hold the same layers (at least one), got "
+      f"{sorted(features_a)} and {sorted(features_b)}; extract the same layers from both."
+    )
   weights = dict.fromkeys(features_a, 1.0) if weights is None else weights
   if missing := sorted(set(weights) - set(features_a)):
-    raise ValueError(f"weights name the layers {missing}, but the features are {sorted(features_a)}; "
-                     "extract those layers too.")
+    raise ValueError(f"weights name the layers {missing}, but the features are {sorted(features_a)}; extract those layers too.")
   return sum(weight * mse(features_a[name], features_b[name]) for name, weight in weights.items())
 
 
 # --------------------------------------------------------------------------------------- trees, from logits
 
 
-def bce_with_logits(logits: Array, target: Array, positive_weight: float = 1.0,
-                    mask: Array | None = None) -> Array:
+def bce_with_logits(logits: Array, target: Array, positive_weight: float = 1.0, mask: Array | None = None) -> Array:
   """Binary cross-entropy of logits [B, ...] and targets in [0, 1] (coverage allowed), [B], in nats per pixel.
 
   `positive_weight` multiplies the vessel term: vessels are about a tenth of the pixels. Stable for logits of
@@ -203,8 +205,7 @@ def dice_with_logits(logits: Array, target: Array, smooth: float = 1.0, mask: Ar
   return 1.0 - (2.0 * _sum(p * target, mask) + smooth) / (_sum(p, mask) + _sum(target, mask) + smooth)
 
 
-def jaccard_with_logits(logits: Array, target: Array, smooth: float = 1.0,
-                        mask: Array | None = None) -> Array:
+def jaccard_with_logits(logits: Array, target: Array, smooth: float = 1.0, mask: Array | None = None) -> Array:
   """Soft Jaccard loss 1 - (sum pt + s) / (sum p + sum t - sum pt + s), [B] in [0, 1]; the loss of CBAM-UNet
   (arXiv 2209.04234)."""
   logits, target = _pair(logits, target, "logits and target")
@@ -238,8 +239,10 @@ def soft_skeleton(probabilities: Array, iterations: int) -> Array:
   """
   x = jnp.asarray(probabilities).astype(jnp.float32)
   if x.ndim != 4 or iterations < 0:
-    raise ValueError("the soft skeleton needs trees [B, H, W, C] and iterations >= 0, "
-                     f"got {x.shape} and {iterations}; add the missing axes or raise the iterations.")
+    raise ValueError(
+      "the soft skeleton needs trees [B, H, W, C] and iterations >= 0, "
+      f"got {x.shape} and {iterations}; add the missing axes or raise the iterations."
+    )
 
   def erode(y):
     return jnp.minimum(_neighbours(y, 1, jnp.minimum), _neighbours(y, 2, jnp.minimum))
@@ -258,8 +261,9 @@ def soft_skeleton(probabilities: Array, iterations: int) -> Array:
   return skeleton
 
 
-def cldice_with_logits(logits: Array, target: Array, iterations: int = 10, smooth: float = 1.0,
-                       mask: Array | None = None) -> Array:
+def cldice_with_logits(
+  logits: Array, target: Array, iterations: int = 10, smooth: float = 1.0, mask: Array | None = None
+) -> Array:
   """Centreline Dice loss 1 - soft clDice, [B] in [0, 1] (Shit et al. 2021, eqs. 1-3), of logits and targets
   [B, H, W, 1] in [0, 1].
 
@@ -302,12 +306,12 @@ def least_squares_generator(fake_scores: Array, real_target: float = 1.0) -> Arr
   return _mean(jnp.square(_logits(fake_scores) - real_target))
 
 
-def least_squares_discriminator(real_scores: Array, fake_scores: Array, real_target: float = 1.0,
-                                fake_target: float = 0.0) -> Array:
+def least_squares_discriminator(
+  real_scores: Array, fake_scores: Array, real_target: float = 1.0, fake_target: float = 0.0
+) -> Array:
   """(D(real) - real_target)^2 + (D(fake) - fake_target)^2, means over the patch map, [B] (Mao et al. 2017,
   eq. 9, without 1/2)."""
-  return (_mean(jnp.square(_logits(real_scores) - real_target))
-          + _mean(jnp.square(_logits(fake_scores) - fake_target)))
+  return _mean(jnp.square(_logits(real_scores) - real_target)) + _mean(jnp.square(_logits(fake_scores) - fake_target))
 
 
 def _squared_gradient_norms(discriminator: Callable[[Array], Array], images: Array, reduce: str) -> Array:
@@ -338,8 +342,9 @@ def r1_penalty(discriminator: Callable[[Array], Array], real: Array, reduce: str
   return _squared_gradient_norms(discriminator, real, reduce)
 
 
-def gradient_penalty(discriminator: Callable[[Array], Array], real: Array, fake: Array, key: Array,
-                     reduce: str = "sum") -> Array:
+def gradient_penalty(
+  discriminator: Callable[[Array], Array], real: Array, fake: Array, key: Array, reduce: str = "sum"
+) -> Array:
   """(|grad D| - 1)^2 at random points between real and fake images, [B] (WGAN-GP, Gulrajani et al. 2017, eq.
   3, without lambda).
 

@@ -16,11 +16,16 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, configs/
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (default runs/STAGE); a bucket will do.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "evaluate"], "What to do.")
 _NUM = flags.DEFINE_integer("num", None, "--mode sample: number of samples.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", None, "Root of all randomness, for config.seed (train) or config.sampler.seed.",
-                             lower_bound=0)
+_SEED = flags.DEFINE_integer(
+  "seed", None, "Root of all randomness, for config.seed (train) or config.sampler.seed.", lower_bound=0
+)
 _OUT = flags.DEFINE_string("out", None, "--mode sample: folder to write to (default WORKDIR/samples).")
-_INPUT = flags.DEFINE_string("input", None, "--mode sample: folder of photographs to label (segmentation), of pairs to "
-                             "enlarge (superres), or of trees to paint (fundus).")
+_INPUT = flags.DEFINE_string(
+  "input",
+  None,
+  "--mode sample: folder of photographs to label (segmentation), of pairs to "
+  "enlarge (superres), or of trees to paint (fundus).",
+)
 _STEP = flags.DEFINE_string("step", "best", "--mode sample: checkpoint to use, 'best', 'latest' or a step.")
 _DISTRIBUTED = flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "Join the processes of a multi-host job.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, for clusters that JAX does not recognise.")
@@ -50,8 +55,16 @@ def main() -> None:
     return
   overrides = config_flags.get_override_values(flags.FLAGS["config"])
   if _MODE.value == "sample":
-    stages.sample(config.stage, workdir, num=_NUM.value, seed=_SEED.value, out=_OUT.value, inputs=_INPUT.value,
-                  step=_STEP.value, overrides=overrides)
+    stages.sample(
+      config.stage,
+      workdir,
+      num=_NUM.value,
+      seed=_SEED.value,
+      out=_OUT.value,
+      inputs=_INPUT.value,
+      step=_STEP.value,
+      overrides=overrides,
+    )
   else:
     stages.evaluate(config.stage, workdir, source=config.data.source, step=_STEP.value, overrides=overrides)
 

@@ -15,8 +15,9 @@ BATCH = PartitionSpec(("data", "fsdp"))
 REPLICATED = PartitionSpec()
 
 
-def initialize_distributed(mode: str = "auto", coordinator: str | None = None, num_processes: int | None = None,
-                           process_id: int | None = None) -> None:
+def initialize_distributed(
+  mode: str = "auto", coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
   """Joins the processes of one job. Must run before any JAX device is touched; a no-op on a single host.
 
   Args:
@@ -58,7 +59,8 @@ def make_mesh(fsdp: int = 1, devices=None) -> Mesh:
   fsdp = len(devices) if fsdp == -1 else fsdp
   if fsdp < 1 or len(devices) % fsdp:
     raise ValueError(
-        f"config.mesh.fsdp={fsdp} does not divide the {len(devices)} devices: use a divisor of {len(devices)}, or -1 for all")
+      f"config.mesh.fsdp={fsdp} does not divide the {len(devices)} devices: use a divisor of {len(devices)}, or -1 for all"
+    )
   grid = np.asarray(devices).reshape(len(devices) // fsdp, fsdp)
   return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
@@ -105,8 +107,9 @@ def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
   if batch_size % (devices * accumulate):
     good = max(1, round(batch_size / (devices * accumulate))) * devices * accumulate
     raise ValueError(
-        f"config.train.batch_size={batch_size} is not divisible by {devices} devices × {accumulate} accumulation steps: "
-        f"use for example --config.train.batch_size={good}")
+      f"config.train.batch_size={batch_size} is not divisible by {devices} devices × {accumulate} accumulation steps: "
+      f"use for example --config.train.batch_size={good}"
+    )
 
 
 def to_global(batch, mesh: Mesh):

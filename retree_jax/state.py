@@ -65,7 +65,8 @@ def make_schedule(config):
   if config.schedule == "cosine":
     if config.decay_steps <= warmup:
       raise ValueError(
-          f"config.optimizer.decay_steps={config.decay_steps} must exceed warmup_steps={warmup} for schedule 'cosine'")
+        f"config.optimizer.decay_steps={config.decay_steps} must exceed warmup_steps={warmup} for schedule 'cosine'"
+      )
     return optax.schedules.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, config.decay_steps)
   raise ValueError(f"config.optimizer.schedule={config.schedule!r} is unknown: use 'constant' or 'cosine'")
 

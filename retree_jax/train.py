@@ -76,8 +76,11 @@ def train(config, workdir, *, arrays: Mapping[str, np.ndarray] | None = None, de
 
   # --- compiled functions ------------------------------------------------------------------------------------------------
   train_step = jax.jit(
-      task.train_step, donate_argnums=0, in_shardings=(shardings, sharding.batch_sharding(mesh)),
-      out_shardings=(shardings, sharding.replicated(mesh)))
+    task.train_step,
+    donate_argnums=0,
+    in_shardings=(shardings, sharding.batch_sharding(mesh)),
+    out_shardings=(shardings, sharding.replicated(mesh)),
+  )
   evaluator = _Evaluator(config, task, data, mesh)
   batches = pipeline.device_prefetch(iterator, sharding.batch_sharding(mesh), config.data.prefetch)
   pending: list[dict] = []  # metrics still on the devices
@@ -91,8 +94,9 @@ def train(config, workdir, *, arrays: Mapping[str, np.ndarray] | None = None, de
     if bad:
       first = step - len(values) + 1
       raise NotFiniteError(
-          f"The loss is not finite between steps {first + bad[0]} and {first + bad[-1]}; the last good checkpoint is step "
-          f"{checkpoints.latest_step()} in {workdir}. Lower config.optimizer.learning_rate, or use float32, and rerun")
+        f"The loss is not finite between steps {first + bad[0]} and {first + bad[-1]}; the last good checkpoint is step "
+        f"{checkpoints.latest_step()} in {workdir}. Lower config.optimizer.learning_rate, or use float32, and rerun"
+      )
     pending.clear()
     return {k: float(np.mean([v[k] for v in values])) for k in (values[0] if values else {})}
 
@@ -175,8 +179,9 @@ class _Data:
       if config.data.heldout not in ("validation", "test"):
         raise ValueError(f"config.data.heldout={config.data.heldout!r} is unknown: use validation or test")
       splits = ("train", "test") if config.data.heldout == "test" else ("fit", "validation")
-      self.train, self.heldout = (sources.open_source(
-          config.data.source, split=split, fields=fields, seed=config.seed, size=size) for split in splits)
+      self.train, self.heldout = (
+        sources.open_source(config.data.source, split=split, fields=fields, seed=config.seed, size=size) for split in splits
+      )
       self.num_train = len(self.train)
     else:
       self.num_train = len(next(iter(arrays["train"].values())))
@@ -185,12 +190,18 @@ class _Data:
     """Endless shuffled, augmented batches."""
     c, fields = self.config, self.fields
     augment = transforms.Augment(**c.data.augment)
-    common = dict(batch_size=c.train.batch_size, seed=c.seed, augment=augment,
-                  process_index=jax.process_index(), process_count=jax.process_count())
+    common = dict(
+      batch_size=c.train.batch_size,
+      seed=c.seed,
+      augment=augment,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
     if self.arrays is not None:
       return pipeline.array_iterator({f: self.arrays["train"][f] for f in fields}, **common)
-    return pipeline.train_iterator(self.train, size=tuple(c.data.image_size), fit=c.data.fit, fields=fields,
-                                   num_threads=c.data.num_threads, **common)
+    return pipeline.train_iterator(
+      self.train, size=tuple(c.data.image_size), fit=c.data.fit, fields=fields, num_threads=c.data.num_threads, **common
+    )
 
   def examples(self, split: str, num: int) -> dict[str, np.ndarray]:
     """The first `num` examples of "train" or "heldout", unaugmented, as uint8 arrays [n, H, W, C]."""
@@ -198,8 +209,13 @@ class _Data:
       chosen = self.arrays.get(split) or self.arrays["train"]
       return {f: np.asarray(chosen[f][:num]) for f in self.fields}
     source, c = self.train if split == "train" else self.heldout, self.config
-    batch = next(iter(pipeline.evaluation_batches(
-        source, size=tuple(c.data.image_size), batch_size=min(num, len(source)), fit=c.data.fit, fields=self.fields)))
+    batch = next(
+      iter(
+        pipeline.evaluation_batches(
+          source, size=tuple(c.data.image_size), batch_size=min(num, len(source)), fit=c.data.fit, fields=self.fields
+        )
+      )
+    )
     return {k: v for k, v in batch.items() if k not in ("valid", "index")}
 
 

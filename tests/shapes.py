@@ -49,9 +49,7 @@ def sinusoid(amplitude, wavelength, periods):
 
 def star(arms):
   """Straight arms from the middle: [(degrees, length)]."""
-  return [
-    np.array([[0, 0], [length * np.sin(np.radians(a)), length * np.cos(np.radians(a))]]) for a, length in arms
-  ]
+  return [np.array([[0, 0], [length * np.sin(np.radians(a)), length * np.cos(np.radians(a))]]) for a, length in arms]
 
 
 def fork(length, degrees):

@@ -42,8 +42,9 @@ def config(**changes):
   c = defaults.base("tree")
   defaults.add_diffusion(c)
   c.data.update(image_size=(16, 16), target=("tree",), augment=defaults.no_augmentation())
-  c.model.update(name="denoiser", patch=1, detail=0, widths=(8,), blocks=(1,), attention=(), middle=0, head_width=4,
-                 time_dim=16)
+  c.model.update(
+    name="denoiser", patch=1, detail=0, widths=(8,), blocks=(1,), attention=(), middle=0, head_width=4, time_dim=16
+  )
   c.diffusion.num_steps = 12
   c.sampler.num_steps = 2
   c.train.update(num_steps=4, batch_size=8, ema_decay=0.9)
@@ -77,8 +78,11 @@ class Toy:
     channels = x.shape[-1] + (0 if cond is None else cond.shape[-1])
     make = jax.nn.initializers.normal(0.3)
     first, last = jax.random.split(key)
-    return {"first": make(first, (channels, self.width)), "last": make(last, (self.width, x.shape[-1])),
-            "time": jnp.zeros((12, self.width))}
+    return {
+      "first": make(first, (channels, self.width)),
+      "last": make(last, (self.width, x.shape[-1])),
+      "time": jnp.zeros((12, self.width)),
+    }
 
   def apply(self, params, x, t=None, cond=None, *, key=None):
     h = x if cond is None else jnp.concatenate([x, cond], -1)
@@ -94,7 +98,7 @@ def arrays(size: int = 16, train: int = 24, test: int = 8) -> dict:
   def tree():
     out = np.zeros((size, size, 1), np.uint8)
     column, branch = rng.integers(2, size - 2), rng.integers(3, size - 3)
-    out[:, column - 1:column + 1] = 255
+    out[:, column - 1 : column + 1] = 255
     out[branch, column:] = 255
     return out
 
@@ -126,10 +130,22 @@ def assert_close(a, b, rtol: float, atol: float) -> None:
 def start(*arguments: str, devices: int = 1, **environment: str) -> subprocess.Popen:
   """Starts `python ARGUMENTS` on so many CPU devices; stderr is a pipe, stdout goes there too."""
   env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "RETREE_"))}
-  env.update(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(devices), JAX_COMPILATION_CACHE_DIR=_CACHE,
-             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.2", RETREE_JAX_CPU_SETTINGS="off", PYTHONUNBUFFERED="1")
-  return subprocess.Popen([sys.executable, *arguments], env={**env, **environment}, text=True, cwd=ROOT,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+  env.update(
+    JAX_PLATFORMS="cpu",
+    JAX_NUM_CPU_DEVICES=str(devices),
+    JAX_COMPILATION_CACHE_DIR=_CACHE,
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.2",
+    RETREE_JAX_CPU_SETTINGS="off",
+    PYTHONUNBUFFERED="1",
+  )
+  return subprocess.Popen(
+    [sys.executable, *arguments],
+    env={**env, **environment},
+    text=True,
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+  )
 
 
 def finish(process: subprocess.Popen, timeout: float = 1500) -> str:

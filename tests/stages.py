@@ -32,8 +32,12 @@ def _save(path: pathlib.Path, config, x_channels: int, cond_channels: int, setti
 
 def denoiser(path, stage: str, target, condition=(), size=(16, 16), seed: int = 0) -> None:
   """Saves a denoising stage of a few thousand parameters and two sampling steps."""
-  config = small.config(data__target=tuple(target), data__condition=tuple(condition), data__image_size=size,
-                        diffusion__condition_dropout=0.1 if condition else 0.0)
+  config = small.config(
+    data__target=tuple(target),
+    data__condition=tuple(condition),
+    data__image_size=size,
+    diffusion__condition_dropout=0.1 if condition else 0.0,
+  )
   config.stage = stage
   config.sampler.batch_size = 2
   channels, given = (sum(CHANNELS[f] for f in names) for names in (target, condition))
@@ -48,8 +52,10 @@ def tree_filter(path, threshold: float, size=(32, 32), ranges=None) -> None:
   config.model = ConfigDict({"name": "discriminator", "width": 4, "heads": 1, "head_width": 4})
   _save(path, config, 1, 0, dict(config.model), 0)
   identity = checkpoint.load(path).identity()
-  writing.write_json(path / "threshold.json", {
-      "checkpoint": identity, "threshold": threshold, "how": "by hand, for a test", "ranges": ranges or {}})
+  writing.write_json(
+    path / "threshold.json",
+    {"checkpoint": identity, "threshold": threshold, "how": "by hand, for a test", "ranges": ranges or {}},
+  )
 
 
 @functools.lru_cache

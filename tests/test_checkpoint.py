@@ -22,8 +22,13 @@ def make_state(step: int, mesh=None, width: int = 4) -> TrainState:
   """A state with numbers that tell steps apart."""
   value = jnp.arange(8 * width, dtype=jnp.float32).reshape(8, width) + 100 * step
   state = TrainState(
-      step=jnp.int32(step), params={"w": value}, ema={"w": value / 2}, opt_state=({"mu": value / 4}, jnp.int32(step)),
-      key=keys.stream(3, "tests"), extra={"bar": jnp.float32(jnp.inf)})
+    step=jnp.int32(step),
+    params={"w": value},
+    ema={"w": value / 2},
+    opt_state=({"mu": value / 4}, jnp.int32(step)),
+    key=keys.stream(3, "tests"),
+    extra={"bar": jnp.float32(jnp.inf)},
+  )
   mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
   return jax.device_put(state, sharding.infer_shardings(state, mesh, min_size=16))
 
@@ -44,16 +49,19 @@ def kept(workdir) -> list[int]:
   return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
 
 
-@pytest.mark.parametrize("losses, keep_latest, keep_best, wanted", [
-  # The newest stays however bad it is.
-  ({1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}, 1, 1, [1, 4]),
-  ({1: 0.4, 2: 0.3, 3: 0.2, 4: 0.1}, 1, 1, [4]),
-  ({1: 0.4, 2: 0.1, 3: 0.2, 4: 0.3, 5: 0.5}, 2, 2, [2, 3, 4, 5]),
-  ({1: 0.1, 2: 0.2, 3: 0.3}, 1, 0, [3]),
-  # Steps that were not evaluated are never the best.
-  ({1: 0.2, 2: None, 3: 0.3, 4: None, 5: None}, 1, 1, [1, 5]),
-  ({1: None, 2: None, 3: None}, 2, 1, [2, 3]),
-])
+@pytest.mark.parametrize(
+  "losses, keep_latest, keep_best, wanted",
+  [
+    # The newest stays however bad it is.
+    ({1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}, 1, 1, [1, 4]),
+    ({1: 0.4, 2: 0.3, 3: 0.2, 4: 0.1}, 1, 1, [4]),
+    ({1: 0.4, 2: 0.1, 3: 0.2, 4: 0.3, 5: 0.5}, 2, 2, [2, 3, 4, 5]),
+    ({1: 0.1, 2: 0.2, 3: 0.3}, 1, 0, [3]),
+    # Steps that were not evaluated are never the best.
+    ({1: 0.2, 2: None, 3: 0.3, 4: None, 5: None}, 1, 1, [1, 5]),
+    ({1: None, 2: None, 3: None}, 2, 1, [2, 3]),
+  ],
+)
 def test_newest_and_best_are_kept(losses, keep_latest, keep_best, wanted, tmp_path):
   save(tmp_path, losses, keep_latest, keep_best)
   assert kept(tmp_path) == wanted
@@ -193,8 +201,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(item, cut_s
         file.write_bytes(file.read_bytes()[:20])
   else:
     shutil.rmtree(broken / item)
-  for read in (lambda: checkpoint.Checkpoints(tmp_path).restore(like(make_state(2))),
-               *([lambda: checkpoint.load(tmp_path, step="latest")] if item == "ema" else [])):
+  for read in (
+    lambda: checkpoint.Checkpoints(tmp_path).restore(like(make_state(2))),
+    *([lambda: checkpoint.load(tmp_path, step="latest")] if item == "ema" else []),
+  ):
     with pytest.raises(ValueError, match=r"checkpoints/2 is damaged, .*remove this folder"):
       read()
   shutil.rmtree(broken)

@@ -23,8 +23,9 @@ def test_a_published_file_gives_the_original_output(parity_dir, tmp_path):
   assert loaded.config.sampler.name == "ddpm" and loaded.config.model.dim == 256
 
 
-@pytest.mark.parametrize("config, sentence", [
-    (tree, "makes 3 channels, the tree stage 1"), (filter_config, "which the filter stage does not use")])
+@pytest.mark.parametrize(
+  "config, sentence", [(tree, "makes 3 channels, the tree stage 1"), (filter_config, "which the filter stage does not use")]
+)
 def test_a_file_of_another_stage_is_refused(parity_dir, tmp_path, config, sentence):
   with pytest.raises(ValueError, match=sentence):
     convert.convert(config.get_config("paper"), parity_dir / "fundus.pth.tar", tmp_path / "out")

@@ -24,8 +24,9 @@ def test_streams_and_steps_and_samples_are_all_different():
 
 def test_a_stream_is_the_same_in_another_process():
   # Python hashes strings differently in each process; the stream must not.
-  code = ("import jax; from retree_jax import keys;"
-          "print(jax.random.key_data(keys.at_step(keys.stream(7, 'tree noise'), 3)).tolist())")
+  code = (
+    "import jax; from retree_jax import keys;print(jax.random.key_data(keys.at_step(keys.stream(7, 'tree noise'), 3)).tolist())"
+  )
   here = bits(keys.at_step(keys.stream(7, "tree noise"), 3)).tolist()
   there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
   assert there.strip() == str(here)

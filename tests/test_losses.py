@@ -55,9 +55,18 @@ def test_mask_weighs_pixels_ignores_what_is_outside_and_an_empty_one_gives_zero(
 
 def test_losses_are_float32_per_example_also_from_bfloat16():
   x = jnp.zeros((3, 16, 12, 1), jnp.bfloat16)
-  for loss in (losses.noise_loss, losses.mse, losses.l1, losses.ssim, losses.ssim_loss, losses.psnr,
-               losses.bce_with_logits, losses.dice_with_logits, losses.jaccard_with_logits,
-               losses.cldice_with_logits):
+  for loss in (
+    losses.noise_loss,
+    losses.mse,
+    losses.l1,
+    losses.ssim,
+    losses.ssim_loss,
+    losses.psnr,
+    losses.bce_with_logits,
+    losses.dice_with_logits,
+    losses.jaccard_with_logits,
+    losses.cldice_with_logits,
+  ):
     value = jax.jit(loss)(x, x)
     assert value.shape == (3,) and value.dtype == jnp.float32, loss.__name__
 
@@ -74,8 +83,10 @@ def test_ssim_equals_scikit_image(shape):
   rng = np.random.default_rng(0)
   a = rng.uniform(-1, 1, (2, *shape)).astype(np.float32)
   b = np.clip(0.7 * a + 0.3 * rng.standard_normal(a.shape), -1, 1).astype(np.float32)
-  expected = [structural_similarity(x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-                                    data_range=2.0, channel_axis=-1) for x, y in zip(a, b, strict=True)]
+  expected = [
+    structural_similarity(x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=2.0, channel_axis=-1)
+    for x, y in zip(a, b, strict=True)
+  ]
   close(ssim(a, b), expected, atol=1e-5)
   close(ssim_loss(a, b), 1 - np.asarray(expected), atol=1e-5)
 
@@ -108,8 +119,10 @@ def test_bce_in_nats_and_stable_at_huge_logits():
   close(losses.bce_with_logits(logits[:1], target[:1], positive_weight=3.0), [2 * np.log(2)])
   grad = jax.grad(lambda x: losses.bce_with_logits(x, target).sum())(logits)
   close(grad[3], [0.5, 0.0])
-  close(losses.bce_with_logits(jnp.full((1, 1), np.log(3.0)), jnp.full((1, 1), 0.75)),  # coverage as a target
-        [0.75 * np.log(4 / 3) + 0.25 * np.log(4)])
+  close(
+    losses.bce_with_logits(jnp.full((1, 1), np.log(3.0)), jnp.full((1, 1), 0.75)),  # coverage as a target
+    [0.75 * np.log(4 / 3) + 0.25 * np.log(4)],
+  )
 
 
 def test_dice_and_jaccard_of_overlapping_squares():
@@ -133,7 +146,7 @@ def test_dice_and_jaccard_of_overlapping_squares():
 def bar(width, length=40, size=48):
   tree = np.zeros((1, size, size, 1), np.float32)
   top = (size - width) // 2
-  tree[0, top:top + width, (size - length) // 2:(size + length) // 2] = 1
+  tree[0, top : top + width, (size - length) // 2 : (size + length) // 2] = 1
   return tree
 
 
@@ -227,10 +240,10 @@ def test_gradient_penalties_of_a_linear_and_a_quadratic_discriminator():
 
   close(losses.r1_penalty(linear, real), np.full(3, norm2), rtol=1e-4)
   close(losses.r1_penalty(linear, real, reduce="sum"), np.full(3, 4 * norm2), rtol=1e-4)
-  close(losses.gradient_penalty(linear, real, fake, jax.random.key(3)), np.full(3, (2 * norm2**0.5 - 1) ** 2),
-        rtol=1e-4)
-  close(losses.gradient_penalty(linear, real, fake, jax.random.key(3), reduce="mean"),
-        np.full(3, (norm2**0.5 - 1) ** 2), rtol=1e-4)
+  close(losses.gradient_penalty(linear, real, fake, jax.random.key(3)), np.full(3, (2 * norm2**0.5 - 1) ** 2), rtol=1e-4)
+  close(
+    losses.gradient_penalty(linear, real, fake, jax.random.key(3), reduce="mean"), np.full(3, (norm2**0.5 - 1) ** 2), rtol=1e-4
+  )
 
   def quadratic(x):
     return 0.5 * jnp.sum(x * x, axis=(1, 2, 3))
@@ -238,11 +251,15 @@ def test_gradient_penalties_of_a_linear_and_a_quadratic_discriminator():
   close(losses.r1_penalty(quadratic, real), jnp.sum(real * real, axis=(1, 2, 3)), rtol=1e-4)
   mix = jax.random.uniform(jax.random.key(3), (3, 1, 1, 1))
   between = mix * real + (1 - mix) * fake
-  close(losses.gradient_penalty(quadratic, real, fake, jax.random.key(3)),
-        (jnp.sqrt(jnp.sum(between**2, axis=(1, 2, 3))) - 1) ** 2, rtol=1e-4)
+  close(
+    losses.gradient_penalty(quadratic, real, fake, jax.random.key(3)),
+    (jnp.sqrt(jnp.sum(between**2, axis=(1, 2, 3))) - 1) ** 2,
+    rtol=1e-4,
+  )
   # the penalty can be differentiated for the discriminator's parameters, also where the gradient vanishes
-  slope = jax.grad(lambda a: losses.gradient_penalty(lambda x: a * quadratic(x), 0 * real, 0 * fake,
-                                                     jax.random.key(0)).sum())(1.0)
+  slope = jax.grad(lambda a: losses.gradient_penalty(lambda x: a * quadratic(x), 0 * real, 0 * fake, jax.random.key(0)).sum())(
+    1.0
+  )
   assert np.isfinite(slope)
   slope = jax.grad(lambda a: losses.r1_penalty(lambda x: a * linear(x), real).sum())(1.0)
   close(slope, 2 * 3 * norm2, rtol=1e-4)

@@ -70,9 +70,14 @@ def test_train_sample_and_evaluate(trained, tmp_path):
   sample = ("--config", "configs/tree.py:tiny", f"--workdir={trained}", "--mode=sample")
   out, few, other = tmp_path / "out", tmp_path / "few", tmp_path / "other"
   results = run(
-      (*sample, "--num=5", f"--out={out}"), (*sample, "--num=2", f"--out={few}"),
-      (*sample, "--num=2", "--seed=3", f"--out={other}"), (*sample, "--num=2", "--seed=4", f"--out={out}"),
-      (*TREE, f"--workdir={trained}", "--mode=evaluate"), (*TREE, f"--workdir={trained}"), ("--help",))
+    (*sample, "--num=5", f"--out={out}"),
+    (*sample, "--num=2", f"--out={few}"),
+    (*sample, "--num=2", "--seed=3", f"--out={other}"),
+    (*sample, "--num=2", "--seed=4", f"--out={out}"),
+    (*TREE, f"--workdir={trained}", "--mode=evaluate"),
+    (*TREE, f"--workdir={trained}"),
+    ("--help",),
+  )
   codes = [code for code, _ in results]
   assert codes == [0, 0, 0, 2, 0, 0, 0], results
   masks = sorted((out / "masks").iterdir())
@@ -97,8 +102,10 @@ BAD = {
   "no config": ([], "--config is missing: give for example --config configs/tree.py:tiny"),
   "no such config file": (["--config", "configs/branch.py"], "there is no config file configs/branch.py: name one"),
   "wrong variant": (["--config", "configs/tree.py:huge"], "variant 'huge' is unknown: write configs/tree.py alone"),
-  "misspelt field": ([*TREE, "--config.train.num_step=3"],
-                     'the config has no such field: did you mean "num_steps" instead of "num_step"?'),
+  "misspelt field": (
+    [*TREE, "--config.train.num_step=3"],
+    'the config has no such field: did you mean "num_steps" instead of "num_step"?',
+  ),
   "field like no other": ([*TREE, "--config.train.stepz=3"], "the config has no field 'stepz': see retree_jax/config/defaults"),
   "misspelt section": ([*TREE, "--config.trian.num_steps=3"], "trian"),
   "wrong type": ([*TREE, "--config.train.num_steps=many"], "train.num_steps"),
@@ -123,16 +130,22 @@ def test_bad_input_is_answered_in_one_sentence(trained, tmp_path):
   cases = {name: ([*argv, f"--workdir={folder / name.replace(' ', '_')}"], words) for name, (argv, words) in BAD.items()}
   sample = ["--config", "configs/tree.py:tiny", "--mode=sample", "--num=1"]
   cases |= {
-    "another config": ([*TREE, "--config.optimizer.b2=0.5", f"--workdir={trained}"],
-                       "optimizer.b2 (0.99 there, 0.5 here). Use another --workdir"),
-    "another architecture": ([*without("model.widths"), "--config.model.widths=(16,)", f"--workdir={trained}"],
-                             "model.widths ([8] there, [16] here)"),
+    "another config": (
+      [*TREE, "--config.optimizer.b2=0.5", f"--workdir={trained}"],
+      "optimizer.b2 (0.99 there, 0.5 here). Use another --workdir",
+    ),
+    "another architecture": (
+      [*without("model.widths"), "--config.model.widths=(16,)", f"--workdir={trained}"],
+      "model.widths ([8] there, [16] here)",
+    ),
     "nothing trained": ([*sample, f"--workdir={tmp_path}"], "holds no checkpoint of retree_jax"),
     "no workdir": ([*sample, f"--workdir={tmp_path / 'none'}"], "does not exist: give a workdir"),
     "no such step": ([*sample, "--step=9", f"--workdir={trained}"], "holds no step 9: it has 2"),
     "wrong step": ([*sample, "--step=last", f"--workdir={trained}"], "--step=last is unknown: use best, latest or a number"),
-    "another stage": (["--config", "configs/fundus.py:tiny", "--mode=sample", f"--workdir={trained}"],
-                      "a checkpoint of the tree stage, not of the fundus stage"),
+    "another stage": (
+      ["--config", "configs/fundus.py:tiny", "--mode=sample", f"--workdir={trained}"],
+      "a checkpoint of the tree stage, not of the fundus stage",
+    ),
     "wrong sampler": ([*sample, "--config.sampler.name=euler", f"--workdir={trained}"], "name='euler' is unknown: use "),
   }
   wrong, results = [], run(*(argv for argv, _ in cases.values()), devices=4)
@@ -144,14 +157,21 @@ def test_bad_input_is_answered_in_one_sentence(trained, tmp_path):
   assert {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.parametrize("error, code, words", [
-  (OSError(errno.ENOSPC, "No space left on device"), 1, "no space is left on the disk: free some"),
-  (PermissionError(errno.EACCES, "denied", "/closed/x"), 2, "no permission for /closed/x: use a folder that you may write to"),
-  (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), 1, "lower config.train.batch_size"),
-  (NotFiniteError("The loss is\n  not finite"), 1, "The loss is not finite"),
-  (KeyboardInterrupt(), 130, "rerun the same command to go on"),
-  (ZeroDivisionError("oh"), 1, "ZeroDivisionError: oh (RETREE_JAX_TRACEBACK=1 shows where)"),
-])
+@pytest.mark.parametrize(
+  "error, code, words",
+  [
+    (OSError(errno.ENOSPC, "No space left on device"), 1, "no space is left on the disk: free some"),
+    (
+      PermissionError(errno.EACCES, "denied", "/closed/x"),
+      2,
+      "no permission for /closed/x: use a folder that you may write to",
+    ),
+    (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), 1, "lower config.train.batch_size"),
+    (NotFiniteError("The loss is\n  not finite"), 1, "The loss is not finite"),
+    (KeyboardInterrupt(), 130, "rerun the same command to go on"),
+    (ZeroDivisionError("oh"), 1, "ZeroDivisionError: oh (RETREE_JAX_TRACEBACK=1 shows where)"),
+  ],
+)
 def test_errors_become_sentences(error, code, words, capsys, monkeypatch):
   def fail():
     raise error

@@ -12,16 +12,27 @@ from PIL import Image
 from retree_jax import checkpoint
 from tests import small
 
-FLAGS = ("-m", "retree_jax.main", "--config", "configs/tree.py:tiny", *small.FLAGS, "--config.evaluate.num=3",
-         "--config.preview.num=3")
+FLAGS = (
+  "-m",
+  "retree_jax.main",
+  "--config",
+  "configs/tree.py:tiny",
+  *small.FLAGS,
+  "--config.evaluate.num=3",
+  "--config.preview.num=3",
+)
 
 
 def start_both(workdir, *flags):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  return [small.start(*FLAGS, f"--workdir={workdir}", f"--coordinator=localhost:{port}", "--num_processes=2",
-                      f"--process_id={rank}", *flags) for rank in range(2)]
+  return [
+    small.start(
+      *FLAGS, f"--workdir={workdir}", f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={rank}", *flags
+    )
+    for rank in range(2)
+  ]
 
 
 def losses(workdir) -> dict[int, float]:

@@ -12,8 +12,15 @@ from retree_jax import checkpoint, keys, tasks
 from tests import small
 
 STEPS, EVERY = 120, 5
-COMMAND = ("-m", "retree_jax.main", "--config", "configs/tree.py:tiny", *small.FLAGS,
-           f"--config.train.num_steps={STEPS}", f"--config.checkpoint.every={EVERY}")
+COMMAND = (
+  "-m",
+  "retree_jax.main",
+  "--config",
+  "configs/tree.py:tiny",
+  *small.FLAGS,
+  f"--config.train.num_steps={STEPS}",
+  f"--config.checkpoint.every={EVERY}",
+)
 
 
 def start(workdir):

@@ -19,8 +19,7 @@ def runs(tmp_path_factory):
   out = {}
   for name, devices, fsdp in (("one", 1, 1), ("data", 8, 1), ("fsdp", 8, 4)):
     workdir = tmp_path_factory.mktemp(name)
-    state = train.train(small.config(**WIDE, mesh__fsdp=fsdp), workdir, arrays=small.arrays(8),
-                        devices=jax.devices()[:devices])
+    state = train.train(small.config(**WIDE, mesh__fsdp=fsdp), workdir, arrays=small.arrays(8), devices=jax.devices()[:devices])
     out[name] = (state, workdir)
   return out
 
@@ -37,8 +36,7 @@ def test_eight_devices_compute_what_one_does(runs, name):
 
 
 def bytes_on(tree, device) -> int:
-  return sum(shard.data.nbytes for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards
-             if shard.device == device)
+  return sum(shard.data.nbytes for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards if shard.device == device)
 
 
 def test_fsdp_shares_parameters_and_optimizer(runs):
@@ -83,12 +81,14 @@ def test_large_arrays_are_split_along_their_longest_divisible_axis():
   def shape(*sides):
     return jax.ShapeDtypeStruct(sides, jnp.float32)
 
-  arrays = {
-    "last": shape(3, 3, 64, 128), "middle": shape(3, 128, 126), "whole": shape(3, 126, 501), "small": shape(8, 8)}
+  arrays = {"last": shape(3, 3, 64, 128), "middle": shape(3, 128, 126), "whole": shape(3, 126, 501), "small": shape(8, 8)}
   specs = {k: s.spec for k, s in sharding.infer_shardings(arrays, mesh, min_size=1000).items()}
   assert specs == {
-    "last": PartitionSpec(None, None, None, "fsdp"), "middle": PartitionSpec(None, "fsdp", None),
-    "whole": PartitionSpec(), "small": PartitionSpec()}
+    "last": PartitionSpec(None, None, None, "fsdp"),
+    "middle": PartitionSpec(None, "fsdp", None),
+    "whole": PartitionSpec(),
+    "small": PartitionSpec(),
+  }
   key = {"key": jax.random.split(jax.random.key(0), 4096)}
   assert sharding.infer_shardings(key, mesh, min_size=1)["key"].spec == PartitionSpec()
 

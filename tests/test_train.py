@@ -34,8 +34,9 @@ def lines(workdir) -> list[dict]:
   return [{k: v for k, v in line.items() if k != "images_per_second"} for line in found]
 
 
-EVERYTHING = dict(train__num_steps=6, checkpoint__every=2, checkpoint__keep_latest=9, evaluate__every=3,
-                  preview__every=6, log__tensorboard=True)
+EVERYTHING = dict(
+  train__num_steps=6, checkpoint__every=2, checkpoint__keep_latest=9, evaluate__every=3, preview__every=6, log__tensorboard=True
+)
 
 
 def test_a_run_writes_what_it_promises_and_stopping_changes_nothing(toy, tmp_path):
@@ -126,36 +127,39 @@ def test_fine_tuning_starts_from_the_average_of_another_run(toy, tmp_path, monke
     run(tmp_path / "narrow", train__num_steps=1, train__start_from=str(tmp_path / "source"))
 
 
-@pytest.mark.parametrize("changes, words", [
-  (dict(train__batch_size=6), r"batch_size=6 is not divisible by 8 devices .* --config.train.batch_size=8"),
-  (dict(train__accumulate=2), r"batch_size=8 is not divisible by 8 devices × 2 .*batch_size=16"),
-  (dict(mesh__fsdp=3), r"fsdp=3 does not divide the 8 devices"),
-  (dict(data__image_size=(16, 15), model__widths=(8, 8)), r"cannot take 16x15 pixels: .*16x16"),
-  (dict(data__target=("vessels",)), r"unknown field 'vessels': use image, tree, fov"),
-  (dict(optimizer__schedule="linear"), r"schedule='linear' is unknown: use 'constant' or 'cosine'"),
-  (dict(optimizer__schedule="cosine"), r"decay_steps=0 must exceed warmup_steps=2"),
-  (dict(diffusion__prediction="score"), r"prediction='score' is unknown: use "),
-  (dict(stage="veins"), r"stage='veins' is unknown: use tree, fundus"),
-  (dict(checkpoint__keep_latest=0), r"keep_latest=0 would delete the newest checkpoint: use 1"),
-  (dict(train__batch_size=0), r"batch_size=0 cannot be: it must be at least 1"),
-  (dict(train__accumulate=0), r"accumulate=0 cannot be: it must be at least 1"),
-  (dict(train__ema_decay=1.0), r"ema_decay=1.0 cannot be: it must be at least 0 and below 1"),
-  (dict(log__every=0), r"log.every=0 cannot be: it must be at least 1"),
-  (dict(checkpoint__every=-5), r"checkpoint.every=-5 cannot be: it must be at least 1"),
-  (dict(optimizer__learning_rate=0.0), r"learning_rate=0.0 cannot be: it must be above 0"),
-  (dict(optimizer__learning_rate=float("nan")), r"learning_rate=nan cannot be"),
-  (dict(data__fit="stretch"), r"fit='stretch' is unknown: use fov, pad, crop, squash"),
-  (dict(data__augment=dict(rotation=-3.0)), r"augment.rotation is -3.0"),
-  (dict(diffusion__time_sampling="even"), r"time_sampling='even' is unknown: use stratified, uniform"),
-  (dict(diffusion__first_step=1000), r"first_step=1000 leaves no time step"),
-  # What only previews would have met, thousands of steps later.
-  (dict(sampler__name="euler"), r"sampler.name='euler' is unknown: use ddpm, ddim, dpmpp_2m, heun"),
-  (dict(sampler__clip="hard"), r"sampler.clip='hard' is unknown: use none, static, dynamic"),
-  (dict(sampler__spacing="even"), r"sampler.spacing='even' is unknown: use full, trailing"),
-  (dict(sampler__num_steps=2000), r"2000 sampling steps are more than"),
-  (dict(sampler__guidance=2.0), r"guidance=2.0 needs a model trained with config.diffusion.condition_dropout"),
-  (dict(sampler__eta=1.5), r"eta=1.5 cannot be: it must be from 0 to 1"),
-])
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    (dict(train__batch_size=6), r"batch_size=6 is not divisible by 8 devices .* --config.train.batch_size=8"),
+    (dict(train__accumulate=2), r"batch_size=8 is not divisible by 8 devices × 2 .*batch_size=16"),
+    (dict(mesh__fsdp=3), r"fsdp=3 does not divide the 8 devices"),
+    (dict(data__image_size=(16, 15), model__widths=(8, 8)), r"cannot take 16x15 pixels: .*16x16"),
+    (dict(data__target=("vessels",)), r"unknown field 'vessels': use image, tree, fov"),
+    (dict(optimizer__schedule="linear"), r"schedule='linear' is unknown: use 'constant' or 'cosine'"),
+    (dict(optimizer__schedule="cosine"), r"decay_steps=0 must exceed warmup_steps=2"),
+    (dict(diffusion__prediction="score"), r"prediction='score' is unknown: use "),
+    (dict(stage="veins"), r"stage='veins' is unknown: use tree, fundus"),
+    (dict(checkpoint__keep_latest=0), r"keep_latest=0 would delete the newest checkpoint: use 1"),
+    (dict(train__batch_size=0), r"batch_size=0 cannot be: it must be at least 1"),
+    (dict(train__accumulate=0), r"accumulate=0 cannot be: it must be at least 1"),
+    (dict(train__ema_decay=1.0), r"ema_decay=1.0 cannot be: it must be at least 0 and below 1"),
+    (dict(log__every=0), r"log.every=0 cannot be: it must be at least 1"),
+    (dict(checkpoint__every=-5), r"checkpoint.every=-5 cannot be: it must be at least 1"),
+    (dict(optimizer__learning_rate=0.0), r"learning_rate=0.0 cannot be: it must be above 0"),
+    (dict(optimizer__learning_rate=float("nan")), r"learning_rate=nan cannot be"),
+    (dict(data__fit="stretch"), r"fit='stretch' is unknown: use fov, pad, crop, squash"),
+    (dict(data__augment=dict(rotation=-3.0)), r"augment.rotation is -3.0"),
+    (dict(diffusion__time_sampling="even"), r"time_sampling='even' is unknown: use stratified, uniform"),
+    (dict(diffusion__first_step=1000), r"first_step=1000 leaves no time step"),
+    # What only previews would have met, thousands of steps later.
+    (dict(sampler__name="euler"), r"sampler.name='euler' is unknown: use ddpm, ddim, dpmpp_2m, heun"),
+    (dict(sampler__clip="hard"), r"sampler.clip='hard' is unknown: use none, static, dynamic"),
+    (dict(sampler__spacing="even"), r"sampler.spacing='even' is unknown: use full, trailing"),
+    (dict(sampler__num_steps=2000), r"2000 sampling steps are more than"),
+    (dict(sampler__guidance=2.0), r"guidance=2.0 needs a model trained with config.diffusion.condition_dropout"),
+    (dict(sampler__eta=1.5), r"eta=1.5 cannot be: it must be from 0 to 1"),
+  ],
+)
 def test_impossible_settings_are_answered_in_a_sentence(changes, words, tmp_path):
   with pytest.raises(ValueError, match=words):
     train.train(small.config(**changes), tmp_path, arrays=small.arrays())
@@ -220,8 +224,9 @@ def test_learning_rate_warms_up_and_anneals():
 
 
 def test_gradients_are_clipped_by_their_global_norm():
-  optimizer = state.make_optimizer(small.config(
-      optimizer__clip_norm=1.0, optimizer__weight_decay=0.0, optimizer__warmup_steps=0, optimizer__eps=1e6).optimizer)
+  optimizer = state.make_optimizer(
+    small.config(optimizer__clip_norm=1.0, optimizer__weight_decay=0.0, optimizer__warmup_steps=0, optimizer__eps=1e6).optimizer
+  )
   params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
   # With a huge epsilon AdamW's first step is the learning rate times the gradient, over epsilon.
   step, _ = optimizer.update({"a": jnp.array([30.0]), "b": jnp.array([40.0])}, optimizer.init(params), params)

@@ -32,8 +32,9 @@ def define_flags() -> flags.FlagValues:
   f = flags.FlagValues()
   for name in ("tree", "fundus", "superres", "filter"):
     flags.DEFINE_string(name, None, f"Workdir of the {name} stage.", flag_values=f)
-  flags.DEFINE_string("variant", "tiny", "Without workdirs: variant of the configs whose networks get random weights.",
-                      flag_values=f)
+  flags.DEFINE_string(
+    "variant", "tiny", "Without workdirs: variant of the configs whose networks get random weights.", flag_values=f
+  )
   flags.DEFINE_integer("num", 32, "Pairs of the first run; the second makes four times as many.", lower_bound=1, flag_values=f)
   flags.DEFINE_integer("steps", None, "Sampler steps.", lower_bound=1, flag_values=f)
   flags.DEFINE_enum("format", "png", ["png", "tfds"], "What is written.", flag_values=f)
@@ -49,8 +50,9 @@ def random_stage(stage: str, variant: str) -> checkpoint.Loaded:
   channels, given = num_channels(config.data.target), num_channels(config.data.condition)
   network = models.build({**config.model, "out_channels": channels})
   shape = (1, *config.data.image_size)
-  params = network.init(jax.random.key(0), jnp.zeros((*shape, channels)), jnp.zeros((1,)),
-                        jnp.zeros((*shape, given)) if given else None)
+  params = network.init(
+    jax.random.key(0), jnp.zeros((*shape, channels)), jnp.zeros((1,)), jnp.zeros((*shape, given)) if given else None
+  )
   return checkpoint.Loaded(config, params, network, 0, "")
 
 
@@ -80,8 +82,10 @@ def main() -> None:
       rows.append((num, summary, peak))
   device = jax.devices()[0].device_kind
   names = sorted(rows[0][1]["stages"])
-  print(f"\n{jax.device_count()} × {device}; trees {chosen.tree and chosen.tree.config.data.image_size}, photographs "
-        f"{chosen.fundus and chosen.fundus.config.data.image_size}; {f.format}\n")
+  print(
+    f"\n{jax.device_count()} × {device}; trees {chosen.tree and chosen.tree.config.data.image_size}, photographs "
+    f"{chosen.fundus and chosen.fundus.config.data.image_size}; {f.format}\n"
+  )
   print(f"| pairs | {' | '.join(f'{n}, pairs/s' for n in names)} | all, pairs/s | waiting for the disk | peak memory, MiB |")
   print("|" + "---|" * (len(names) + 4))
   for num, s, peak in rows:

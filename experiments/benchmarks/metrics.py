@@ -34,14 +34,10 @@ def read_masks(folder, size: int, num: int) -> list[np.ndarray]:
   inner = folder / "masks"
   paths = sorted(p for p in (inner if inner.is_dir() else folder).glob("*") if p.suffix.lower() in _SUFFIXES)
   if not paths:
-    raise ValueError(
-      f"{folder} holds no masks; point --real at a pair folder (with masks/) or a folder of masks"
-    )
+    raise ValueError(f"{folder} holds no masks; point --real at a pair folder (with masks/) or a folder of masks")
   # Spread over the folder, so that several kinds of eyes are among them.
   chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(num, len(paths))).astype(int))]
-  return [
-    np.asarray(Image.open(p).convert("L").resize((size, size), Image.Resampling.BOX)) >= 128 for p in chosen
-  ]
+  return [np.asarray(Image.open(p).convert("L").resize((size, size), Image.Resampling.BOX)) >= 128 for p in chosen]
 
 
 def measure(function, cases) -> dict[str, float]:
@@ -109,9 +105,7 @@ def run(folder, size: int = 512, num: int = 16) -> dict:
   """All timings as a JSON-able dict."""
   masks = read_masks(folder, size, num)
   # A prediction like a network's: smooth, with ties where it saturates, and off by a pixel here and there.
-  predictions = [
-    np.clip(ndimage.gaussian_filter(np.roll(m, 1, 0).astype(np.float32), 1), 0, 1) for m in masks
-  ]
+  predictions = [np.clip(ndimage.gaussian_filter(np.roll(m, 1, 0).astype(np.float32), 1), 0, 1) for m in masks]
   pairs = list(zip(predictions, masks, strict=True))
   timings = {
     "skeletonize (thinning alone)": measure(skeleton.skeletonize, masks),
@@ -122,9 +116,7 @@ def run(folder, size: int = 512, num: int = 16) -> dict:
     "segmentation.scores (with AUC, clDice, Betti)": measure(lambda pair: segmentation.scores(*pair), pairs),
   }
   found = [vessels.biomarkers(m) for m in masks[:2]]
-  many = [
-    {name: value * (1 + 0.001 * i) for name, value in found[i % len(found)].items()} for i in range(10_000)
-  ]
+  many = [{name: value * (1 + 0.001 * i) for name, value in found[i % len(found)].items()} for i in range(10_000)]
   start = time.process_time()
   vessels.distances(many, many[:1000])
   return {
@@ -146,13 +138,10 @@ def main(arguments=None) -> None:
   parser.add_argument("--out", help="JSON file to write")
   options = parser.parse_args(arguments)
   result = run(options.real, options.size, options.num)
-  print(
-    f"{result['num_masks']} masks of {options.size} x {options.size}, one process of {result['cores']} cores"
-  )
+  print(f"{result['num_masks']} masks of {options.size} x {options.size}, one process of {result['cores']} cores")
   for name, row in result["per_image"].items():
     print(
-      f"{name:48s} {row['median_ms']:8.1f} ms  (95 %: {row['p95_ms']:.1f})   "
-      f"{row['minutes_per_10000']:6.1f} min for 10,000"
+      f"{name:48s} {row['median_ms']:8.1f} ms  (95 %: {row['p95_ms']:.1f})   {row['minutes_per_10000']:6.1f} min for 10,000"
     )
   print(f"vessels.distances, 10,000 trees against 1,000: {result['distances_10000_vs_1000_s']:.2f} s")
   found = result["nearest_neighbours"]

@@ -54,8 +54,14 @@ def delivered(kind: str, source_spec: str, size: int, fields, threads: int, seco
   source = sources.open_source(spec, split="all", fields=[f for f in fields if f != "fov"], size=(size, size))
   rates, total = [], 0
   with pipeline.train_iterator(
-      source, size=(size, size), batch_size=BATCH, augment=transforms.Augment(), fields=fields, num_threads=threads,
-      cache_bytes=0 if kind == "files" else 2**30) as batches:
+    source,
+    size=(size, size),
+    batch_size=BATCH,
+    augment=transforms.Augment(),
+    fields=fields,
+    num_threads=threads,
+    cache_bytes=0 if kind == "files" else 2**30,
+  ) as batches:
     # A whole epoch fills the cache; then what was prepared ahead goes, so that no round is paid for by the one before.
     for _ in range(1 if kind == "files" else -(-len(source) // BATCH) + threads + 1):
       next(batches)
@@ -85,26 +91,43 @@ def consumed(config_spec: str, seconds: float) -> dict:
 
   per_step, cpu_seconds = stages.timed(call, seconds)
   number = config.train.batch_size
-  return {"config": config_spec, "size": config.data.image_size[0], "fields": [f.rstrip("?") for f in task.fields],
-          "batch": number, "images_per_second": number / per_step, "cpu_ms": 1000 * cpu_seconds / number,
-          "device": jax.devices()[0].device_kind}
+  return {
+    "config": config_spec,
+    "size": config.data.image_size[0],
+    "fields": [f.rstrip("?") for f in task.fields],
+    "batch": number,
+    "images_per_second": number / per_step,
+    "cpu_ms": 1000 * cpu_seconds / number,
+    "device": jax.devices()[0].device_kind,
+  }
 
 
 def table(result: dict) -> str:
   """The result as Markdown."""
-  lines = [f"{result['cores']} cores, {result['threads']} threads; median (least to greatest) of {result['rounds']} rounds", "",
-           "| epoch | size | fields | images/s | CPU ms per image |", "|---|---|---|---|---|"]
+  lines = [
+    f"{result['cores']} cores, {result['threads']} threads; median (least to greatest) of {result['rounds']} rounds",
+    "",
+    "| epoch | size | fields | images/s | CPU ms per image |",
+    "|---|---|---|---|---|",
+  ]
   for row in result["delivered"]:
-    lines.append(f"| {row['kind']} | {row['size']} | {', '.join(row['fields'])} | {statistics.median(row['rates']):.0f} "
-                 f"({min(row['rates']):.0f} to {max(row['rates']):.0f}) | {row['cpu_ms']:.1f} |")
+    lines.append(
+      f"| {row['kind']} | {row['size']} | {', '.join(row['fields'])} | {statistics.median(row['rates']):.0f} "
+      f"({min(row['rates']):.0f} to {max(row['rates']):.0f}) | {row['cpu_ms']:.1f} |"
+    )
   if result["steps"]:
-    lines += ["", "| step | device | size | consumes images/s | CPU ms | cached epoch delivers | ratio | first epoch | ratio |",
-              "|---|---|---|---|---|---|---|---|---|"]
+    lines += [
+      "",
+      "| step | device | size | consumes images/s | CPU ms | cached epoch delivers | ratio | first epoch | ratio |",
+      "|---|---|---|---|---|---|---|---|---|",
+    ]
   for step in result["steps"]:
     found = {kind: _rate(result, kind, step) for kind in ("cached", "files")}
     cells = [f"{r:.0f} | {r / step['images_per_second']:.1f}" if r else "not measured | " for r in found.values()]
-    lines.append(f"| {step['config']} | {step['device']} | {step['size']} | {step['images_per_second']:.1f} | "
-                 f"{step['cpu_ms']:.1f} | {' | '.join(cells)} |")
+    lines.append(
+      f"| {step['config']} | {step['device']} | {step['size']} | {step['images_per_second']:.1f} | "
+      f"{step['cpu_ms']:.1f} | {' | '.join(cells)} |"
+    )
   return "\n".join(lines) + "\n"
 
 
@@ -145,10 +168,25 @@ def main(arguments=None) -> dict:
       rows.append({"kind": kind, "size": size, "fields": fields, "rates": rates, "cpu_ms": cpu_ms})
       print(f"{kind:8} {size} {','.join(fields):15} {statistics.median(rates):8.0f} images/s {cpu_ms:6.1f} CPU ms", flush=True)
   if options.consumption:
-    steps += [{"config": "given", "size": size, "fields": ["image", "tree", "fov"], "device": "elsewhere",
-               "images_per_second": options.consumption, "cpu_ms": 0.0} for size in options.sizes]
-  result = {"cores": os.cpu_count(), "threads": options.threads, "rounds": options.rounds, "source": options.source or "drawn",
-            "delivered": rows, "steps": steps}
+    steps += [
+      {
+        "config": "given",
+        "size": size,
+        "fields": ["image", "tree", "fov"],
+        "device": "elsewhere",
+        "images_per_second": options.consumption,
+        "cpu_ms": 0.0,
+      }
+      for size in options.sizes
+    ]
+  result = {
+    "cores": os.cpu_count(),
+    "threads": options.threads,
+    "rounds": options.rounds,
+    "source": options.source or "drawn",
+    "delivered": rows,
+    "steps": steps,
+  }
   print(table(result))
   if options.out:
     path = pathlib.Path(options.out)

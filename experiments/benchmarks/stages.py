@@ -98,10 +98,19 @@ def measure(spec: str, seconds: float) -> dict:
 
   per_step, cpu = timed(train, seconds)
   number = config.train.batch_size
-  found = {"config": spec, "device": jax.devices()[0].device_kind, "size": list(config.data.image_size), "batch": number,
-           "parameters": sum(x.size for x in jax.tree.leaves(state.averaged)), "train_images_per_second": number / per_step,
-           "train_cpu_ms": 1000 * cpu / number, "compile_seconds": compile_seconds, "flops_per_step": flops,
-           "tflops": flops / per_step / 1e12, "train_peak_mib": peak_mib()}
+  found = {
+    "config": spec,
+    "device": jax.devices()[0].device_kind,
+    "size": list(config.data.image_size),
+    "batch": number,
+    "parameters": sum(x.size for x in jax.tree.leaves(state.averaged)),
+    "train_images_per_second": number / per_step,
+    "train_cpu_ms": 1000 * cpu / number,
+    "compile_seconds": compile_seconds,
+    "flops_per_step": flops,
+    "tflops": flops / per_step / 1e12,
+    "train_peak_mib": peak_mib(),
+  }
   use = _use(config, task, state)
   if use:
     count, call = use
@@ -149,15 +158,21 @@ def peak_mib() -> float:
 def table(rows: list[dict], peak_tflops: float | None) -> str:
   """The result as Markdown."""
   last = " | share of the peak" if peak_tflops else ""
-  lines = [f"{rows[0]['device']}, {os.cpu_count()} cores", "",
-           f"| stage | pixels | batch | parameters, M | trained images/s | TFLOP/s{last} | compile s | peak MiB | "
-           "images/s in use | peak MiB |", "|---" * (11 if last else 10) + "|"]
+  lines = [
+    f"{rows[0]['device']}, {os.cpu_count()} cores",
+    "",
+    f"| stage | pixels | batch | parameters, M | trained images/s | TFLOP/s{last} | compile s | peak MiB | "
+    "images/s in use | peak MiB |",
+    "|---" * (11 if last else 10) + "|",
+  ]
   for r in rows:
     share = f" | {r['tflops'] / peak_tflops:.1%}" if last else ""
     use = f"{r['use_images_per_second']:.2f} | {r['peak_mib']:.0f}" if "peak_mib" in r else " | "
-    lines.append(f"| {r['config']} | {r['size'][0]}×{r['size'][1]} | {r['batch']} | {r['parameters'] / 1e6:.1f} | "
-                 f"{r['train_images_per_second']:.2f} | {r['tflops']:.3f}{share} | {r['compile_seconds']:.0f} | "
-                 f"{r['train_peak_mib']:.0f} | {use} |")
+    lines.append(
+      f"| {r['config']} | {r['size'][0]}×{r['size'][1]} | {r['batch']} | {r['parameters'] / 1e6:.1f} | "
+      f"{r['train_images_per_second']:.2f} | {r['tflops']:.3f}{share} | {r['compile_seconds']:.0f} | "
+      f"{r['train_peak_mib']:.0f} | {use} |"
+    )
   return "\n".join(lines) + "\n"
 
 
@@ -179,8 +194,12 @@ def main(arguments=None) -> None:
   rows = []
   for spec in options.configs:
     child = subprocess.run(
-        [sys.executable, "-m", "experiments.benchmarks.stages", "--one", spec, "--seconds", str(options.seconds)],
-        env={**os.environ, **cpu.settings()}, stdout=subprocess.PIPE, text=True, check=True)
+      [sys.executable, "-m", "experiments.benchmarks.stages", "--one", spec, "--seconds", str(options.seconds)],
+      env={**os.environ, **cpu.settings()},
+      stdout=subprocess.PIPE,
+      text=True,
+      check=True,
+    )
     rows.append(json.loads(child.stdout.splitlines()[-1]))
     print(table(rows[-1:], options.peak_tflops), flush=True)
   print(table(rows, options.peak_tflops))

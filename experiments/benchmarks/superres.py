@@ -53,8 +53,14 @@ def by_bicubic(small: dict, scale: int) -> dict[str, np.ndarray]:
 def _image_scores(made, real, fov):
   made, real = (x.astype(jnp.float32) / 127.5 - 1.0 for x in (made, real))
   inside = fov >= 128
-  return jnp.concatenate([losses.psnr(made, real), losses.ssim(made, real), losses.psnr(made, real, mask=inside),
-                          losses.ssim(made, real, mask=inside)])
+  return jnp.concatenate(
+    [
+      losses.psnr(made, real),
+      losses.ssim(made, real),
+      losses.psnr(made, real, mask=inside),
+      losses.ssim(made, real, mask=inside),
+    ]
+  )
 
 
 def score(made: dict, real: dict, threshold: float = 0.5) -> dict[str, float]:
@@ -95,11 +101,12 @@ def run(path, spec: str, num: int = 1000, tuning: int = 12) -> dict:
   fields = ("image", "tree")
   train = sources.open_source(spec, split="train", fields=fields, size=enlarger.size)
   test = sources.open_source(spec, split="test", fields=fields, size=enlarger.size)
-  known = [(by_bicubic(shrunk(real, enlarger.scale), enlarger.scale), real)
-           for real in pairs(train, enlarger.size, tuning)]
+  known = [(by_bicubic(shrunk(real, enlarger.scale), enlarger.scale), real) for real in pairs(train, enlarger.size, tuning)]
   threshold = segmentation.choose_threshold(
-      [made["tree"][0] / 255.0 for made, _ in known], [real["tree"][0] >= 128 for _, real in known],
-      [real["fov"][0] >= 128 for _, real in known])
+    [made["tree"][0] / 255.0 for made, _ in known],
+    [real["tree"][0] >= 128 for _, real in known],
+    [real["fov"][0] >= 128 for _, real in known],
+  )
 
   rows = {"superres": [], "bicubic": [], f"bicubic, tree cut at {threshold:.3f}": []}
   photographs = {"real": [], "superres": [], "bicubic": []}
@@ -115,16 +122,26 @@ def run(path, spec: str, num: int = 1000, tuning: int = 12) -> dict:
       photographs[name].append(pair["image"][0])
     for name, made, cut in zip(rows, (large, base, base), (0.5, 0.5, threshold), strict=True):
       rows[name].append(score(made, real, cut))
-  gains = {name: [{n: a[n] - b[n] for n in NAMES} for a, b in zip(rows["superres"], found, strict=True)]
-           for name, found in rows.items() if name != "superres"}
+  gains = {
+    name: [{n: a[n] - b[n] for n in NAMES} for a, b in zip(rows["superres"], found, strict=True)]
+    for name, found in rows.items()
+    if name != "superres"
+  }
   return {
-      "checkpoint": loaded.identity(), "step": loaded.step, "source": spec, "num": len(seconds),
-      "input": list(enlarger.input_size), "output": list(enlarger.size),
-      "seconds_per_pair": float(np.median(seconds)), "bicubic_threshold": threshold,
-      "means": {name: segmentation.summary(found) for name, found in rows.items()},
-      "gain_over": {name: segmentation.summary(found) for name, found in gains.items()},
-      "looks": looks({name: np.stack(found) for name, found in photographs.items()}, np.array(whole)),
-      "names": list(test.names[:len(seconds)]), "pairs": rows}
+    "checkpoint": loaded.identity(),
+    "step": loaded.step,
+    "source": spec,
+    "num": len(seconds),
+    "input": list(enlarger.input_size),
+    "output": list(enlarger.size),
+    "seconds_per_pair": float(np.median(seconds)),
+    "bicubic_threshold": threshold,
+    "means": {name: segmentation.summary(found) for name, found in rows.items()},
+    "gain_over": {name: segmentation.summary(found) for name, found in gains.items()},
+    "looks": looks({name: np.stack(found) for name, found in photographs.items()}, np.array(whole)),
+    "names": list(test.names[: len(seconds)]),
+    "pairs": rows,
+  }
 
 
 def looks(photographs: dict[str, np.ndarray], whole: np.ndarray) -> dict[str, dict]:
@@ -181,8 +198,10 @@ def main(arguments=None) -> None:
   parser.add_argument("--out", help="JSON file to write")
   options = parser.parse_args(arguments)
   result = run(options.superres, options.source, options.num)
-  print(f"{result['num']} held-out pairs, {result['input']} -> {result['output']}, step {result['step']}, "
-        f"{result['seconds_per_pair']:.2f} s per pair\n\n{table(result)}")
+  print(
+    f"{result['num']} held-out pairs, {result['input']} -> {result['output']}, step {result['step']}, "
+    f"{result['seconds_per_pair']:.2f} s per pair\n\n{table(result)}"
+  )
   if options.out:
     writing.write_json(pathlib.Path(options.out), _without_nan(result))
 

@@ -63,7 +63,8 @@ class Mlp(nn.Module):
   def __init__(self, width: int):
     super().__init__()
     self.net = nn.Sequential(
-      nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(0.0), nn.Linear(4 * width, width), nn.Dropout(0.0))
+      nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(0.0), nn.Linear(4 * width, width), nn.Dropout(0.0)
+    )
 
   def forward(self, x):
     return self.net(x)
@@ -95,8 +96,12 @@ class DoubleConv(nn.Module):
     middle = middle or c_out
     self.residual = residual
     self.double_conv = nn.Sequential(
-      nn.Conv2d(c_in, middle, 3, padding=1, bias=False), nn.GroupNorm(1, middle), nn.GELU(),
-      nn.Conv2d(middle, c_out, 3, padding=1, bias=False), nn.GroupNorm(1, c_out))
+      nn.Conv2d(c_in, middle, 3, padding=1, bias=False),
+      nn.GroupNorm(1, middle),
+      nn.GELU(),
+      nn.Conv2d(middle, c_out, 3, padding=1, bias=False),
+      nn.GroupNorm(1, c_out),
+    )
 
   def forward(self, x):
     y = self.double_conv(x)
@@ -108,8 +113,7 @@ class Down(nn.Module):
 
   def __init__(self, c_in: int, c_out: int, time_dim: int):
     super().__init__()
-    self.maxpool_conv = nn.Sequential(
-      nn.MaxPool2d(4), DoubleConv(c_in, c_in, residual=True), DoubleConv(c_in, c_out))
+    self.maxpool_conv = nn.Sequential(nn.MaxPool2d(4), DoubleConv(c_in, c_in, residual=True), DoubleConv(c_in, c_out))
     self.emb_layer = nn.Sequential(nn.SiLU(), nn.Linear(time_dim, c_out))
 
   def forward(self, x, time):
@@ -152,19 +156,19 @@ class Denoiser(nn.Module):
     depth, heads, head_width: of the attention.
   """
 
-  def __init__(self, dim: int = 4096, time_dim: int = 256, channels: int = 1, depth: int = 1, heads: int = 4,
-               head_width: int = 64):
+  def __init__(
+    self, dim: int = 4096, time_dim: int = 256, channels: int = 1, depth: int = 1, heads: int = 4, head_width: int = 64
+  ):
     super().__init__()
     c0, c1, c2, c3, c4 = (dim // 2**k for k in (5, 4, 3, 2, 1))
     self.time_dim = time_dim
-    self.initial = nn.Sequential(
-      nn.Conv2d(channels, c0, 3, padding=1, bias=False), nn.GroupNorm(1, c0), nn.GELU())
+    self.initial = nn.Sequential(nn.Conv2d(channels, c0, 3, padding=1, bias=False), nn.GroupNorm(1, c0), nn.GELU())
     self.down_blocks = nn.ModuleList([Down(c0, c2, time_dim), Down(c2, c3, time_dim)])
-    self.transformer_blocks = nn.ModuleList(
-      Transformer(width, depth, heads, head_width) for width in (c2, c3))
+    self.transformer_blocks = nn.ModuleList(Transformer(width, depth, heads, head_width) for width in (c2, c3))
     self.bottleneck_blocks = nn.ModuleList([DoubleConv(c3, c4), DoubleConv(c4, c4), DoubleConv(c4, c3)])
     self.up_blocks = nn.ModuleList(
-      [Up(c3, c2, time_dim), Up(2 * c2, c1, time_dim), Up(c1, c0, time_dim), Up(2 * c0, c0, time_dim)])
+      [Up(c3, c2, time_dim), Up(2 * c2, c1, time_dim), Up(c1, c0, time_dim), Up(2 * c0, c0, time_dim)]
+    )
     self.last = Head(c0, 3 if channels > 1 else 1)
 
   def forward(self, x, t):
@@ -187,8 +191,8 @@ class ConvBlock(nn.Module):
   def __init__(self, c_in: int, c_out: int, stride: int):
     super().__init__()
     self.convolution = nn.Sequential(
-      nn.Conv2d(c_in, c_out, 4, stride, padding=1, padding_mode="reflect"), nn.InstanceNorm2d(c_out),
-      nn.LeakyReLU(0.2))
+      nn.Conv2d(c_in, c_out, 4, stride, padding=1, padding_mode="reflect"), nn.InstanceNorm2d(c_out), nn.LeakyReLU(0.2)
+    )
 
   def forward(self, x):
     return self.convolution(x)
@@ -197,8 +201,7 @@ class ConvBlock(nn.Module):
 class Discriminator(nn.Module):
   """Patch scores in (0, 1) of pictures [B, C, H, W]; 6x6 for 64x64 pixels."""
 
-  def __init__(
-      self, channels: int = 1, width: int = 64, depth: int = 1, heads: int = 4, head_width: int = 64):
+  def __init__(self, channels: int = 1, width: int = 64, depth: int = 1, heads: int = 4, head_width: int = 64):
     super().__init__()
     conv = {"kernel_size": 4, "padding": 1, "padding_mode": "reflect"}
     self.initial = nn.Sequential(nn.Conv2d(channels, width, stride=2, **conv), nn.LeakyReLU(0.2))

@@ -73,8 +73,9 @@ def _config(dim: int, batch: int, size: int):
   defaults.add_diffusion(config)
   config.data.update(image_size=(size, size), target=("tree",))
   config.model.update(name="paper_denoiser", dim=dim, time_dim=256)
-  config.diffusion.update(schedule="paper", num_steps=STEPS, zero_terminal_snr=False, prediction="eps", time_sampling="uniform",
-                          first_step=1)
+  config.diffusion.update(
+    schedule="paper", num_steps=STEPS, zero_terminal_snr=False, prediction="eps", time_sampling="uniform", first_step=1
+  )
   config.loss.min_snr_gamma = 0.0
   config.train.update(batch_size=batch, ema_decay=0.0)
   config.optimizer.update(learning_rate=LEARNING_RATE, warmup_steps=0, b2=0.999, clip_norm=0.0)
@@ -153,8 +154,21 @@ class Worker:
     environment = {**os.environ, "RETREE_JAX_CPU_SETTINGS": "off"}
     if library == "settings":
       environment |= cpu.settings(environment)
-    arguments = [python, "-m", "experiments.benchmarks.training", "--worker", library, "--job", job,
-                 "--dims", str(dim), "--batch", str(batch), "--size", str(size)]
+    arguments = [
+      python,
+      "-m",
+      "experiments.benchmarks.training",
+      "--worker",
+      library,
+      "--job",
+      job,
+      "--dims",
+      str(dim),
+      "--batch",
+      str(batch),
+      "--size",
+      str(size),
+    ]
     self._process = subprocess.Popen(arguments, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     self.compile_seconds = self._answer()["compile_seconds"]
 
@@ -199,9 +213,13 @@ def measure(job: str, dim: int, batch: int, size: int, rounds: int, seconds: flo
     times = [turn[library]["seconds_per_step"] for turn in turns]
     ratios = [turn[library]["seconds_per_step"] / turn["torch"]["seconds_per_step"] for turn in turns]
     result[library] = {
-      "ms_per_step": 1e3 * statistics.median(times), "images_per_second": batch / statistics.median(times),
-      "time_over_torch": statistics.median(ratios), "ratios": ratios, "peak_mib": turns[-1][library]["peak_mib"],
-      "compile_seconds": workers[library].compile_seconds}
+      "ms_per_step": 1e3 * statistics.median(times),
+      "images_per_second": batch / statistics.median(times),
+      "time_over_torch": statistics.median(ratios),
+      "ratios": ratios,
+      "peak_mib": turns[-1][library]["peak_mib"],
+      "compile_seconds": workers[library].compile_seconds,
+    }
   return result
 
 
@@ -211,16 +229,25 @@ def markdown(report: dict) -> str:
   lines = [
     f"{report['machine']}, {report['cores']} cores, load {report['load_at_start']:.1f} at the start; JAX {report['jax']}, "
     f"PyTorch {report['torch']}; batch {report['batch']}, {report['size']}×{report['size']}; medians of {report['rounds']} "
-    "rounds. A sampled image takes 799 reverse steps in the paper, 20 in our default.", "",
+    "rounds. A sampled image takes 799 reverse steps in the paper, 20 in our default.",
+    "",
     "| dim | job | implementation | images × steps per s | ms per batch | time over PyTorch | peak MiB | compile s |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    "| --- | --- | --- | --- | --- | --- | --- | --- |",
+  ]
   jobs = {"train": "training step", "sample": "reverse step"}
   for dim, rows in report["dims"].items():
     for job, row in rows.items():
       for library, cell in row.items():
-        numbers = [f"{cell[field]:{spec}}" for field, spec in (
-          ("images_per_second", ".1f"), ("ms_per_step", ".0f"), ("time_over_torch", ".2f"), ("peak_mib", ".0f"),
-          ("compile_seconds", ".0f"))]
+        numbers = [
+          f"{cell[field]:{spec}}"
+          for field, spec in (
+            ("images_per_second", ".1f"),
+            ("ms_per_step", ".0f"),
+            ("time_over_torch", ".2f"),
+            ("peak_mib", ".0f"),
+            ("compile_seconds", ".0f"),
+          )
+        ]
         lines.append(f"| {dim} | {jobs[job]} | {names[library]} | {' | '.join(numbers)} |")
   return "\n".join(lines) + "\n"
 
@@ -233,8 +260,11 @@ def main(arguments=None) -> None:
   parser.add_argument("--rounds", type=int, default=9, help="turns of each worker")
   parser.add_argument("--warmup", type=int, default=4, help="rounds before those that count")
   parser.add_argument("--seconds", type=float, default=8.0, help="length of a turn")
-  parser.add_argument("--torch_python", default=sys.executable,
-                      help="the Python that runs PyTorch's turns, where it is not installed beside this JAX")
+  parser.add_argument(
+    "--torch_python",
+    default=sys.executable,
+    help="the Python that runs PyTorch's turns, where it is not installed beside this JAX",
+  )
   parser.add_argument("--out", help="path without suffix, for PATH.json and PATH.md")
   parser.add_argument("--worker", choices=LIBRARIES, help=argparse.SUPPRESS)
   parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)
@@ -247,14 +277,23 @@ def main(arguments=None) -> None:
   version = "import importlib.metadata; print(importlib.metadata.version('torch'))"
   torch = subprocess.run([options.torch_python, "-c", version], check=True, capture_output=True, text=True).stdout.strip()
   report = {
-    "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-    "jax": importlib.metadata.version("jax"), "torch": torch,
-    "load_at_start": os.getloadavg()[0], "batch": options.batch, "size": options.size, "rounds": options.rounds, "dims": {}}
+    "machine": platform.processor() or platform.machine(),
+    "cores": os.cpu_count(),
+    "jax": importlib.metadata.version("jax"),
+    "torch": torch,
+    "load_at_start": os.getloadavg()[0],
+    "batch": options.batch,
+    "size": options.size,
+    "rounds": options.rounds,
+    "dims": {},
+  }
   for dim in options.dims.split(","):
     report["dims"][dim] = {
-      job: measure(job, int(dim), options.batch, options.size, options.rounds, options.seconds, options.warmup,
-                   options.torch_python)
-      for job in JOBS}
+      job: measure(
+        job, int(dim), options.batch, options.size, options.rounds, options.seconds, options.warmup, options.torch_python
+      )
+      for job in JOBS
+    }
   print(markdown(report))
   if options.out:
     path = pathlib.Path(options.out)

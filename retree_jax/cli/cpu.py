@@ -15,10 +15,10 @@ import sys
 
 _MARK = "RETREE_JAX_CPU_SETTINGS"
 _MALLOC = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**34),
-    "MALLOC_TOP_PAD_": str(2**28),
+  "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+  "MALLOC_MMAP_MAX_": "0",
+  "MALLOC_TRIM_THRESHOLD_": str(2**34),
+  "MALLOC_TOP_PAD_": str(2**28),
 }
 _CONVOLUTION = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 

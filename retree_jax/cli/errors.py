@@ -30,8 +30,10 @@ def _sentence(error: Exception) -> tuple[str, int]:
   if isinstance(error, PermissionError):
     return f"no permission for {error.filename}: use a folder that you may write to", 2
   if "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
-    return ("the device's memory is too small: lower config.train.batch_size, raise config.train.accumulate, or set "
-            "config.model.remat=True"), 1
+    return (
+      "the device's memory is too small: lower config.train.batch_size, raise config.train.accumulate, or set "
+      "config.model.remat=True"
+    ), 1
   if isinstance(error, (ValueError, OSError)):
     return text, 2
   if isinstance(error, RuntimeError) and type(error).__module__.startswith("retree_jax"):

@@ -23,8 +23,17 @@ def train(config, workdir) -> None:
   loop.train(config, workdir)
 
 
-def sample(stage: str, workdir, *, num: int | None = None, seed: int | None = None, out=None, inputs=None,
-           step: int | str = "best", overrides: Mapping | None = None) -> None:
+def sample(
+  stage: str,
+  workdir,
+  *,
+  num: int | None = None,
+  seed: int | None = None,
+  out=None,
+  inputs=None,
+  step: int | str = "best",
+  overrides: Mapping | None = None,
+) -> None:
   """Samples from a trained stage into a folder.
 
   tree: `masks/`, `fov/`, `grid.png` and `manifest.jsonl`. fundus: paints the trees in `inputs` (default: trees of the held-out
@@ -136,14 +145,15 @@ def _diffuse(loaded, out, num, seed, inputs) -> None:
     return
   _write_manifest(out, names, run)
   for field in made:
-    writing.write_png(out / ("grid.png" if field != "fov" else "grid_fov.png"),
-                      plots.grid(np.concatenate([s[field] for s in shown if len(s[field])])))
+    writing.write_png(
+      out / ("grid.png" if field != "fov" else "grid_fov.png"),
+      plots.grid(np.concatenate([s[field] for s in shown if len(s[field])])),
+    )
 
 
 def _claim(out, loaded, **facts) -> dict:
   """Makes sure that a folder holds samples of this very run or none, and writes run.json; returns what that holds."""
-  run = json.loads(json.dumps({
-      "stage": loaded.config.stage, "checkpoint": loaded.identity(), "step": loaded.step, **facts}))
+  run = json.loads(json.dumps({"stage": loaded.config.stage, "checkpoint": loaded.identity(), "step": loaded.step, **facts}))
   claim = out / "run.json"
   if claim.exists() and json.loads(claim.read_text()) != run:
     raise ValueError(f"{out} holds other samples: name another folder with --out")
@@ -158,8 +168,9 @@ def _digest(names) -> str:
 
 def _write_manifest(out, names, run: dict) -> None:
   origin = {k: v for k, v in run.items() if k != "inputs"}
-  writing.write_text(out / "manifest.jsonl", "".join(
-      json.dumps({"name": name, "index": i, **origin}) + "\n" for i, name in enumerate(names)))
+  writing.write_text(
+    out / "manifest.jsonl", "".join(json.dumps({"name": name, "index": i, **origin}) + "\n" for i, name in enumerate(names))
+  )
 
 
 def _given(config, inputs, num):
@@ -174,12 +185,14 @@ def _given(config, inputs, num):
   else:
     wanted = tuple(f for f in fields if f != "fov")
     source = sources.open_source(
-        config.data.source, split="test", fields=wanted, seed=config.seed, size=tuple(config.data.image_size))
+      config.data.source, split="test", fields=wanted, seed=config.seed, size=tuple(config.data.image_size)
+    )
   total = min(num or len(source), len(source))
   fit = config.data.fit if inputs is None else "pad"
   given, seen = {f: [] for f in fields}, 0
   for batch in pipeline.evaluation_batches(
-      source, size=tuple(config.data.image_size), batch_size=min(_CHUNK, total), fit=fit, fields=fields):
+    source, size=tuple(config.data.image_size), batch_size=min(_CHUNK, total), fit=fit, fields=fields
+  ):
     for f in fields:
       given[f].append(batch[f][batch["valid"]])
     seen += int(batch["valid"].sum())
@@ -202,10 +215,11 @@ def _enlarge(loaded, inputs, out, num) -> None:
   names = source.names[:total]
   run = _claim(out, loaded, sampler=dict(loaded.config.get("sampler", {})), inputs=_digest(source.names))
   done = 0
-  for batch in pipeline.evaluation_batches(source, size=size, batch_size=8, fit=loaded.config.data.fit,
-                                           fields=("image", "tree", "fov")):
+  for batch in pipeline.evaluation_batches(
+    source, size=size, batch_size=8, fit=loaded.config.data.fit, fields=("image", "tree", "fov")
+  ):
     made = enlarger({f: batch[f] for f in ("image", "tree", "fov")}, params)
-    for i, name in enumerate(names[done:done + int(batch["valid"].sum())]):
+    for i, name in enumerate(names[done : done + int(batch["valid"].sum())]):
       writing.write_png(out / "images" / f"{name}.png", made["image"][i])
       writing.write_png(out / "masks" / f"{name}.png", np.where(made["tree"][i] >= 128, 255, 0).astype(np.uint8))
       writing.write_png(out / "fov" / f"{name}.png", np.where(made["fov"][i] >= 128, 255, 0).astype(np.uint8))

@@ -199,8 +199,9 @@ def set_denoiser(c: ConfigDict, variant: str) -> None:
   if variant == "tiny":
     c.data.image_size = (64, 64)
     c.data.source = "phantom:100"
-    c.model.update(widths=(32, 64, 96), blocks=(1,), attention=(2,), middle=1, head_width=32, detail=16, time_dim=128,
-                   dtype="float32")
+    c.model.update(
+      widths=(32, 64, 96), blocks=(1,), attention=(2,), middle=1, head_width=32, detail=16, time_dim=128, dtype="float32"
+    )
     c.train.update(batch_size=16, num_steps=1000, ema_decay=0.99)
     c.optimizer.update(learning_rate=1e-3, warmup_steps=50)
   if variant in ("tiny", "cpu"):

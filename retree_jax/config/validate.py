@@ -11,38 +11,69 @@ from retree_jax.diffusion import samplers, schedules
 # What a number may be, in the words of the message.
 _SHARE, _OPEN_SHARE = "at least 0 and below 1", "between 0 and 1, neither of them"
 _KINDS = {
-    "at least 0": lambda v: v >= 0, "at least 1": lambda v: v >= 1, "above 0": lambda v: v > 0, _SHARE: lambda v: 0 <= v < 1,
-    "from 0 to 1": lambda v: 0 <= v <= 1, _OPEN_SHARE: lambda v: 0 < v < 1}
+  "at least 0": lambda v: v >= 0,
+  "at least 1": lambda v: v >= 1,
+  "above 0": lambda v: v > 0,
+  _SHARE: lambda v: 0 <= v < 1,
+  "from 0 to 1": lambda v: 0 <= v <= 1,
+  _OPEN_SHARE: lambda v: 0 < v < 1,
+}
 
 _OPTIMIZER = {
-    "learning_rate": "above 0", "warmup_steps": "at least 0", "b1": _SHARE, "b2": _SHARE, "eps": "above 0",
-    "weight_decay": "at least 0", "clip_norm": "at least 0"}
+  "learning_rate": "above 0",
+  "warmup_steps": "at least 0",
+  "b1": _SHARE,
+  "b2": _SHARE,
+  "eps": "above 0",
+  "weight_decay": "at least 0",
+  "clip_norm": "at least 0",
+}
 
 # section -> field -> what it may be: a kind of number (see `_KINDS`), or a tuple of words.
 _FIELDS = {
-    "data": {
-        "fit": transforms.MODES, "num_threads": "at least 0", "prefetch": "at least 1",
-        "crop": "at least 0", "crops": "at least 1"},
-    "train": {
-        "num_steps": "at least 0", "batch_size": "at least 1", "accumulate": "at least 1", "ema_decay": _SHARE,
-        "rtt_repeats": "at least 1"},
-    "optimizer": _OPTIMIZER,
-    "discriminator_optimizer": _OPTIMIZER,
-    "evaluate": {"every": "at least 0", "num": "at least 1"},
-    "preview": {"every": "at least 0", "num": "at least 1"},
-    "checkpoint": {"every": "at least 1", "keep_best": "at least 0"},
-    "log": {"every": "at least 1", "profile_start": "at least 0", "profile_steps": "at least 0"},
-    "diffusion": {
-        "time_sampling": ("stratified", "uniform"), "first_step": "at least 0", "condition_dropout": _SHARE},
-    "loss": {
-        "mse": "at least 0", "l1": "at least 0", "min_snr_gamma": "at least 0", "outside_fov": "at least 0",
-        "instance_noise": "at least 0"},
-    "sampler": {
-        "name": samplers.NAMES, "spacing": schedules.SPACINGS, "clip": samplers.CLIPS, "num_steps": "at least 1",
-        "eta": "from 0 to 1", "guidance": "at least 0", "batch_size": "at least 1", "block": "at least 0",
-        "overlap": "at least 0", "tree_cut": _OPEN_SHARE, "threshold": _OPEN_SHARE},
-    "crop": {"size": "at least 0"},
-    "filter": {"pass_rate": "above 0", "threshold": _SHARE},
+  "data": {
+    "fit": transforms.MODES,
+    "num_threads": "at least 0",
+    "prefetch": "at least 1",
+    "crop": "at least 0",
+    "crops": "at least 1",
+  },
+  "train": {
+    "num_steps": "at least 0",
+    "batch_size": "at least 1",
+    "accumulate": "at least 1",
+    "ema_decay": _SHARE,
+    "rtt_repeats": "at least 1",
+  },
+  "optimizer": _OPTIMIZER,
+  "discriminator_optimizer": _OPTIMIZER,
+  "evaluate": {"every": "at least 0", "num": "at least 1"},
+  "preview": {"every": "at least 0", "num": "at least 1"},
+  "checkpoint": {"every": "at least 1", "keep_best": "at least 0"},
+  "log": {"every": "at least 1", "profile_start": "at least 0", "profile_steps": "at least 0"},
+  "diffusion": {"time_sampling": ("stratified", "uniform"), "first_step": "at least 0", "condition_dropout": _SHARE},
+  "loss": {
+    "mse": "at least 0",
+    "l1": "at least 0",
+    "min_snr_gamma": "at least 0",
+    "outside_fov": "at least 0",
+    "instance_noise": "at least 0",
+  },
+  "sampler": {
+    "name": samplers.NAMES,
+    "spacing": schedules.SPACINGS,
+    "clip": samplers.CLIPS,
+    "num_steps": "at least 1",
+    "eta": "from 0 to 1",
+    "guidance": "at least 0",
+    "batch_size": "at least 1",
+    "block": "at least 0",
+    "overlap": "at least 0",
+    "tree_cut": _OPEN_SHARE,
+    "threshold": _OPEN_SHARE,
+  },
+  "crop": {"size": "at least 0"},
+  "filter": {"pass_rate": "above 0", "threshold": _SHARE},
 }
 
 
@@ -60,5 +91,7 @@ def check(config) -> None:
       elif not (math.isfinite(value) and _KINDS[allowed](value)):
         raise ValueError(f"{field} cannot be: it must be {allowed}")
   if "diffusion" in config and config.diffusion.first_step >= config.diffusion.num_steps:
-    raise ValueError(f"config.diffusion.first_step={config.diffusion.first_step} leaves no time step of "
-                     f"config.diffusion.num_steps={config.diffusion.num_steps}: use a smaller one")
+    raise ValueError(
+      f"config.diffusion.first_step={config.diffusion.first_step} leaves no time step of "
+      f"config.diffusion.num_steps={config.diffusion.num_steps}: use a smaller one"
+    )

@@ -33,9 +33,7 @@ def find_fov(image: np.ndarray) -> np.ndarray:
   typical = float(np.percentile(bright, 90))
   side = max(2, min(bright.shape) // 40)
   corners = [
-    float(np.median(bright[ys, xs]))
-    for ys in (slice(side), slice(-side, None))
-    for xs in (slice(side), slice(-side, None))
+    float(np.median(bright[ys, xs])) for ys in (slice(side), slice(-side, None)) for xs in (slice(side), slice(-side, None))
   ]
   dark = min(corners)
   threshold = dark + 0.12 * (typical - dark)
@@ -131,7 +129,7 @@ def _cut(disc: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, int]:
       gained, found = _best_cuts(disc, drawn, degrees)
       if gained > best:
         best, cuts, tilt = gained, found, degrees - axis
-  rows, columns = np.ogrid[:disc.shape[0], :disc.shape[1]]
+  rows, columns = np.ogrid[: disc.shape[0], : disc.shape[1]]
   for normal, place in cuts:
     beyond = rows * normal[0] + columns * normal[1] - place
     disc = np.minimum(disc, np.round(255 * np.clip(0.5 - beyond, 0.0, 1.0)).astype(np.uint8))
@@ -176,7 +174,7 @@ def disc_coverage(size: tuple[int, int], centre: tuple[float, float], radius: fl
     centre: (row, column) in pixels; whole numbers are the middles of pixels.
     radius: in pixels.
   """
-  rows, columns = np.ogrid[:size[0], :size[1]]
+  rows, columns = np.ogrid[: size[0], : size[1]]
   distance = np.hypot(rows - centre[0], columns - centre[1])
   return np.round(255 * np.clip(radius + 0.5 - distance, 0.0, 1.0)).astype(np.uint8)
 
@@ -268,8 +266,11 @@ def _without_ragged_rows(fov: np.ndarray) -> np.ndarray:
     lengths = np.count_nonzero(fov[..., 0], axis=1)
     top = int(np.argmax(lengths > 0))
     deepest = min(top + math.ceil(len(fov) / 128), len(fov) - 1)
-    while top < deepest and lengths[top + 1] > fov.shape[1] / 2 and (
-        lengths[top] < lengths[top + 1] - max(6, 0.02 * lengths[top + 1])):
+    while (
+      top < deepest
+      and lengths[top + 1] > fov.shape[1] / 2
+      and (lengths[top] < lengths[top + 1] - max(6, 0.02 * lengths[top + 1]))
+    ):
       fov[top] = 0
       top += 1
   return fov

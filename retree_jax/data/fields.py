@@ -22,6 +22,6 @@ def split_channels(pixels, names: Sequence[str]) -> dict:
   """
   out, start = {}, 0
   for name in names:
-    out[name] = pixels[..., start:start + CHANNELS[name]]
+    out[name] = pixels[..., start : start + CHANNELS[name]]
     start += CHANNELS[name]
   return out

@@ -64,9 +64,7 @@ def list_pictures(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   try:
     entries = sorted(folder.iterdir())
   except OSError as error:
-    raise ValueError(
-      f"Cannot list the folder {folder} ({error.strerror or error}): check its permissions."
-    ) from None
+    raise ValueError(f"Cannot list the folder {folder} ({error.strerror or error}): check its permissions.") from None
   for path in entries:
     if path.name.startswith(".") or path.suffix.lower() not in EXTENSIONS or not path.is_file():
       continue
@@ -74,9 +72,7 @@ def list_pictures(folder: pathlib.Path) -> dict[str, pathlib.Path]:
       raise ValueError(f"{found[path.stem]} and {path.name} have the same stem: keep one of the two.")
     found[path.stem] = path
   if not found:
-    raise ValueError(
-      f"No pictures in {folder}: put files there that end in {' '.join(e[1:] for e in EXTENSIONS)}."
-    )
+    raise ValueError(f"No pictures in {folder}: put files there that end in {' '.join(e[1:] for e in EXTENSIONS)}.")
   return found
 
 
@@ -165,9 +161,7 @@ class FolderSource:
       raise ValueError(f"fields is {tuple(fields)}: ask for 'image', 'tree' or both.")
     if not self.path.is_dir():
       what = "is a file, not a folder" if self.path.exists() else "does not exist"
-      raise ValueError(
-        f"The folder {self.path} {what}: give a folder with images/ and masks/ as folder:PATH."
-      )
+      raise ValueError(f"The folder {self.path} {what}: give a folder with images/ and masks/ as folder:PATH.")
     inner = {kind: self.path / kind for kind in ("images", "masks", "fov") if (self.path / kind).is_dir()}
     listed = {kind: list_pictures(folder) for kind, folder in inner.items()}
     if "images" not in inner and "masks" not in inner:
@@ -182,9 +176,7 @@ class FolderSource:
     if needs_image and not images:
       raise ValueError(f"{self.path} has no images/: put the photographs there, with the stems of the masks.")
     if needs_tree and not masks:
-      raise ValueError(
-        f"{self.path} has no masks/: put the vessel masks there, with the stems of the photographs."
-      )
+      raise ValueError(f"{self.path} has no masks/: put the vessel masks there, with the stems of the photographs.")
     if not takes_tree:
       masks = {}
     self._images, self._masks = self._pair(images, masks, takes_image, needs_image, needs_tree)
@@ -252,13 +244,9 @@ class FolderSource:
     if self._takes_image and image is not None:
       example["image"] = image
     if name in self._masks:
-      example["tree"] = image_io.as_tree(
-        image_io.decode(self._masks[name], str(self._masks[name])), str(self._masks[name])
-      )
+      example["tree"] = image_io.as_tree(image_io.decode(self._masks[name], str(self._masks[name])), str(self._masks[name]))
     if name in self._fov:
-      example["fov"] = image_io.as_mask(
-        image_io.decode(self._fov[name], str(self._fov[name])), str(self._fov[name])
-      )
+      example["fov"] = image_io.as_mask(image_io.decode(self._fov[name], str(self._fov[name])), str(self._fov[name]))
     elif image is not None:
       example["fov"] = field_of_view.find_fov(image)
     else:

@@ -38,11 +38,7 @@ def decode(data: bytes | pathlib.Path, name: str) -> np.ndarray:
       if "A" in picture.getbands() or "transparency" in picture.info:
         picture = _on_black(picture)
       colour = np.asarray(picture.convert("RGB"))
-      is_grey = (
-        picture.mode == "P"
-        and (colour[..., 0] == colour[..., 1]).all()
-        and (colour[..., 1] == colour[..., 2]).all()
-      )
+      is_grey = picture.mode == "P" and (colour[..., 0] == colour[..., 1]).all() and (colour[..., 1] == colour[..., 2]).all()
       return np.ascontiguousarray(colour[..., 0]) if is_grey else colour
   except (Image.DecompressionBombError, Image.DecompressionBombWarning):
     raise ValueError(too_big) from None
@@ -53,11 +49,7 @@ def decode(data: bytes | pathlib.Path, name: str) -> np.ndarray:
       raise
     raise ValueError(f"Cannot read {name} ({error}): replace or remove it.") from None
   except (OSError, SyntaxError, EOFError, MemoryError, TypeError, IndexError) as error:
-    what = (
-      "not a picture Pillow can read"
-      if isinstance(error, Image.UnidentifiedImageError)
-      else str(error) or "damaged"
-    )
+    what = "not a picture Pillow can read" if isinstance(error, Image.UnidentifiedImageError) else str(error) or "damaged"
     raise ValueError(f"Cannot read {name} ({what}): replace the damaged file or remove it.") from None
 
 
@@ -126,6 +118,4 @@ def picture_size(path: pathlib.Path) -> tuple[int, int]:
       with Image.open(path) as picture:
         return picture.size[1], picture.size[0]
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-    raise ValueError(
-      f"Cannot read {path}: it is no picture or it is damaged; replace or remove it."
-    ) from None
+    raise ValueError(f"Cannot read {path}: it is no picture or it is damaged; replace or remove it.") from None

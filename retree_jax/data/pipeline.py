@@ -22,8 +22,7 @@ from retree_jax.data.fields import CHANNELS
 def _local_size(batch_size: int, process_index: int, process_count: int) -> int:
   if batch_size < 1 or batch_size % process_count:
     raise ValueError(
-      f"The batch size {batch_size} cannot be shared by {process_count} processes: make it a multiple of "
-      f"{process_count}."
+      f"The batch size {batch_size} cannot be shared by {process_count} processes: make it a multiple of {process_count}."
     )
   if not 0 <= process_index < process_count:
     raise ValueError(f"process_index is {process_index}, but it must lie in 0..{process_count - 1}.")
@@ -48,13 +47,8 @@ def _to_arrays(example: dict, fields, size) -> dict[str, np.ndarray]:
     if field.endswith("?"):
       out[f"has_{key}"] = np.asarray(key in example)
     elif key not in example:
-      raise ValueError(
-        f"The eye {example.get('name', '?')} has no {key}: use a source that has one, or ask for "
-        f"{key + '?'!r}."
-      )
-    out[key] = (
-      np.ascontiguousarray(example[key]) if key in example else np.zeros((*size, CHANNELS[key]), np.uint8)
-    )
+      raise ValueError(f"The eye {example.get('name', '?')} has no {key}: use a source that has one, or ask for {key + '?'!r}.")
+    out[key] = np.ascontiguousarray(example[key]) if key in example else np.zeros((*size, CHANNELS[key]), np.uint8)
   return out
 
 
@@ -107,14 +101,9 @@ class BatchIterator:
 
   def set_state(self, state: dict) -> None:
     if not isinstance(state, dict) or "position" not in state:
-      raise ValueError(
-        "This is no position of a data pipeline: start the run anew or give the workdir it was saved in."
-      )
+      raise ValueError("This is no position of a data pipeline: start the run anew or give the workdir it was saved in.")
     if state.get("source") != self._tag:
-      logging.warning(
-        "The data set is not the one this run was saved with: it goes on, but the order of the eyes is "
-        "another."
-      )
+      logging.warning("The data set is not the one this run was saved with: it goes on, but the order of the eyes is another.")
     self._inner.set_state(state["position"])
 
   def close(self) -> None:
@@ -191,9 +180,7 @@ def train_iterator(
   # Batching before slicing gives host h the h-th part of every global batch.
   # The order has no end, so there is no remainder; without the flag Grain rounds its length past the greatest integer.
   batches = order.random_map(view).batch(local, drop_remainder=True)[process_index::process_count]
-  options = grain.ReadOptions(
-    num_threads=num_threads, prefetch_buffer_size=num_threads + 1 if num_threads else 0
-  )
+  options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads + 1 if num_threads else 0)
   return BatchIterator(iter(batches.to_iter_dataset(options)), sources.fingerprint(source))
 
 
@@ -262,14 +249,11 @@ def array_iterator(
   arrays = {key: np.asarray(value) for key, value in arrays.items()}
   lengths = {key: len(value) for key, value in arrays.items()}
   if not arrays or 0 in lengths.values() or len(set(lengths.values())) > 1:
-    raise ValueError(
-      f"Give arrays that all have the same number of examples, at least one; these have {lengths}."
-    )
+    raise ValueError(f"Give arrays that all have the same number of examples, at least one; these have {lengths}.")
   unfit = [key for key, value in arrays.items() if key not in CHANNELS or value.dtype != np.uint8]
   if augment is not None and unfit:
     raise ValueError(
-      f"Only uint8 image, tree and fov can be augmented, not {', '.join(unfit)}: leave augment out or "
-      "convert them."
+      f"Only uint8 image, tree and fov can be augmented, not {', '.join(unfit)}: leave augment out or convert them."
     )
   tag = next(iter(lengths.values()))
   return BatchIterator(_ArrayBatches(arrays, local, process_index * local, batch_size, seed, augment), tag)
@@ -290,9 +274,7 @@ class _DevicePrefetch:
     import jax
 
     batch = next(self._iterator)
-    arrays = {
-      key: jax.make_array_from_process_local_data(self._sharding, value) for key, value in batch.items()
-    }
+    arrays = {key: jax.make_array_from_process_local_data(self._sharding, value) for key, value in batch.items()}
     self._ready.append((arrays, self._iterator.get_state()))
 
   def __next__(self):

@@ -83,13 +83,9 @@ class JoinedSource:
     self.title = "+".join(part.title for part in self.parts)
     self._starts = np.cumsum([0] + [len(part) for part in self.parts])
     titles = [part.title for part in self.parts]
-    prefixes = [
-      title if titles.count(title) == 1 else f"{title}{number}" for number, title in enumerate(titles, 1)
-    ]
+    prefixes = [title if titles.count(title) == 1 else f"{title}{number}" for number, title in enumerate(titles, 1)]
     self._prefixes = prefixes
-    self.names = [
-      f"{prefix}-{name}" for prefix, part in zip(prefixes, self.parts, strict=True) for name in part.names
-    ]
+    self.names = [f"{prefix}-{name}" for prefix, part in zip(prefixes, self.parts, strict=True) for name in part.names]
 
   def at_size(self, size) -> "JoinedSource":
     return JoinedSource([at_size(part, size) for part in self.parts], self.weights)
@@ -143,9 +139,7 @@ def _open_one(spec: str, split: str, fields, seed: int, size):
   kind, _, rest = spec.partition(":")
   if kind == "phantom":
     if rest and not (rest.isdigit() and int(rest) > 0):
-      raise ValueError(
-        f"{spec!r}: write phantom or phantom:NUM with a whole number of eyes above 0, e.g. phantom:200."
-      )
+      raise ValueError(f"{spec!r}: write phantom or phantom:NUM with a whole number of eyes above 0, e.g. phantom:200.")
     return PhantomSource(int(rest or 200), split, seed, size)
   if kind == "folder" and rest:
     source = folders.FolderSource(rest, fields)
@@ -165,10 +159,7 @@ def _open_one(spec: str, split: str, fields, seed: int, size):
 
     whole = tfds_source.TfdsSource(rest, split="train" if split in ("fit", "validation") else split, fields=fields)
     return whole if whole.names == (names := _part(whole.names, split)) else ChosenSource(whole, names)
-  raise ValueError(
-    f"Unknown data source {spec!r}: write phantom[:NUM], folder:PATH or tfds:NAME[:DIR], several joined by "
-    "'+'."
-  )
+  raise ValueError(f"Unknown data source {spec!r}: write phantom[:NUM], folder:PATH or tfds:NAME[:DIR], several joined by '+'.")
 
 
 def open_source(spec: str, *, split: str = "train", fields=("image", "tree"), seed: int = 0, size=None):
@@ -200,9 +191,7 @@ def open_source(spec: str, *, split: str = "train", fields=("image", "tree"), se
   if unknown or not fields:
     raise ValueError(f"Unknown fields {unknown}: write some of {', '.join(FIELDS)}.")
   if not isinstance(spec, str) or not spec.strip():
-    raise ValueError(
-      "The data source is empty: write phantom[:NUM], folder:PATH or tfds:NAME[:DIR], several joined by '+'."
-    )
+    raise ValueError("The data source is empty: write phantom[:NUM], folder:PATH or tfds:NAME[:DIR], several joined by '+'.")
   pieces, weights = zip(*weighted_parts(spec), strict=True)
   parts = [_open_one(piece, split, fields, seed, size) for piece in pieces]
   return parts[0] if len(parts) == 1 else JoinedSource(parts, weights)

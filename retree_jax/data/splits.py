@@ -36,9 +36,7 @@ def hold_out(names, split: str = "test") -> tuple[list[str], list[str]]:
       f"patients, or {way_out[split]}."
     )
   order = sorted(groups, key=lambda group: hashlib.sha256(group.encode()).digest())
-  chosen = {group for group in order if hashlib.sha256(group.encode()).digest()[0] < 256 * HOLD_OUT} or {
-    order[0]
-  }
+  chosen = {group for group in order if hashlib.sha256(group.encode()).digest()[0] < 256 * HOLD_OUT} or {order[0]}
   if len(chosen) == len(groups):
     chosen.discard(order[-1])
   test = sorted(name for group in chosen for name in groups[group])
@@ -63,15 +61,9 @@ def read_splits(path: pathlib.Path, names) -> tuple[list[str], list[str]]:
   for stems in lists:
     missing = [stem for stem in stems if stem not in exact and folders.pairing_key(stem) not in loose]
     if missing:
-      raise ValueError(
-        f"{path} names {folders.some(missing)}, for which there is no file: add the files or correct the "
-        "list."
-      )
+      raise ValueError(f"{path} names {folders.some(missing)}, for which there is no file: add the files or correct the list.")
     resolved.append([stem if stem in exact else loose[folders.pairing_key(stem)] for stem in stems])
   both = set(resolved[0]) & set(resolved[1])
   if both:
-    raise ValueError(
-      f"{path} puts {folders.some(sorted(both))} into both train and test: a test eye must never be trained "
-      "on."
-    )
+    raise ValueError(f"{path} puts {folders.some(sorted(both))} into both train and test: a test eye must never be trained on.")
   return resolved[0], resolved[1]

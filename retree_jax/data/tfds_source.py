@@ -33,10 +33,15 @@ class TfdsSource:
     needed = [field for field in ("image", "tree") if field in fields]
     missing = [field for field in needed if field not in features]
     if missing:
-      raise ValueError(f"The TFDS set {name} has no {' and no '.join(missing)}, only {', '.join(sorted(features))}: use a set "
-                       "that has it, or rename its feature.")
-    self._keys = [field for field in ("image", "tree", "fov") if field in features and
-                  (field == "fov" or field in fields or f"{field}?" in fields)]
+      raise ValueError(
+        f"The TFDS set {name} has no {' and no '.join(missing)}, only {', '.join(sorted(features))}: use a set "
+        "that has it, or rename its feature."
+      )
+    self._keys = [
+      field
+      for field in ("image", "tree", "fov")
+      if field in features and (field == "fov" or field in fields or f"{field}?" in fields)
+    ]
     if "fov" not in self._keys and "image" in features and "image" not in self._keys:
       self._keys.append("image")  # to find the FOV in it
     self._takes_image = "image" in fields or "image?" in fields
@@ -44,8 +49,11 @@ class TfdsSource:
     self._splits = _data(builder, features)
     listed = (builder.info.metadata or {}).get("names", {})
     several = len(self._splits) > 1
-    everything = [(part, i, listed[part][i] if part in listed else f"{part}-{i:07d}" if several else f"{i:07d}")
-                  for part, data in self._splits.items() for i in range(len(data))]
+    everything = [
+      (part, i, listed[part][i] if part in listed else f"{part}-{i:07d}" if several else f"{i:07d}")
+      for part, data in self._splits.items()
+      for i in range(len(data))
+    ]
     if split == "all":
       chosen = everything
     elif {"train", "test"} <= set(self._splits):
@@ -59,8 +67,10 @@ class TfdsSource:
     self.names = [eye for *_, eye in chosen]
     bare = set((builder.info.metadata or {}).get("unlabelled", ())) & set(self.names)
     if "tree" in needed and bare:
-      raise ValueError(f"The {split} split of the TFDS set {name} has no vessel masks for {folders.some(sorted(bare))}: "
-                       "build it from a copy that has them, or use another split.")
+      raise ValueError(
+        f"The {split} split of the TFDS set {name} has no vessel masks for {folders.some(sorted(bare))}: "
+        "build it from a copy that has them, or use another split."
+      )
 
   def __len__(self) -> int:
     return len(self.names)
@@ -74,16 +84,22 @@ class TfdsSource:
     except (RuntimeError, OSError, IndexError) as error:
       raise ValueError(f"Cannot read {title} ({error}): build or copy the set again.") from None
     example = {"name": name, "label": _text(record["label"]) if self._extra else "expert"}
-    decoded = {key: image_io.decode(record[key], f"{key} of {title}") for key in self._keys
-               if key != "tree" or example["label"] != "none"}
+    decoded = {
+      key: image_io.decode(record[key], f"{key} of {title}")
+      for key in self._keys
+      if key != "tree" or example["label"] != "none"
+    }
     if "image" in decoded and self._takes_image:
       example["image"] = image_io.as_photograph(decoded["image"])
     for key in ("tree", "fov"):
       if key in decoded:
         example[key] = image_io.as_mask(decoded[key], f"{key} of {title}")
     if "fov" not in example:
-      example["fov"] = (field_of_view.find_fov(image_io.as_photograph(decoded["image"])) if "image" in decoded
-                        else np.full_like(example["tree"], 255))
+      example["fov"] = (
+        field_of_view.find_fov(image_io.as_photograph(decoded["image"]))
+        if "image" in decoded
+        else np.full_like(example["tree"], 255)
+      )
     if example["label"] == "none":
       example["label"] = "expert"
     shapes = {example[key].shape[:2] for key in ("image", "tree", "fov") if key in example}
@@ -112,9 +128,10 @@ def _builder(name: str, folder: str):
     if direct:
       raise ValueError(f"{where} is a damaged TFDS set ({error}): build or copy it again.") from None
     raise ValueError(
-        f"There is no TFDS set {name!r} in {where or '~/tensorflow_datasets'}: build it with "
-        f"python -m retree_jax.data.builders {name} DOWNLOADED{f' --data_dir {where}' if folder else ''}, "
-        "or correct the name or folder.") from None
+      f"There is no TFDS set {name!r} in {where or '~/tensorflow_datasets'}: build it with "
+      f"python -m retree_jax.data.builders {name} DOWNLOADED{f' --data_dir {where}' if folder else ''}, "
+      "or correct the name or folder."
+    ) from None
 
 
 def _data(builder, features) -> dict:
@@ -129,5 +146,7 @@ def _data(builder, features) -> dict:
     return {split: builder.as_data_source(split, decoders=skip) for split in builder.info.splits}
   except (NotImplementedError, ValueError, OSError) as error:
     reason = (str(error).strip().splitlines() or ["unreadable"])[0]
-    raise ValueError(f"The TFDS set {builder.name} cannot be read at random ({reason}): build it with "
-                     "file_format='array_record', or copy its missing files.") from None
+    raise ValueError(
+      f"The TFDS set {builder.name} cannot be read at random ({reason}): build it with "
+      "file_format='array_record', or copy its missing files."
+    ) from None

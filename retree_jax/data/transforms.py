@@ -49,8 +49,7 @@ def area_resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     array = np.clip(np.rint(array), 0, 255).astype(np.uint8)
   if array.shape[:2] != tuple(size):
     planes = [
-      np.asarray(Image.fromarray(array[..., c]).resize(size[::-1], Image.Resampling.BILINEAR))
-      for c in range(array.shape[-1])
+      np.asarray(Image.fromarray(array[..., c]).resize(size[::-1], Image.Resampling.BILINEAR)) for c in range(array.shape[-1])
     ]
     array = np.stack(planes, axis=-1)
   return array
@@ -170,16 +169,7 @@ class Augment:
   noise: float = 2.0
 
   def __post_init__(self):
-    limits = {
-      "rotation": 180,
-      "scale": 0.9,
-      "shift": 0.5,
-      "elastic": 0.05,
-      "hue": 0.5,
-      "gamma": 2,
-      "blur": 10,
-      "noise": 100,
-    }
+    limits = {"rotation": 180, "scale": 0.9, "shift": 0.5, "elastic": 0.05, "hue": 0.5, "gamma": 2, "blur": 10, "noise": 100}
     for field in dataclasses.fields(self):
       _check(field.name, getattr(self, field.name), 0, limits.get(field.name, 1))
 
@@ -216,9 +206,7 @@ class Augment:
     size = tuple(size or (height, width))
     factor = height // size[0]
     if (size[0] * factor, size[1] * factor) != (height, width):
-      raise ValueError(
-        f"Cannot augment {height}x{width} to {size[0]}x{size[1]}: fit the example to a whole multiple first."
-      )
+      raise ValueError(f"Cannot augment {height}x{width} to {size[0]}x{size[1]}: fit the example to a whole multiple first.")
     flips = rng.random(2) < (self.horizontal_flip, self.vertical_flip)
     out = dict(example)
     if self.warps:
@@ -256,9 +244,7 @@ class Augment:
     source_y = (cosine * y - sine * x) * (-1 if flips[1] else 1)
     # No wobble at the rim: discs are round, and a generator would learn bent ones.
     still = np.maximum(0, 1 - (2 * source_x / width) ** 2 - (2 * source_y / height) ** 2)[..., None]
-    points = (
-      np.stack([source_x + width / 2, source_y + height / 2], -1) + self.elastic * min(shape) * still * wobble
-    )
+    points = np.stack([source_x + width / 2, source_y + height / 2], -1) + self.elastic * min(shape) * still * wobble
     corners = np.concatenate([points[:-1, :-1], points[1:, :-1], points[1:, 1:], points[:-1, 1:]], axis=-1)
     quads = corners.reshape(-1, 8).tolist()
     ys, xs = ys.tolist(), xs.tolist()
@@ -288,29 +274,16 @@ class Augment:
 
   def _colour(self, image: np.ndarray, fov: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Colour, light and camera, inside the FOV only; uint8 [H, W, 3] -> the same."""
-    bright, contrast, saturation, hue, gamma, blur, noise, gradient, vignette, direction = rng.uniform(
-      -1, 1, 10
-    ).tolist()
+    bright, contrast, saturation, hue, gamma, blur, noise, gradient, vignette, direction = rng.uniform(-1, 1, 10).tolist()
     height, width = fov.shape[:2]
     inside = fov > 0
     if not any(
-      (
-        self.brightness,
-        self.contrast,
-        self.saturation,
-        self.hue,
-        self.gamma,
-        self.illumination,
-        self.blur,
-        self.noise,
-      )
+      (self.brightness, self.contrast, self.saturation, self.hue, self.gamma, self.illumination, self.blur, self.noise)
     ):
       return image
     work = image
     if self.blur * abs(blur) > 0.05:
-      work = np.asarray(
-        Image.fromarray(np.ascontiguousarray(work)).filter(ImageFilter.GaussianBlur(self.blur * abs(blur)))
-      )
+      work = np.asarray(Image.fromarray(np.ascontiguousarray(work)).filter(ImageFilter.GaussianBlur(self.blur * abs(blur))))
     table = (255 * (np.arange(256) / 255) ** math.exp(self.gamma * gamma)).astype(np.float32)
     work = table.take(work)
     share = max(float(inside.mean()), 1e-6)

@@ -94,14 +94,8 @@ def png_bytes(pixels: np.ndarray) -> bytes:
     ValueError: another type or shape.
   """
   pixels = np.asarray(pixels)
-  if (
-    pixels.dtype != np.uint8
-    or pixels.ndim not in (2, 3)
-    or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3))
-  ):
-    raise ValueError(
-      f"a picture must be uint8 of shape [H, W], [H, W, 1] or [H, W, 3], not {pixels.dtype} {pixels.shape}"
-    )
+  if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
+    raise ValueError(f"a picture must be uint8 of shape [H, W], [H, W, 1] or [H, W, 3], not {pixels.dtype} {pixels.shape}")
   if pixels.ndim == 3 and pixels.shape[2] == 1:
     pixels = pixels[..., 0]
   buffer = io.BytesIO()

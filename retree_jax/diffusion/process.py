@@ -84,8 +84,7 @@ def to_v(pred: jax.Array, xt: jax.Array, alpha: jax.Array, sigma: jax.Array, kin
   return expand(alpha, xt) * eps - expand(sigma, xt) * x0
 
 
-def loss_weight(
-    alpha: jax.Array, sigma: jax.Array, kind: str, min_snr_gamma: float | None = None) -> jax.Array:
+def loss_weight(alpha: jax.Array, sigma: jax.Array, kind: str, min_snr_gamma: float | None = None) -> jax.Array:
   """Weight of a sample's squared error, in the space that the network predicts; shape of alpha.
 
   All ones without `min_snr_gamma` (g). With it the min-SNR weight of Hang et al., arXiv 2303.09556, section

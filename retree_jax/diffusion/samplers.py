@@ -34,8 +34,8 @@ VARIANCES = ("beta", "posterior")
 
 
 def guided(
-    predict_cond: Predict, predict_uncond: Predict, scale: float,
-    interval: tuple[float, float] | None = None) -> Predict:
+  predict_cond: Predict, predict_uncond: Predict, scale: float, interval: tuple[float, float] | None = None
+) -> Predict:
   """Classifier-free guidance (Ho & Salimans, arXiv 2207.12598, eq. 6): uncond + scale (cond - uncond).
 
   It is the same rule for x0, eps and v, since each is linear in the others at one noise level.
@@ -77,8 +77,10 @@ def threshold(x0: jax.Array, clip: str = "none", percentile: float = 0.995) -> j
   guided samples from saturating. "none" returns x0. ValueError for anything else.
   """
   if clip not in CLIPS or not 0 < percentile <= 1:
-    raise ValueError(f"clip {clip!r} with percentile {percentile} is no thresholding; write clip as one of "
-                     f"{', '.join(map(repr, CLIPS))} and percentile in (0, 1].")
+    raise ValueError(
+      f"clip {clip!r} with percentile {percentile} is no thresholding; write clip as one of "
+      f"{', '.join(map(repr, CLIPS))} and percentile in (0, 1]."
+    )
   if clip == "none":
     return x0
   if clip == "static":
@@ -103,8 +105,10 @@ def _begin(predict_x0: Predict, x: jax.Array, clip: str, percentile: float) -> t
 def _noise_source(keys: jax.Array | None, x: jax.Array, who: str) -> Callable[[jax.Array], jax.Array]:
   """step -> noise of x's shape from the samples' keys; ValueError if there is not one key per sample."""
   if keys is None or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.shape != x.shape[:1]:
-    raise ValueError(f"{who} draws noise and needs one key per sample, {x.shape[0]} here; write "
-                     "keys=retree_jax.keys.per_sample(seed, indices, name).")
+    raise ValueError(
+      f"{who} draws noise and needs one key per sample, {x.shape[0]} here; write "
+      "keys=retree_jax.keys.per_sample(seed, indices, name)."
+    )
   return lambda i: normal(jax.vmap(at_step, (0, None))(keys, i), x.shape[1:], x.dtype)
 
 
@@ -143,8 +147,15 @@ def _ddpm_coefficients(alpha, sigma, alpha_next, sigma_next, variance):
 
 
 def ddpm_step(
-    x: jax.Array, x0: jax.Array, alpha: np.ndarray, sigma: np.ndarray, alpha_next: np.ndarray,
-    sigma_next: np.ndarray, noise: jax.Array | None = None, variance: str = "beta") -> jax.Array:
+  x: jax.Array,
+  x0: jax.Array,
+  alpha: np.ndarray,
+  sigma: np.ndarray,
+  alpha_next: np.ndarray,
+  sigma_next: np.ndarray,
+  noise: jax.Array | None = None,
+  variance: str = "beta",
+) -> jax.Array:
   """One ancestral step (Ho et al., arXiv 2006.11239, eq. 7 and algorithm 2), written for x0: alpha may be 0.
 
       x_s = (g sigma_s**2 / sigma_t**2) x_t + (alpha_s beta / sigma_t**2) x0 + spread z,
@@ -166,8 +177,15 @@ def ddpm_step(
 
 
 def ddpm(
-    predict_x0: Predict, x: jax.Array, grid: Grid, keys: jax.Array | None = None, *,
-    variance: str = "beta", clip: str = "none", percentile: float = 0.995) -> jax.Array:
+  predict_x0: Predict,
+  x: jax.Array,
+  grid: Grid,
+  keys: jax.Array | None = None,
+  *,
+  variance: str = "beta",
+  clip: str = "none",
+  percentile: float = 0.995,
+) -> jax.Array:
   """Ancestral sampling, `ddpm_step` after step, no noise in the last; exactly the paper's on its "full" grid.
 
   Args, as for every sampler here:
@@ -185,8 +203,7 @@ def ddpm(
   Raises:
     ValueError: keys missing or not one per sample, or an unknown option value.
   """
-  keep, add, spread = _ddpm_coefficients(
-      grid.alpha[:-1], grid.sigma[:-1], grid.alpha[1:], grid.sigma[1:], variance)
+  keep, add, spread = _ddpm_coefficients(grid.alpha[:-1], grid.sigma[:-1], grid.alpha[1:], grid.sigma[1:], variance)
   spread[-1] = 0
   return _linear(predict_x0, x, grid, (keep, add, spread), keys, "ddpm", clip, percentile)
 
@@ -203,8 +220,15 @@ def _ddim_coefficients(alpha, sigma, alpha_next, sigma_next, eta):
 
 
 def ddim_step(
-    x: jax.Array, x0: jax.Array, alpha: np.ndarray, sigma: np.ndarray, alpha_next: np.ndarray,
-    sigma_next: np.ndarray, noise: jax.Array | None = None, eta: float = 0.0) -> jax.Array:
+  x: jax.Array,
+  x0: jax.Array,
+  alpha: np.ndarray,
+  sigma: np.ndarray,
+  alpha_next: np.ndarray,
+  sigma_next: np.ndarray,
+  noise: jax.Array | None = None,
+  eta: float = 0.0,
+) -> jax.Array:
   """One DDIM step (Song et al., arXiv 2010.02502, eq. 12 and 16); arguments as for `ddpm_step`.
 
       x_s = alpha_s x0 + sqrt(sigma_s**2 - spread**2) eps + spread z,  eps = (x_t - alpha_t x0) / sigma_t,
@@ -218,16 +242,30 @@ def ddim_step(
 
 
 def ddim(
-    predict_x0: Predict, x: jax.Array, grid: Grid, keys: jax.Array | None = None, *,
-    eta: float = 0.0, clip: str = "none", percentile: float = 0.995) -> jax.Array:
+  predict_x0: Predict,
+  x: jax.Array,
+  grid: Grid,
+  keys: jax.Array | None = None,
+  *,
+  eta: float = 0.0,
+  clip: str = "none",
+  percentile: float = 0.995,
+) -> jax.Array:
   """DDIM, `ddim_step` after step; arguments as for `ddpm`. Only eta > 0 needs keys; 1 is ancestral noise."""
   coefficients = _ddim_coefficients(grid.alpha[:-1], grid.sigma[:-1], grid.alpha[1:], grid.sigma[1:], eta)
   return _linear(predict_x0, x, grid, coefficients, keys, "ddim with eta > 0", clip, percentile)
 
 
 def dpmpp_2m(
-    predict_x0: Predict, x: jax.Array, grid: Grid, keys: jax.Array | None = None, *,
-    lower_order_final: bool = True, clip: str = "none", percentile: float = 0.995) -> jax.Array:
+  predict_x0: Predict,
+  x: jax.Array,
+  grid: Grid,
+  keys: jax.Array | None = None,
+  *,
+  lower_order_final: bool = True,
+  clip: str = "none",
+  percentile: float = 0.995,
+) -> jax.Array:
   """DPM-Solver++(2M), deterministic: Lu et al., arXiv 2211.01095, algorithm 2; arguments as for `ddpm`.
 
       D = (1 + 1 / 2r) x0(x_t) - 1 / 2r (the x0 before),  r = h_before / h,  h = lambda_s - lambda_t
@@ -264,9 +302,18 @@ _PURE_NOISE = 200.0
 
 
 def heun(
-    predict_x0: Predict, x: jax.Array, grid: Grid, keys: jax.Array | None = None, *,
-    churn: float = 0.0, churn_min: float = 0.0, churn_max: float = np.inf, churn_noise: float = 1.0,
-    clip: str = "none", percentile: float = 0.995) -> jax.Array:
+  predict_x0: Predict,
+  x: jax.Array,
+  grid: Grid,
+  keys: jax.Array | None = None,
+  *,
+  churn: float = 0.0,
+  churn_min: float = 0.0,
+  churn_max: float = np.inf,
+  churn_noise: float = 1.0,
+  clip: str = "none",
+  percentile: float = 0.995,
+) -> jax.Array:
   """Heun's second-order method of EDM: Karras et al., arXiv 2206.00364, algorithm 2; arguments as for `ddpm`.
 
   EDM's image is x / alpha and its noise level u = sigma / alpha; the steps are EDM's, while what is carried
@@ -308,8 +355,15 @@ def heun(
   corrected = (grid.sigma[1:] > 0) & (u <= _PURE_NOISE)
   half = np.where(corrected, grid.sigma[1:] - grid.alpha[1:] * np.where(corrected, u, 0), 0) / 2
   columns |= dict(
-      t=t, alpha=alpha, sigma=sigma, t_next=grid.t[1:], alpha_next=grid.alpha[1:], sigma_next=grid.sigma[1:],
-      corrected=corrected, half=half)
+    t=t,
+    alpha=alpha,
+    sigma=sigma,
+    t_next=grid.t[1:],
+    alpha_next=grid.alpha[1:],
+    sigma_next=grid.sigma[1:],
+    corrected=corrected,
+    half=half,
+  )
 
   def step(x, at):
     if churn:
@@ -331,9 +385,7 @@ _SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m, "heun": heun}
 NAMES = tuple(_SAMPLERS)
 
 
-def sample(
-    name: str, predict_x0: Predict, x: jax.Array, grid: Grid, keys: jax.Array | None = None, **options,
-) -> jax.Array:
+def sample(name: str, predict_x0: Predict, x: jax.Array, grid: Grid, keys: jax.Array | None = None, **options) -> jax.Array:
   """The sampler of that name, e.g. `sample("dpmpp_2m", predict_x0, x, time_grid(schedule, 20))`.
 
   Raises:

@@ -83,8 +83,7 @@ def _paper_beta(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02
   return np.abs(beta_end * np.cos(np.pi / 2 * i / max(num_steps - 1, 1)) - (beta_end - beta_start))
 
 
-def _linear_beta(
-    num_steps: int, beta_start: float | None = None, beta_end: float | None = None) -> np.ndarray:
+def _linear_beta(num_steps: int, beta_start: float | None = None, beta_end: float | None = None) -> np.ndarray:
   """Ho et al., arXiv 2006.11239, section 4: 1e-4 to 0.02 for T = 1000; times 1000/T for others."""
   scale = 1000 / num_steps
   beta_start = 1e-4 * scale if beta_start is None else beta_start
@@ -99,7 +98,7 @@ def _cosine_beta(num_steps: int, offset: float = 0.008, max_beta: float = 0.999)
 
 
 def _sigmoid_beta(
-    num_steps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999,
+  num_steps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999
 ) -> np.ndarray:
   """Jabri et al., arXiv 2212.11972, and Chen, arXiv 2301.10972, section 2.1."""
   u = np.arange(num_steps + 1) / num_steps
@@ -117,9 +116,7 @@ NAMES = tuple(_BETAS)
 SPACINGS = ("full", "trailing", "logsnr", "karras")
 
 
-def make(
-    name: str, num_steps: int, zero_terminal_snr: bool = False, shift: float = 1.0, **options: float,
-) -> Schedule:
+def make(name: str, num_steps: int, zero_terminal_snr: bool = False, shift: float = 1.0, **options: float) -> Schedule:
   """A noise schedule.
 
   Args:
@@ -149,7 +146,7 @@ def make(
   if not 0 < shift < np.inf:
     raise ValueError(f"schedule shift is {shift}; write a positive number, 1 for none.")
   code = _BETAS[name].__code__
-  valid = code.co_varnames[1:code.co_argcount]
+  valid = code.co_varnames[1 : code.co_argcount]
   if unknown := sorted(set(options) - set(valid)):
     raise ValueError(f"schedule {name!r} has no option {unknown[0]!r}; its options are {', '.join(valid)}.")
   with np.errstate(all="ignore"):  # judged in a sentence below
@@ -165,8 +162,9 @@ def make(
   falling = np.all(np.diff(alpha_bar) < 0) and 0 < alpha_bar[0] < 1 and alpha_bar[-1] >= 0
   if not (np.all(np.isfinite(alpha_bar)) and falling):
     raise ValueError(
-        f"schedule {name!r} with {options} does not add noise at every one of its {steps} timesteps; "
-        "bring its options nearer to their defaults.")
+      f"schedule {name!r} with {options} does not add noise at every one of its {steps} timesteps; "
+      "bring its options nearer to their defaults."
+    )
   beta.flags.writeable = alpha_bar.flags.writeable = False
   return Schedule(name, beta, alpha_bar)
 
@@ -210,8 +208,14 @@ class Grid:
 
 
 def time_grid(
-    schedule: Schedule, num_steps: int | None = None, spacing: str = "trailing", *,
-    sigma_min: float | None = None, sigma_max: float | None = None, rho: float = 7.0) -> Grid:
+  schedule: Schedule,
+  num_steps: int | None = None,
+  spacing: str = "trailing",
+  *,
+  sigma_min: float | None = None,
+  sigma_max: float | None = None,
+  rho: float = 7.0,
+) -> Grid:
   """The levels that a sampler of `num_steps` steps visits.
 
   Args:
@@ -234,8 +238,9 @@ def time_grid(
   last = schedule.num_steps - 1
   if spacing == "full":
     if num_steps not in (None, last):
-      raise ValueError(f"the full grid of this schedule has {last} steps, not {num_steps}; leave it out "
-                       "or write spacing='trailing'.")
+      raise ValueError(
+        f"the full grid of this schedule has {last} steps, not {num_steps}; leave it out or write spacing='trailing'."
+      )
     t = np.arange(last, -1, -1.0)
     return Grid(t, *schedule.levels(t), schedule)
   try:
@@ -246,16 +251,19 @@ def time_grid(
     raise ValueError(f"the number of sampling steps must be a whole number, at least 1, not {num_steps!r}.")
   if spacing == "trailing":
     if steps > schedule.num_steps:
-      raise ValueError(f"{steps} sampling steps are more than the schedule's {schedule.num_steps} timesteps; "
-                       "write fewer, or spacing='logsnr'.")
+      raise ValueError(
+        f"{steps} sampling steps are more than the schedule's {schedule.num_steps} timesteps; write fewer, or spacing='logsnr'."
+      )
     t = np.round(np.linspace(schedule.num_steps, 0, steps + 1))[:-1] - 1
   else:
     alpha, sigma = schedule.levels(np.array([0.0, last]))
     low = max(0.002 if sigma_min is None else sigma_min, sigma[0] / alpha[0])
     high = min(80.0 if sigma_max is None else sigma_max, sigma[1] / alpha[1] if alpha[1] > 0 else np.inf)
     if not 0 < low < high < np.inf or not rho > 0:
-      raise ValueError(f"no grid falls from sigma_max={sigma_max} to sigma_min={sigma_min} with rho={rho} on "
-                       "this schedule; leave the three out for the usual ones.")
+      raise ValueError(
+        f"no grid falls from sigma_max={sigma_max} to sigma_min={sigma_min} with rho={rho} on "
+        "this schedule; leave the three out for the usual ones."
+      )
     place = np.linspace(0, 1, steps)
     if spacing == "logsnr":
       ratio = np.exp(np.log(high) + place * np.log(low / high))

@@ -39,13 +39,25 @@ def shipped() -> dict[str, str | None]:
   names = checkpoint.shipped_names()
   found = {stage: name if name in names else None for stage, name in _SHIPPED.items()}
   if not (found["tree"] or found["fundus"]):
-    raise ValueError("this installation ships no weights: give --tree and --fundus, the workdirs of "
-                     "`python -m retree_jax.main --config configs/tree.py` and `configs/fundus.py`")
+    raise ValueError(
+      "this installation ships no weights: give --tree and --fundus, the workdirs of "
+      "`python -m retree_jax.main --config configs/tree.py` and `configs/fundus.py`"
+    )
   return found
 
 
-def write(paths: dict, out="out", num: int | None = None, seed: int = 0, trees=None, form: str = "png",
-          guidance: float | None = None, num_steps: int | None = None, threshold: float | None = None, mesh=None) -> dict:
+def write(
+  paths: dict,
+  out="out",
+  num: int | None = None,
+  seed: int = 0,
+  trees=None,
+  form: str = "png",
+  guidance: float | None = None,
+  num_steps: int | None = None,
+  threshold: float | None = None,
+  mesh=None,
+) -> dict:
   """Generates a data set into a folder, or goes on with one.
 
   Args:
@@ -153,8 +165,9 @@ def _make(generator, books, facts, given, seed, form, num) -> dict:
     for a, b in pieces:
       rows, fields = _chunk(generator, facts, given, seed, range(a, b))
       if form == "png":
-        files = [pool.submit(_write_pngs, books.out, r["name"], {k: v[i] for k, v in fields.items()})
-                 for i, r in enumerate(rows)]
+        files = [
+          pool.submit(_write_pngs, books.out, r["name"], {k: v[i] for k, v in fields.items()}) for i, r in enumerate(rows)
+        ]
       else:
         files = [pool.submit(generated.write_shard, books.out, a, rows, fields)]
       in_flight.append((a, rows, files))
@@ -181,8 +194,10 @@ def _chunk(generator, facts, given, seed, indices: range) -> tuple[list[dict], d
   fov = transforms.binarise(fields["fov"])
   stored = {"masks": np.where(fov > 0, transforms.binarise(fields["tree"]), 0).astype(np.uint8), "fov": fov}
   stored |= {"images": fields["image"]} if "image" in fields else {"coverage": fields["tree"]}
-  rows = [{"name": name, "index": k, "seed": seed, "label": "generated", **record, **facts}
-          for name, k, record in zip(names, indices, records, strict=True)]
+  rows = [
+    {"name": name, "index": k, "seed": seed, "label": "generated", **record, **facts}
+    for name, k, record in zip(names, indices, records, strict=True)
+  ]
   return rows, stored
 
 
@@ -203,10 +218,20 @@ def _identity(generator, seed, form, given) -> dict:
       options = checkpoint.to_json(generator.samplers[name].config.sampler)
       stages[name]["sampler"] = {k: v for k, v in options.items() if k not in ("batch_size", "block", "seed")}
   if (judge := models.tree_filter) is not None:
-    stages["filter"] = {"checkpoint": judge.loaded.identity(), "step": judge.loaded.step, "config": _hash(judge.loaded.config),
-                        "threshold": judge.threshold, "how": judge.how, "ranges": judge.ranges}
-  return {"format": form, "seed": seed, "trees": "sampled" if given is None else f"given {given.fingerprint:08x}",
-          "stages": stages}
+    stages["filter"] = {
+      "checkpoint": judge.loaded.identity(),
+      "step": judge.loaded.step,
+      "config": _hash(judge.loaded.config),
+      "threshold": judge.threshold,
+      "how": judge.how,
+      "ranges": judge.ranges,
+    }
+  return {
+    "format": form,
+    "seed": seed,
+    "trees": "sampled" if given is None else f"given {given.fingerprint:08x}",
+    "stages": stages,
+  }
 
 
 def _facts(identity: dict) -> dict:
@@ -214,12 +239,12 @@ def _facts(identity: dict) -> dict:
   stages = identity["stages"]
   samplers = {name: stage["sampler"] for name, stage in stages.items() if "sampler" in stage}
   return {
-      "trees": identity["trees"].split()[0],
-      "sampler": {name: s["name"] for name, s in samplers.items()},
-      "steps": {name: s["num_steps"] for name, s in samplers.items()},
-      "guidance": samplers["fundus"]["guidance"] if "fundus" in samplers else None,
-      "checkpoint": {name: stage["checkpoint"] for name, stage in stages.items()},
-      "config": {name: stage["config"] for name, stage in stages.items()},
+    "trees": identity["trees"].split()[0],
+    "sampler": {name: s["name"] for name, s in samplers.items()},
+    "steps": {name: s["num_steps"] for name, s in samplers.items()},
+    "guidance": samplers["fundus"]["guidance"] if "fundus" in samplers else None,
+    "checkpoint": {name: stage["checkpoint"] for name, stage in stages.items()},
+    "config": {name: stage["config"] for name, stage in stages.items()},
   }
 
 
@@ -250,9 +275,15 @@ class _Progress:
     if jax.process_index() == 0:
       tty = sys.stderr.isatty()
       self._bar = tqdm(
-          total=total, initial=done, unit=" pairs", dynamic_ncols=tty, ascii=not tty, file=sys.stderr,
-          mininterval=0.1 if tty else 10.0,
-          bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} pairs, {rate_noinv_fmt}, {remaining} left")
+        total=total,
+        initial=done,
+        unit=" pairs",
+        dynamic_ncols=tty,
+        ascii=not tty,
+        file=sys.stderr,
+        mininterval=0.1 if tty else 10.0,
+        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} pairs, {rate_noinv_fmt}, {remaining} left",
+      )
 
   def __call__(self, pairs: int) -> None:
     if self._bar is not None:

@@ -66,8 +66,10 @@ class Generator:
       self._enlarger = Enlarger(models.superres, mesh)
       wanted, size = self._enlarger.input_size, self.samplers["fundus"].size
       if wanted != size:
-        raise ValueError(f"the superres stage enlarges {wanted[0]}x{wanted[1]} pixels and the fundus stage makes "
-                         f"{size[0]}x{size[1]}: give stages that were trained for one another")
+        raise ValueError(
+          f"the superres stage enlarges {wanted[0]}x{wanted[1]} pixels and the fundus stage makes "
+          f"{size[0]}x{size[1]}: give stages that were trained for one another"
+        )
 
   @property
   def batch_size(self) -> int:
@@ -146,14 +148,16 @@ class Generator:
       fov = None if fovs is None else fovs[i]
       fov = field_of_view.inscribed(tree.shape[:2], max(tree.shape[:2])) if fov is None else fov
       hard = transforms.binarise(fov)
-      fitted, disc = (transforms.fit({"tree": field, "fov": hard}, sampler.size, sampler.config.data.fit)["tree"]
-                      for field in (tree, fov))
+      fitted, disc = (
+        transforms.fit({"tree": field, "fov": hard}, sampler.size, sampler.config.data.fit)["tree"] for field in (tree, fov)
+      )
       fields["fov"].append(disc)
       fields["tree"].append(np.where(disc >= 128, fitted, 0).astype(np.uint8))
     return {name: np.stack(pixels) for name, pixels in fields.items()}
 
-  def photographs(self, fields: dict[str, np.ndarray], indices: np.ndarray, seed: int,
-                  tilts: Sequence[float] | None = None) -> dict[str, np.ndarray]:
+  def photographs(
+    self, fields: dict[str, np.ndarray], indices: np.ndarray, seed: int, tilts: Sequence[float] | None = None
+  ) -> dict[str, np.ndarray]:
     """Paints trees (and enlarges both).
 
     Args:
@@ -185,8 +189,15 @@ class Generator:
     return out if tilts is None else field_of_view.upright(out, tilts)
 
 
-def pairs(models: Models, num: int = 16, seed: int = 0, trees: np.ndarray | None = None, mesh=None,
-          indices: Sequence[int] | None = None, **options) -> dict[str, np.ndarray]:
+def pairs(
+  models: Models,
+  num: int = 16,
+  seed: int = 0,
+  trees: np.ndarray | None = None,
+  mesh=None,
+  indices: Sequence[int] | None = None,
+  **options,
+) -> dict[str, np.ndarray]:
   """Generates pairs as arrays: the same as the command writes, before files.
 
   Args:
@@ -223,8 +234,7 @@ def tilts(records: Sequence[dict]) -> list[float]:
   return [record.get("tilt", 0) for record in records]
 
 
-def load_models(tree=None, fundus=None, superres=None, filter_path=None, threshold: float | None = None,
-                mesh=None) -> Models:
+def load_models(tree=None, fundus=None, superres=None, filter_path=None, threshold: float | None = None, mesh=None) -> Models:
   """Loads stages by path or name.
 
   Args:
@@ -255,8 +265,10 @@ def _check_fit(models: Models) -> None:
   if models.tree is not None and "tree" not in models.tree.config.data.target:
     raise ValueError("the tree stage makes no trees: its config.data.target must hold 'tree'")
   if models.fundus is not None and (other := set(models.fundus.config.data.condition) - {"tree", "fov"}):
-    raise ValueError(f"the fundus stage asks for {sorted(other)[0]!r}, which no stage makes: train it with "
-                     "config.data.condition=('tree', 'fov')")
+    raise ValueError(
+      f"the fundus stage asks for {sorted(other)[0]!r}, which no stage makes: train it with "
+      "config.data.condition=('tree', 'fov')"
+    )
 
 
 def _book(record: dict, verdict) -> bool:

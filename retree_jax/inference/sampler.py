@@ -19,8 +19,7 @@ from retree_jax.diffusion import process, samplers, schedules
 
 def make_schedule(config) -> schedules.Schedule:
   """The noise schedule that `config.diffusion` describes."""
-  return schedules.make(
-      config.schedule, config.num_steps, zero_terminal_snr=config.zero_terminal_snr, shift=config.shift)
+  return schedules.make(config.schedule, config.num_steps, zero_terminal_snr=config.zero_terminal_snr, shift=config.shift)
 
 
 class Sampler:
@@ -46,18 +45,24 @@ class Sampler:
     num_steps = None if options.spacing == "full" else options.num_steps
     self._grid = samplers.time_grid(self._schedule, num_steps, spacing=options.spacing)
     if options.guidance != 1.0 and not config.diffusion.condition_dropout:
-      raise ValueError(f"config.sampler.guidance={options.guidance} needs a model trained with "
-                       "config.diffusion.condition_dropout above 0: use 1.0")
+      raise ValueError(
+        f"config.sampler.guidance={options.guidance} needs a model trained with "
+        "config.diffusion.condition_dropout above 0: use 1.0"
+      )
     self._on_cpu = self.mesh.devices.flat[0].platform == "cpu"
     few = network.cpu_block(*self.size)
     self.block = options.block or (few if self._on_cpu else options.batch_size)
     self._blocks = max(1, options.batch_size // self.block) * self.mesh.size  # of one compiled call
     spec = PartitionSpec(("data", "fsdp"))
-    self._run = jax.jit(jax.shard_map(
-        self._on_device, mesh=self.mesh, in_specs=(PartitionSpec(), spec, spec, spec), out_specs=spec, check_vma=False))
+    self._run = jax.jit(
+      jax.shard_map(
+        self._on_device, mesh=self.mesh, in_specs=(PartitionSpec(), spec, spec, spec), out_specs=spec, check_vma=False
+      )
+    )
 
-  def __call__(self, params, indices, condition: dict | None = None, seed: int | None = None,
-               stream: str = "samples", slots=None) -> dict[str, np.ndarray]:
+  def __call__(
+    self, params, indices, condition: dict | None = None, seed: int | None = None, stream: str = "samples", slots=None
+  ) -> dict[str, np.ndarray]:
     """Samples, in as many compiled batches as it takes.
 
     Args:
@@ -88,7 +93,7 @@ class Sampler:
     table = _blocks_of(slots, self.block)
     pixels = np.zeros((n, *size, num_channels(self.target)), np.uint8)
     for start in range(0, len(table), self._blocks):
-      group = table[start:start + self._blocks]
+      group = table[start : start + self._blocks]
       there = group >= 0
       pixels[group[there]] = self._batch(params, group, indices, condition, seed, stream)[there]
     out = split_channels(pixels, self.target)
@@ -116,11 +121,12 @@ class Sampler:
     given = (counts, np.asarray(jax.random.key_data(sample_keys)), np.concatenate(cond, axis=-1))
     x = self._run(params, *(jax.make_array_from_callback(a.shape, split, lambda i, a=a: a[i]) for a in given))
     blocks = sharding.to_host(x).reshape(self._blocks, self.block, *x.shape[1:])
-    return blocks[np.argsort(dealt)[:len(group)]]
+    return blocks[np.argsort(dealt)[: len(group)]]
 
   def _on_device(self, params, count, key_data, cond):
     """One device's share, blocks one after the other: count [1] of them, key_data [b, 2] uint32, cond [b, H, W, C] uint8 →
     uint8 [b, H, W, C]."""
+
     def blocks(x):
       return x.reshape(x.shape[0] // self.block, self.block, *x.shape[1:])
 
@@ -145,12 +151,14 @@ class Sampler:
 
     predict = predict_x0
     if options.guidance != 1.0:
-      blank = jnp.concatenate([
-          (jnp.zeros_like if f == "tree" else lambda c: c)(cond[..., i:i + 1]) for i, f in enumerate(self.condition)], -1)
+      blank = jnp.concatenate(
+        [(jnp.zeros_like if f == "tree" else lambda c: c)(cond[..., i : i + 1]) for i, f in enumerate(self.condition)], -1
+      )
       predict = samplers.guided(predict_x0, lambda x, t: predict_x0(x, t, blank), options.guidance)
     # Ho et al. 2020, section 3.2: beta over every time step, as the paper has it; over a few long steps it adds too much noise.
     extra = {"ddim": {"eta": options.eta}, "ddpm": {"variance": "beta" if options.spacing == "full" else "posterior"}}.get(
-        options.name, {})
+      options.name, {}
+    )
     x = samplers.sample(options.name, predict, x, self._grid, step_keys, clip=options.clip, **extra)
     return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 

@@ -55,9 +55,15 @@ class Segmenter:
       self._find = self._draw
     else:
       spec = PartitionSpec(("data", "fsdp"))
-      self._run = jax.jit(jax.shard_map(
+      self._run = jax.jit(
+        jax.shard_map(
           lambda params, batch: segmentation.probabilities(self.config, self._network, params, batch),
-          mesh=self.mesh, in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False))
+          mesh=self.mesh,
+          in_specs=(PartitionSpec(), spec),
+          out_specs=spec,
+          check_vma=False,
+        )
+      )
       self._find = self._tile
 
   def __call__(self, photographs: Sequence[np.ndarray], fovs: Sequence | None = None) -> list[np.ndarray]:
@@ -77,12 +83,14 @@ class Segmenter:
     photographs = list(photographs)
     fovs = [None] * len(photographs) if fovs is None else list(fovs)
     if len(fovs) != len(photographs):
-      raise ValueError(f"{len(photographs)} photographs and {len(fovs)} fields of view do not go together: give one "
-                       "of each, or None in place of a field of view")
+      raise ValueError(
+        f"{len(photographs)} photographs and {len(fovs)} fields of view do not go together: give one "
+        "of each, or None in place of a field of view"
+      )
     eyes = [self._eye(*pair) for pair in zip(photographs, fovs, strict=True)]
     found = []
     for start in range(0, len(eyes), self.batch_size):
-      chunk = eyes[start:start + self.batch_size]
+      chunk = eyes[start : start + self.batch_size]
       fitted = [transforms.fit(eye, self.size, self.config.data.fit) for eye in chunk]
       batch = {f: np.stack([eye[f] for eye in fitted]) for f in ("image", "fov")}
       found += [self._back(p, eye["fov"]) for p, eye in zip(self._find(batch), chunk, strict=True)]
@@ -91,16 +99,22 @@ class Segmenter:
   def _eye(self, photograph, fov) -> dict:
     photograph = np.asarray(photograph)
     if photograph.dtype != np.uint8 or photograph.ndim != 3 or photograph.shape[2] != 3 or not photograph.size:
-      raise ValueError(f"a photograph must be uint8 of shape [height, width, 3], not {photograph.dtype} "
-                       f"{photograph.shape}: decode the file with retree_jax.data.image_io")
+      raise ValueError(
+        f"a photograph must be uint8 of shape [height, width, 3], not {photograph.dtype} "
+        f"{photograph.shape}: decode the file with retree_jax.data.image_io"
+      )
     fov = field_of_view.find_fov(photograph) if fov is None else (np.asarray(fov) > 0) * np.uint8(255)
     fov = fov[..., None] if fov.ndim == 2 else fov
     if not fov.any():
-      raise ValueError("the field of view is empty, so that there would be no vessels: give the disc's mask, or None "
-                       "(no fov/ file) to have it found")
+      raise ValueError(
+        "the field of view is empty, so that there would be no vessels: give the disc's mask, or None "
+        "(no fov/ file) to have it found"
+      )
     if fov.shape != (*photograph.shape[:2], 1):
-      raise ValueError(f"the field of view has shape {fov.shape[:2]} and the photograph {photograph.shape[:2]}: give "
-                       "a mask of the photograph's size, or None")
+      raise ValueError(
+        f"the field of view has shape {fov.shape[:2]} and the photograph {photograph.shape[:2]}: give "
+        "a mask of the photograph's size, or None"
+      )
     return {"image": photograph, "fov": fov}
 
   def _tile(self, batch) -> np.ndarray:
@@ -126,7 +140,7 @@ class Segmenter:
     height, width = fov.shape[:2]
     whole = np.zeros((height, width), np.float32)
     top, left, bottom, right = max(y0, 0), max(x0, 0), min(y1, height), min(x1, width)
-    whole[top:bottom, left:right] = np.asarray(view)[top - y0:bottom - y0, left - x0:right - x0]
+    whole[top:bottom, left:right] = np.asarray(view)[top - y0 : bottom - y0, left - x0 : right - x0]
     return np.clip(whole, 0.0, 1.0) * (fov[..., 0] > 0)
 
 
@@ -170,7 +184,7 @@ def label_folder(loaded, input_folder, out_folder, threshold: float | None = Non
   mine = range(jax.process_index(), len(source), jax.process_count())
   waiting = [i for i in mine if not (out / "masks" / f"{source.names[i]}.png").exists()]
   for start in range(0, len(waiting), segmenter.batch_size):
-    eyes = [source[i] for i in waiting[start:start + segmenter.batch_size]]
+    eyes = [source[i] for i in waiting[start : start + segmenter.batch_size]]
     found = segmenter([eye["image"] for eye in eyes], [eye["fov"] for eye in eyes])
     for eye, probability in zip(eyes, found, strict=True):
       name = eye["name"]
@@ -204,8 +218,9 @@ def _claim(out, run: dict, sampler: dict, names: Iterable[str], write: bool) -> 
     if not same:
       raise ValueError(f"{out} holds labels of another model, step, threshold or sampler: name another folder with --out")
   elif masks.is_dir() and any(masks.iterdir()):
-    raise ValueError(f"{masks} holds masks that no segmenter wrote, which are never overwritten: name another folder "
-                     "with --out")
+    raise ValueError(
+      f"{masks} holds masks that no segmenter wrote, which are never overwritten: name another folder with --out"
+    )
   if write:
     writing.write_text(out / "manifest.jsonl", "".join(json.dumps({"name": n, **run}) + "\n" for n in names))
     writing.write_json(claim, whole)
@@ -242,8 +257,7 @@ def score_source(loaded, source, protocols: Sequence[str] = PROTOCOLS) -> dict:
   for start in range(0, len(source), segmenter.batch_size):
     eyes = [source[i] for i in range(start, min(start + segmenter.batch_size, len(source)))]
     if any("tree" not in eye for eye in eyes):
-      raise ValueError("a photograph without a vessel mask cannot be scored: open the source with fields "
-                       "('image', 'tree')")
+      raise ValueError("a photograph without a vessel mask cannot be scored: open the source with fields ('image', 'tree')")
     found = segmenter([eye["image"] for eye in eyes], [eye["fov"] for eye in eyes])
     cases += [(eye["name"], p, transforms.binarise(eye["tree"]), eye["fov"]) for eye, p in zip(eyes, found, strict=True)]
   return score_cases(cases, _parts(source), protocols, segmenter.threshold)
@@ -269,8 +283,9 @@ def score_cases(cases, parts: dict[str, Sequence[int]], protocols=PROTOCOLS, thr
     for part, rows in parts.items():
       chosen = [prepared[i] for i in rows]
       result[title][part] = {
-          "per_image": metrics.summary([scored[i] for i in rows]),
-          "pooled": metrics.pooled(*map(list, zip(*chosen, strict=True)), threshold)}
+        "per_image": metrics.summary([scored[i] for i in rows]),
+        "pooled": metrics.pooled(*map(list, zip(*chosen, strict=True)), threshold),
+      }
   return _without_nan(result)
 
 

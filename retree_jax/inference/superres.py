@@ -51,8 +51,9 @@ class Enlarger:
     blocks = max(1, options.batch_size // self.block)
     self.batch_size = self.block * blocks * self.mesh.size
     spec = PartitionSpec(("data", "fsdp"))
-    self._run = jax.jit(jax.shard_map(
-        self._on_device, mesh=self.mesh, in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False))
+    self._run = jax.jit(
+      jax.shard_map(self._on_device, mesh=self.mesh, in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False)
+    )
 
   def __call__(self, fields: dict[str, np.ndarray], params=None) -> dict[str, np.ndarray]:
     """Enlarges pairs, in as many compiled batches as it takes.
@@ -73,7 +74,7 @@ class Enlarger:
     names = [name for name in _FIELDS if name in fields]
     pixels = np.concatenate([fields[name] for name in names], axis=-1)
     params = self.params if params is None else params
-    parts = [self._batch(params, pixels[i:i + self.batch_size]) for i in range(0, len(pixels), self.batch_size)]
+    parts = [self._batch(params, pixels[i : i + self.batch_size]) for i in range(0, len(pixels), self.batch_size)]
     whole = np.concatenate(parts) if parts else np.zeros((0, *self.size, pixels.shape[-1]), np.uint8)
     return split_channels(whole, names)
 
@@ -81,13 +82,15 @@ class Enlarger:
     h, w = self.input_size
     for name in ("image", "tree", *(["fov"] if "fov" in fields else [])):
       if name not in fields:
-        raise ValueError(f"super-resolution raises photograph and tree together, but there is no {name!r}: "
-                         "give both, or leave this stage out")
+        raise ValueError(
+          f"super-resolution raises photograph and tree together, but there is no {name!r}: give both, or leave this stage out"
+        )
       shape, kind = np.shape(fields[name]), np.asarray(fields[name]).dtype
       if kind != np.uint8 or shape != (len(fields["image"]), h, w, CHANNELS[name]):
         raise ValueError(
-            f"this super-resolution enlarges {h}x{w} to {self.size[0]}x{self.size[1]} pixels and needs {name!r} as uint8 "
-            f"[N, {h}, {w}, {CHANNELS[name]}], not {kind} {list(shape)}: resize it, or use a stage trained for that size")
+          f"this super-resolution enlarges {h}x{w} to {self.size[0]}x{self.size[1]} pixels and needs {name!r} as uint8 "
+          f"[N, {h}, {w}, {CHANNELS[name]}], not {kind} {list(shape)}: resize it, or use a stage trained for that size"
+        )
 
   def _batch(self, params, pixels):
     n = len(pixels)
@@ -95,8 +98,7 @@ class Enlarger:
     pad = -n % (self.block * self.mesh.size)
     pixels = np.pad(pixels, ((0, pad), (0, 0), (0, 0), (0, 0)), mode="edge")
     split = sharding.batch_sharding(self.mesh)
-    return sharding.to_host(self._run(
-        params, jax.make_array_from_callback(pixels.shape, split, lambda i: pixels[i])))[:n]
+    return sharding.to_host(self._run(params, jax.make_array_from_callback(pixels.shape, split, lambda i: pixels[i])))[:n]
 
   def _on_device(self, params, pixels):
     """One device's share, blocks one after the other: uint8 [b, h, w, 4 or 5] -> uint8 [b, H, W, 4 or 5]."""

@@ -25,11 +25,15 @@ _EIGHT = np.ones((3, 3), bool)
 _MARGIN = 0.25  # ranges reach so much of their width beyond the real trees: a few dozen do not show all there is
 # name -> (what it says of a tree, whether it has a lower bound, an upper bound)
 MEASURES = {
-    "density": ("vessel pixels over pixels of the field of view", True, True),
-    "components": ("pieces, gaps of two pixels bridged", False, True),
-    "largest": ("share of the vessel pixels in the largest piece", True, False),
-    "trunk": ("how far from its root the largest piece reaches, over the diameter of the field of view; 0 where it "
-              "does not pass the root, which lies where the tree is densest: vessels leave the optic disc there", True, False),
+  "density": ("vessel pixels over pixels of the field of view", True, True),
+  "components": ("pieces, gaps of two pixels bridged", False, True),
+  "largest": ("share of the vessel pixels in the largest piece", True, False),
+  "trunk": (
+    "how far from its root the largest piece reaches, over the diameter of the field of view; 0 where it "
+    "does not pass the root, which lies where the tree is densest: vessels leave the optic disc there",
+    True,
+    False,
+  ),
 }
 
 
@@ -106,10 +110,10 @@ def measures(tree: np.ndarray, fov: np.ndarray) -> dict[str, float]:
   root = np.unravel_index(np.argmax(crowd), crowd.shape)
   away = np.hypot(*(np.nonzero(mask & (labels == np.argmax(sizes))) - np.array(root)[:, None]))
   return {
-      "density": area / visible,
-      "components": topology.betti_numbers(bridged)[0],
-      "largest": float(sizes.max() / area),
-      "trunk": float(away.max() / diameter) if away.min() <= diameter / 10 else 0.0,
+    "density": area / visible,
+    "components": topology.betti_numbers(bridged)[0],
+    "largest": float(sizes.max() / area),
+    "trunk": float(away.max() / diameter) if away.min() <= diameter / 10 else 0.0,
   }
 
 
@@ -131,8 +135,7 @@ def ranges_of(found: list[Mapping[str, float]]) -> dict[str, tuple]:
     margin = _MARGIN * (max(values) - min(values))
     # Never down to 0, where nothing would be refused, however wide the range; nor so near to the least that sparse eyes go.
     low = max(min(values) - margin, min(values) / 2.0)
-    ranges[name] = (round(low, 6) if has_low else None,
-                    round(max(values) + margin, 6) if has_high else None)
+    ranges[name] = (round(low, 6) if has_low else None, round(max(values) + margin, 6) if has_high else None)
   return ranges
 
 
@@ -165,9 +168,16 @@ def calibrate(loaded) -> dict:
     share = float(np.mean([v.accepted for v in judge(*generated)]))
   except ValueError:
     pass  # the bounds need real trees alone
-  return {"checkpoint": loaded.identity(), "threshold": threshold, "how": how, "ranges": ranges,
-          "num_validation": len(scores), "num_training": len(training[0]),
-          "real_accepted": float(np.mean([v.accepted for v in judge(*validation)])), "generated_accepted": share}
+  return {
+    "checkpoint": loaded.identity(),
+    "threshold": threshold,
+    "how": how,
+    "ranges": ranges,
+    "num_validation": len(scores),
+    "num_training": len(training[0]),
+    "real_accepted": float(np.mean([v.accepted for v in judge(*validation)])),
+    "generated_accepted": share,
+  }
 
 
 def load(path, threshold: float | None = None) -> Filter:
@@ -187,15 +197,21 @@ def load(path, threshold: float | None = None) -> Filter:
       bounds = calibrate(loaded)
     except (ValueError, OSError) as error:
       if threshold is None:
-        raise ValueError(f"{path} has no threshold yet, and its validation data cannot be read ({error}): give "
-                         "--filter_threshold, or load it once where config.data.source is") from error
+        raise ValueError(
+          f"{path} has no threshold yet, and its validation data cannot be read ({error}): give "
+          "--filter_threshold, or load it once where config.data.source is"
+        ) from error
       logging.warning("The filter checks no anatomy: its data cannot be read (%s)", error)
       return Filter(loaded, threshold, {}, "given by hand; no anatomy is checked")
     _write_bounds(loaded, bounds)
   if threshold is not None:
     bounds = {**bounds, "threshold": threshold, "how": "given by hand"}
-  logging.info("Tree filter: score at least %.4f (%s); %s", bounds["threshold"], bounds["how"],
-               ", ".join(f"{k} {low} to {high}" for k, (low, high) in bounds["ranges"].items()))
+  logging.info(
+    "Tree filter: score at least %.4f (%s); %s",
+    bounds["threshold"],
+    bounds["how"],
+    ", ".join(f"{k} {low} to {high}" for k, (low, high) in bounds["ranges"].items()),
+  )
   return Filter(loaded, bounds["threshold"], {k: tuple(v) for k, v in bounds["ranges"].items()}, bounds["how"])
 
 
@@ -245,6 +261,7 @@ def _real(config, split: str) -> tuple[np.ndarray, np.ndarray]:
   """All real trees of a split and their fields of view at the filter's size, uint8 [N, H, W, 1] each."""
   size = tuple(config.data.image_size)
   source = sources.open_source(config.data.source, split=split, fields=("tree",), seed=config.seed, size=size)
-  batches = list(pipeline.evaluation_batches(
-      source, size=size, batch_size=min(64, len(source)), fit=config.data.fit, fields=("tree", "fov")))
+  batches = list(
+    pipeline.evaluation_batches(source, size=size, batch_size=min(64, len(source)), fit=config.data.fit, fields=("tree", "fov"))
+  )
   return tuple(np.concatenate([b[name][b["valid"]] for b in batches]) for name in ("tree", "fov"))

@@ -51,22 +51,16 @@ def extractor(name: str, weights_path: str | os.PathLike | None = None) -> Extra
   if kind == "scattering":
     return Extractor("scattering", jax.jit(scattering))
   if weights_path is None:
-    raise ValueError(
-      f"Features {name!r} need a weights file: give its path, or use 'scattering', which needs none."
-    )
+    raise ValueError(f"Features {name!r} need a weights file: give its path, or use 'scattering', which needs none.")
   if kind == "inception":
     preprocessing = variant or "tensorflow"
     if preprocessing not in inception.PREPROCESSING:
-      raise ValueError(
-        f"Feature extractor {name!r} is unknown: write inception:tensorflow or inception:pytorch."
-      )
+      raise ValueError(f"Feature extractor {name!r} is unknown: write inception:tensorflow or inception:pytorch.")
     params = inception.load_weights(weights_path)
     apply = jax.jit(functools.partial(inception.features, preprocessing=preprocessing))
     return Extractor(f"inception-2015-12-05 pool3, {preprocessing} resize", functools.partial(apply, params))
   params = vgg.load_weights(weights_path)
-  layers = [
-    name for name in ("relu1_2", "relu2_2", "relu3_4", "relu4_4", "relu5_4") if name in vgg.available(params)
-  ]
+  layers = [name for name in ("relu1_2", "relu2_2", "relu3_4", "relu4_4", "relu5_4") if name in vgg.available(params)]
   if not layers:
     raise ValueError(f"{weights_path} does not hold even VGG19's first block: use a file with more layers.")
 
@@ -80,9 +74,7 @@ def extractor(name: str, weights_path: str | os.PathLike | None = None) -> Extra
   return Extractor(f"vgg19 means of {', '.join(layers)}", functools.partial(means, params))
 
 
-def extract(
-  images: np.ndarray | Sequence[np.ndarray], extractor: Extractor, batch_size: int = 32
-) -> np.ndarray:
+def extract(images: np.ndarray | Sequence[np.ndarray], extractor: Extractor, batch_size: int = 32) -> np.ndarray:
   """Features of a set of pictures.
 
   Args:
@@ -117,9 +109,7 @@ def extract(
     found.append(np.asarray(extractor(jnp.asarray(batch)), np.float32)[:count])
   found = np.concatenate(found)
   if found.ndim != 2:
-    raise ValueError(
-      f"Extractor {extractor.name!r} gave {found.shape}, not one vector per image: pool over space."
-    )
+    raise ValueError(f"Extractor {extractor.name!r} gave {found.shape}, not one vector per image: pool over space.")
   check_finite(found, f"Features {extractor.name!r}")
   return found
 
@@ -128,9 +118,7 @@ def check_finite(x: np.ndarray, what: str) -> None:
   """Raises ValueError if rows of x [n, d], which the message calls `what`, hold NaN or infinity."""
   if not np.isfinite(x).all():
     rows = np.flatnonzero(~np.isfinite(x).all(1))
-    raise ValueError(
-      f"{what} of {len(rows)} image(s), first number {rows[0]}, are not finite: remove these images."
-    )
+    raise ValueError(f"{what} of {len(rows)} image(s), first number {rows[0]}, are not finite: remove these images.")
 
 
 def scattering(images: jax.Array) -> jax.Array:
@@ -163,9 +151,7 @@ def scattering(images: jax.Array) -> jax.Array:
     first += [response.mean((1, 2)), response.std((1, 2))]
     for earlier in envelopes:
       energy = _wavelets(earlier).mean((1, 2))  # [B, earlier orientation, orientation]
-      relative = [
-        jnp.mean(jnp.stack([energy[:, i, (i + shift) % 6] for i in range(6)]), 0) for shift in range(6)
-      ]
+      relative = [jnp.mean(jnp.stack([energy[:, i, (i + shift) % 6] for i in range(6)]), 0) for shift in range(6)]
       second.append(jnp.stack(relative, -1))
     envelopes = [_halve(e) for e in [*envelopes, response]]
     x = _halve(x)

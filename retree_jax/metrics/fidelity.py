@@ -17,13 +17,13 @@ from retree_jax.metrics.masks import as_mask
 
 # name -> (unit, definition). The order is that of reports.
 MEASURES: dict[str, tuple[str, str]] = {
-  "darker": (
-    "share", "share of the labelled pixels that are darker in green than the mean of the retina around them"),
+  "darker": ("share", "share of the labelled pixels that are darker in green than the mean of the retina around them"),
   "separation": (
-    "AUC", "probability that a labelled pixel is darker, against its own surroundings, than an unlabelled "
-    "pixel within reach of the label (ties count half); 0.5 is chance, 1 is perfect"),
-  "contrast": (
-    "share", "mean over labelled pixels of (surroundings − pixel) / surroundings in green: Weber contrast"),
+    "AUC",
+    "probability that a labelled pixel is darker, against its own surroundings, than an unlabelled "
+    "pixel within reach of the label (ties count half); 0.5 is chance, 1 is perfect",
+  ),
+  "contrast": ("share", "mean over labelled pixels of (surroundings − pixel) / surroundings in green: Weber contrast"),
 }
 REACH = 0.03  # radius of the surroundings as a share of the shorter side: wider than any vessel
 GUARD = 0.004  # rim of the label that counts to neither side, likewise: walls are blurred
@@ -114,8 +114,7 @@ def best_shift(maps: Sequence[np.ndarray]) -> tuple[int, int]:
   return int(row) - most, int(column) - most
 
 
-def summary(own: Sequence[dict], shuffled: Sequence[dict], real: Sequence[dict],
-            seed: int = 0) -> dict[str, dict]:
+def summary(own: Sequence[dict], shuffled: Sequence[dict], real: Sequence[dict], seed: int = 0) -> dict[str, dict]:
   """Where labels stand between chance and real pairs.
 
   Args:
@@ -150,8 +149,10 @@ def _checked(image, tree, fov) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   tree = as_mask(tree, "the tree")
   inside = np.ones(tree.shape, bool) if fov is None else as_mask(fov, "the field of view")
   if not image.shape[:2] == tree.shape == inside.shape:
-    raise ValueError(f"the photograph is {image.shape[:2]} pixels (height, width), the tree {tree.shape} and "
-                     f"the field of view {inside.shape}; resize them to one size")
+    raise ValueError(
+      f"the photograph is {image.shape[:2]} pixels (height, width), the tree {tree.shape} and "
+      f"the field of view {inside.shape}; resize them to one size"
+    )
   return image[..., 1].astype(np.float64), tree & inside, inside
 
 

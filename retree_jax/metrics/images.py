@@ -79,12 +79,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray, groups: int = 10, seed: int =
 
 
 def kernel_distance(
-  a: np.ndarray,
-  b: np.ndarray,
-  subset_size: int = 1000,
-  num_subsets: int = 100,
-  seed: int = 0,
-  groups: int = 10,
+  a: np.ndarray, b: np.ndarray, subset_size: int = 1000, num_subsets: int = 100, seed: int = 0, groups: int = 10
 ) -> Measurement:
   """Kernel inception distance: unbiased squared MMD with the kernel (x·y / d + 1)³.
 
@@ -125,10 +120,7 @@ def kernel_distance(
     value = float(
       np.mean(
         [
-          _mmd(
-            a[rng.choice(len(a), subset_size, replace=False)],
-            b[rng.choice(len(b), subset_size, replace=False)],
-          )
+          _mmd(a[rng.choice(len(a), subset_size, replace=False)], b[rng.choice(len(b), subset_size, replace=False)])
           for _ in range(num_subsets)
         ]
       )
@@ -140,9 +132,7 @@ def kernel_distance(
   return Measurement(float(value), float(value - deviation), float(value + deviation), len(a), len(b), note)
 
 
-def precision_recall_density_coverage(
-  real: np.ndarray, fake: np.ndarray, k: int = 5
-) -> dict[str, Measurement]:
+def precision_recall_density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, Measurement]:
   """Quality and variety apart, from k-nearest-neighbour balls.
 
   precision: share of fakes within some real's ball; recall: share of reals within some fake's ball
@@ -175,11 +165,7 @@ def precision_recall_density_coverage(
     inside += within.sum(0)
     covered[rows] = within.any(1)
     recalled[rows] = (squared <= radius_fake).any(1)
-  note = (
-    f"Fewer than 50 images on one side make these shares coarse (k = {k})."
-    if min(len(real), len(fake)) < 50
-    else ""
-  )
+  note = f"Fewer than 50 images on one side make these shares coarse (k = {k})." if min(len(real), len(fake)) < 50 else ""
 
   def share(hits):
     low, high = wilson(int(np.sum(hits)), len(hits))
@@ -247,10 +233,7 @@ def compare(real: np.ndarray, generated: np.ndarray, k: int = 5, seed: int = 0) 
     ValueError: as the parts.
   """
   real, generated = _pair(real, generated, 2)
-  found = {
-    "frechet": frechet_distance(generated, real, seed=seed),
-    "kernel": kernel_distance(generated, real, seed=seed),
-  }
+  found = {"frechet": frechet_distance(generated, real, seed=seed), "kernel": kernel_distance(generated, real, seed=seed)}
   if len(real) >= 4:
     size = min(len(real) // 2, len(generated))
     rng = np.random.default_rng(seed)
@@ -275,13 +258,9 @@ def _pair(a: np.ndarray, b: np.ndarray, least: int) -> tuple[np.ndarray, np.ndar
   """Both sets as float64, checked."""
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-    raise ValueError(
-      f"Features of both sets must be [images, d] with the same d, not {a.shape} and {b.shape}."
-    )
+    raise ValueError(f"Features of both sets must be [images, d] with the same d, not {a.shape} and {b.shape}.")
   if min(len(a), len(b)) < least:
-    raise ValueError(
-      f"{min(len(a), len(b))} image(s) are too few for this distance: give at least {least} in each set."
-    )
+    raise ValueError(f"{min(len(a), len(b))} image(s) are too few for this distance: give at least {least} in each set.")
   check_finite(a, "Features in the first set")
   check_finite(b, "Features in the second set")
   return a, b
@@ -300,9 +279,7 @@ def _with_interval(value, n, m, groups, seed, note) -> Measurement:
   groups = min(groups, n // 2, m // 2)
   group_a, group_b = rng.permutation(n) % max(groups, 1), rng.permutation(m) % max(groups, 1)
   estimate = value(slice(None), slice(None))
-  deviation = (
-    1.96 * _jackknife([value(group_a != g, group_b != g) for g in range(groups)]) if groups > 2 else math.nan
-  )
+  deviation = 1.96 * _jackknife([value(group_a != g, group_b != g) for g in range(groups)]) if groups > 2 else math.nan
   return Measurement(estimate, estimate - deviation, estimate + deviation, n, m, note)
 
 

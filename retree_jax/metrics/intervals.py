@@ -56,9 +56,7 @@ def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
     ValueError: `hits` is not between 0 and `total`, or `total` is 0.
   """
   if not 0 <= hits <= total or total < 1:
-    raise ValueError(
-      f"{hits} of {total} is no share; give counts with 0 <= hits <= total and total at least 1."
-    )
+    raise ValueError(f"{hits} of {total} is no share; give counts with 0 <= hits <= total and total at least 1.")
   share, middle = hits / total, (hits + z * z / 2) / (total + z * z)
   half = z / (total + z * z) * math.sqrt(total * share * (1 - share) + z * z / 4)
   return max(0.0, middle - half), min(1.0, middle + half)

@@ -17,9 +17,7 @@ def as_mask(mask, what: str = "the mask") -> np.ndarray:
   if mask.ndim == 3 and mask.shape[-1] == 1:
     mask = mask[..., 0]
   if mask.ndim != 2 or not mask.size:
-    raise ValueError(
-      f"{what} has shape {mask.shape}, but one map [height, width] is needed; pass one image at a time"
-    )
+    raise ValueError(f"{what} has shape {mask.shape}, but one map [height, width] is needed; pass one image at a time")
   if mask.dtype == bool:
     return mask
   on = mask != 0

@@ -227,8 +227,9 @@ def audit(
   if len(heldout) < CALIBRATED:
     notes.append(f"Only {len(heldout)} held-out images: the 95th percentile of fewer than {CALIBRATED} is a guess.")
   if not len(train) / 2 <= len(heldout) <= 2 * len(train):
-    notes.append(f"{len(heldout)} held-out and {len(train)} training images: closer_to_train (in the JSON) compares "
-                 "equally many of each.")
+    notes.append(
+      f"{len(heldout)} held-out and {len(train)} training images: closer_to_train (in the JSON) compares equally many of each."
+    )
   for name, space in spaces.items():
     if np.mean(space.heldout_distance < RATIO * space.heldout_second) > 0.02:
       notes.append(

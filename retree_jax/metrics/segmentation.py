@@ -68,9 +68,7 @@ def scores(prediction, target, fov=None, threshold: float = 0.5) -> dict[str, fl
   return _scores([_check(prediction, target, fov, threshold)])
 
 
-def pooled(
-  predictions: Sequence, targets: Sequence, fovs: Sequence | None = None, threshold: float = 0.5
-) -> dict[str, float]:
+def pooled(predictions: Sequence, targets: Sequence, fovs: Sequence | None = None, threshold: float = 0.5) -> dict[str, float]:
   """Scores of several images as one: all their pixels in one confusion matrix and one ROC curve.
 
   For cldice the skeleton pixels are pooled; the Betti errors are means of the per-image errors. Images may
@@ -106,9 +104,7 @@ def choose_threshold(predictions: Sequence, targets: Sequence, fovs: Sequence | 
     for label in (0, 1):
       above[label] += np.bincount(exceeded[case.truth == label], minlength=grid.size + 1)
   if not above[1].sum():
-    raise ValueError(
-      "no target holds a vessel pixel, so no threshold is better than another; pass labelled images"
-    )
+    raise ValueError("no target holds a vessel pixel, so no threshold is better than another; pass labelled images")
   # Pixels predicted as vessel at grid[j] are those that exceed more than j thresholds.
   positive = above[:, ::-1].cumsum(1)[:, ::-1][:, 1:]
   f1 = 2 * positive[1] / (positive.sum(0) + above[1].sum())
@@ -116,9 +112,7 @@ def choose_threshold(predictions: Sequence, targets: Sequence, fovs: Sequence | 
   return float(best[np.argmin(np.abs(best - 0.5))])
 
 
-def summary(
-  scores: Sequence[Mapping[str, float]], num_bootstrap: int = 1000, seed: int = 0
-) -> dict[str, dict]:
+def summary(scores: Sequence[Mapping[str, float]], num_bootstrap: int = 1000, seed: int = 0) -> dict[str, dict]:
   """Means over images, with their spread and a 95 % bootstrap interval of the mean.
 
   Args:
@@ -234,16 +228,11 @@ def _check(prediction, target, fov, threshold) -> _Case:
   fov = np.ones(target.shape, bool) if fov is None else as_mask(fov, "the field of view")
   for what, other in (("prediction", probability), ("field of view", fov)):
     if other.shape != target.shape:
-      raise ValueError(
-        f"the {what} is {other.shape} pixels (height, width) and the target {target.shape}; resize one "
-        "of them"
-      )
+      raise ValueError(f"the {what} is {other.shape} pixels (height, width) and the target {target.shape}; resize one of them")
   if not fov.any():
     raise ValueError("the field of view is empty, so no pixel counts; pass fov=None to score the whole frame")
   predicted = probability if hard else probability > threshold
-  return _Case(
-    predicted & fov, target & fov, probability[fov].astype(np.float64), predicted[fov], target[fov]
-  )
+  return _Case(predicted & fov, target & fov, probability[fov].astype(np.float64), predicted[fov], target[fov])
 
 
 def _probability(prediction, what: str) -> np.ndarray:
@@ -254,9 +243,7 @@ def _probability(prediction, what: str) -> np.ndarray:
   if prediction.ndim == 3 and prediction.shape[-1] == 1:
     prediction = prediction[..., 0]
   if prediction.ndim != 2 or not prediction.size:
-    raise ValueError(
-      f"{what} has shape {prediction.shape}, but one map [height, width] is needed; pass one image at a time"
-    )
+    raise ValueError(f"{what} has shape {prediction.shape}, but one map [height, width] is needed; pass one image at a time")
   prediction = prediction.astype(np.float64)
   low, high = prediction.min(), prediction.max()
   if not (low >= 0 and high <= 1):
@@ -333,9 +320,7 @@ def _auc(probability: np.ndarray, truth: np.ndarray) -> float:
     return float("nan")
   # Sorted needles walk through memory in order, several times faster than random ones.
   vessel = np.sort(vessel)
-  wins = (
-    np.searchsorted(background, vessel, "left").sum() + np.searchsorted(background, vessel, "right").sum()
-  )
+  wins = np.searchsorted(background, vessel, "left").sum() + np.searchsorted(background, vessel, "right").sum()
   return float(wins / (2 * background.size * vessel.size))
 
 

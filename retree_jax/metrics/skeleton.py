@@ -167,9 +167,7 @@ def _chains(pixels: np.ndarray, radius: np.ndarray):
   path_pixels = flat[~fork]
   links = {}
   order, direction = np.nonzero(linked[~fork])
-  for pixel, other in zip(
-    path_pixels[order].tolist(), (path_pixels[order] + offsets[direction]).tolist(), strict=True
-  ):
+  for pixel, other in zip(path_pixels[order].tolist(), (path_pixels[order] + offsets[direction]).tolist(), strict=True):
     links.setdefault(pixel, []).append(other)
   nodes = dict(zip(fork_pixels.tolist(), label.tolist(), strict=True))
   visited = set()
@@ -227,11 +225,7 @@ def _segments(chains, nodes, node_radii, mask, radius, sigma) -> list[Segment]:
     path = np.stack(np.divmod(pixels, width), 1).astype(float)
     paths.append(
       np.concatenate(
-        [
-          nodes[start : start + 1] if start >= 0 else path[:0],
-          path,
-          nodes[end : end + 1] if end >= 0 else path[:0],
-        ]
+        [nodes[start : start + 1] if start >= 0 else path[:0], path, nodes[end : end + 1] if end >= 0 else path[:0]]
       )
     )
   closed = np.array([chain[3] for chain in chains], bool)
@@ -254,10 +248,7 @@ def _segments(chains, nodes, node_radii, mask, radius, sigma) -> list[Segment]:
   result = []
   for (pixels, start, end, loop), last, size in zip(chains, ends, sizes, strict=True):
     inside = slice(last - size, last)
-    tips = [
-      float(node_radii[node]) if node >= 0 else float(radius.flat[pixels[i]])
-      for node, i in ((start, 0), (end, -1))
-    ]
+    tips = [float(node_radii[node]) if node >= 0 else float(radius.flat[pixels[i]]) for node, i in ((start, 0), (end, -1))]
     result.append(Segment(points[inside] - 2, half[inside], start, end, *tips, loop))
   return result
 

@@ -33,10 +33,7 @@ BIOMARKERS: dict[str, tuple[str, str]] = {
     "sub-pixel accuracy; stretches inside the disc inscribed at a fork are left out",
   ),
   "width_area": ("px", "vessel pixels over length"),
-  "junctions": (
-    "count",
-    "forks and crossings, where three or more vessels meet; those whose inscribed discs touch count once",
-  ),
+  "junctions": ("count", "forks and crossings, where three or more vessels meet; those whose inscribed discs touch count once"),
   "endpoints": ("count", "free ends of vessels"),
   "branching_angle": (
     "degrees",
@@ -58,10 +55,7 @@ BIOMARKERS: dict[str, tuple[str, str]] = {
   ),
   "fractal_dimension": ("", "box-counting dimension of the tree (topology.box_dimension)"),
   "fractal_fit": ("R²", "how well a power law fits the box counts of fractal_dimension"),
-  "fractal_dimension_skeleton": (
-    "",
-    "box-counting dimension of the centrelines, which does not know the calibre",
-  ),
+  "fractal_dimension_skeleton": ("", "box-counting dimension of the centrelines, which does not know the calibre"),
   "components": ("count", "8-connected pieces of the tree (Betti number 0)"),
   "loops": ("count", "closed meshes of the tree (Betti number 1)"),
 }
@@ -69,9 +63,7 @@ BIOMARKERS: dict[str, tuple[str, str]] = {
 _SHORTEST = 10.0  # pixels; shorter stretches say more about the pixel grid than about tortuosity (as in PVBM)
 _CURVATURE_SIGMA = 6.0
 _FORK_BLUR = 4.0  # pixels from a fork that the smoothing of the paths, anchored there, may bend
-_BRIDGE = (
-  2.0  # pixels by which two forks' discs may miss each other and still be one crossing: they lie on a grid
-)
+_BRIDGE = 2.0  # pixels by which two forks' discs may miss each other and still be one crossing: they lie on a grid
 
 
 def biomarkers(tree, fov=None) -> dict[str, float]:
@@ -95,10 +87,7 @@ def biomarkers(tree, fov=None) -> dict[str, float]:
   if fov is not None:
     fov = as_mask(fov, "the field of view")
     if fov.shape != tree.shape:
-      raise ValueError(
-        f"the field of view is {fov.shape} pixels (height, width) and the tree {tree.shape}; resize one "
-        "of them"
-      )
+      raise ValueError(f"the field of view is {fov.shape} pixels (height, width) and the tree {tree.shape}; resize one of them")
     if not fov.any():
       raise ValueError("the field of view is empty; pass fov=None to measure the whole frame")
     tree = tree & fov
@@ -118,9 +107,7 @@ def biomarkers(tree, fov=None) -> dict[str, float]:
     "width": _width(skeleton.segments),
     "width_area": area / length if length else nan,
     "junctions": int(np.count_nonzero(degree >= 3)),
-    "endpoints": sum(
-      (s.start < 0) + (s.end < 0) for s in skeleton.segments if not s.closed and len(s.points) > 1
-    ),
+    "endpoints": sum((s.start < 0) + (s.end < 0) for s in skeleton.segments if not s.closed and len(s.points) > 1),
     "branching_angle": float(np.mean(angles)) if angles else nan,
     "branching_angle_median": float(np.median(angles)) if angles else nan,
     "tortuosity": float(np.average(ratios, weights=weights)) if ratios else nan,
@@ -185,9 +172,7 @@ def distances(
       test = stats.ks_2samp(x, y, method="exact" if max(x.size, y.size) <= 500 else "asymp")
       entry["ks"], entry["ks_p"] = float(test.statistic), float(test.pvalue)
     for side, values in (("a", x), ("b", y)):
-      entry |= {
-        f"{key}_{side}": value for key, value in mean_with_interval(values, num_bootstrap, seed).items()
-      }
+      entry |= {f"{key}_{side}": value for key, value in mean_with_interval(values, num_bootstrap, seed).items()}
     result[name] = entry
   return result
 
@@ -241,14 +226,10 @@ def _merge_nodes(skeleton: Skeleton) -> tuple[np.ndarray, set[int], np.ndarray]:
   bridges = {
     i
     for i, segment in enumerate(skeleton.segments)
-    if segment.start >= 0
-    and segment.end >= 0
-    and segment.length() <= segment.start_radius + segment.end_radius + _BRIDGE
+    if segment.start >= 0 and segment.end >= 0 and segment.length() <= segment.start_radius + segment.end_radius + _BRIDGE
   }
   size = len(skeleton.nodes)
-  ends = np.array([(skeleton.segments[i].start, skeleton.segments[i].end) for i in bridges], int).reshape(
-    -1, 2
-  )
+  ends = np.array([(skeleton.segments[i].start, skeleton.segments[i].end) for i in bridges], int).reshape(-1, 2)
   graph = coo_array((np.ones(len(ends), bool), ends.T), shape=(size, size))
   node_of = connected_components(graph, directed=False)[1] if size else np.zeros(0, int)
   degree = np.zeros(len(node_of), int)
@@ -316,9 +297,7 @@ def _squared_curvature(segments: Sequence[Segment]) -> float:
     # The continuation of open paths by point reflection straightens their ends; only the inner part is
     # measured.
     inner = (
-      slice(4, -4)
-      if loop or len(points) <= 4 * _CURVATURE_SIGMA
-      else slice(int(_CURVATURE_SIGMA), -int(_CURVATURE_SIGMA))
+      slice(4, -4) if loop or len(points) <= 4 * _CURVATURE_SIGMA else slice(int(_CURVATURE_SIGMA), -int(_CURVATURE_SIGMA))
     )
     first, second = first[inner], second[inner]
     speed = np.maximum(np.linalg.norm(first, axis=1), 1e-6)

@@ -47,8 +47,7 @@ def build(settings: Mapping[str, Any]) -> Network:
     if field not in fields:
       near = difflib.get_close_matches(field, fields, n=1)
       hint = f"did you mean {near[0]!r}? " if near else ""
-      raise ValueError(f"The network {name!r} has no setting {field!r}: {hint}"
-                       f"it has {', '.join(sorted(fields))}.")
+      raise ValueError(f"The network {name!r} has no setting {field!r}: {hint}it has {', '.join(sorted(fields))}.")
     given[field] = _checked(name, field, value, fields[field])
   module = _class(name)(**given)
   if hasattr(module, "check_settings"):
@@ -88,13 +87,11 @@ def _checked(name: str, field: str, value: Any, default: Any) -> Any:
     if field == "dtype":
       good, wanted = value in ("float32", "bfloat16"), "'float32' or 'bfloat16'"
   elif isinstance(default, tuple):
-    good = isinstance(value, (tuple, list)) and all(
-      isinstance(v, numbers.Integral) and not isinstance(v, bool) for v in value)
+    good = isinstance(value, (tuple, list)) and all(isinstance(v, numbers.Integral) and not isinstance(v, bool) for v in value)
     wanted = "a tuple of whole numbers"
     value = tuple(int(v) for v in value) if good else value
   else:
     return value
   if not good:
-    raise ValueError(f"Setting {field!r} of the network {name!r} must be {wanted}, not {value!r}; "
-                     f"the default is {default!r}.")
+    raise ValueError(f"Setting {field!r} of the network {name!r} must be {wanted}, not {value!r}; the default is {default!r}.")
   return value

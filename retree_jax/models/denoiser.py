@@ -70,22 +70,30 @@ class Denoiser(nn.Module):
     if self.patch not in (1, 2, 4):
       raise ValueError(f"Setting 'patch' of the denoiser must be 1, 2 or 4, not {self.patch}.")
     if not levels or min(self.widths) < 1:
-      raise ValueError("Setting 'widths' of the denoiser must name at least one level, each with at least "
-                       f"one channel, for instance (128, 256, 512), not {self.widths}.")
+      raise ValueError(
+        "Setting 'widths' of the denoiser must name at least one level, each with at least "
+        f"one channel, for instance (128, 256, 512), not {self.widths}."
+      )
     if len(self.blocks) not in (1, levels) or min(self.blocks, default=0) < 1:
-      raise ValueError(f"Setting 'blocks' of the denoiser must be one number, or one for each of the "
-                       f"{levels} levels of 'widths', all at least 1, not {self.blocks}.")
+      raise ValueError(
+        f"Setting 'blocks' of the denoiser must be one number, or one for each of the "
+        f"{levels} levels of 'widths', all at least 1, not {self.blocks}."
+      )
     wrong = [level for level in self.attention if not -levels <= level < levels]
     if wrong:
-      raise ValueError(f"Setting 'attention' of the denoiser names level {wrong[0]}, but 'widths' has only "
-                       f"{levels}: choose from 0 (finest) to {levels - 1}, or -1 (coarsest) to {-levels}.")
+      raise ValueError(
+        f"Setting 'attention' of the denoiser names level {wrong[0]}, but 'widths' has only "
+        f"{levels}: choose from 0 (finest) to {levels - 1}, or -1 (coarsest) to {-levels}."
+      )
     attending = [self.widths[level] for level in self.attention] + [self.widths[-1]] * (self.middle > 0)
     head = self.head_width
     wrong = [width for width in attending if head < 4 or head % 4 or width % head]
     if wrong:
-      raise ValueError("Setting 'head_width' of the denoiser must be a multiple of 4 that divides the width "
-                       f"of every level with attention, but {head} does not for width {wrong[0]}: change one "
-                       "of the two.")
+      raise ValueError(
+        "Setting 'head_width' of the denoiser must be a multiple of 4 that divides the width "
+        f"of every level with attention, but {head} does not for width {wrong[0]}: change one "
+        "of the two."
+      )
     for field in ("out_channels", "mlp_ratio", "time_dim"):
       if getattr(self, field) < 1:
         raise ValueError(f"Setting {field!r} of the denoiser must be at least 1, not {getattr(self, field)}.")
@@ -96,8 +104,7 @@ class Denoiser(nn.Module):
       raise ValueError(f"Setting 'dropout' of the denoiser must lie in [0, 1), not {self.dropout}.")
 
   @nn.compact
-  def __call__(self, x: jax.Array, t: jax.Array | None = None, cond: jax.Array | None = None,
-               train: bool = False) -> jax.Array:
+  def __call__(self, x: jax.Array, t: jax.Array | None = None, cond: jax.Array | None = None, train: bool = False) -> jax.Array:
     """Predicts what it was trained for (noise, image or velocity) from a noisy image.
 
     Args:

@@ -35,18 +35,19 @@ class Discriminator(nn.Module):
     """Raises ValueError for settings that no such network can have."""
     for field in ("width", "heads", "head_width", "depth"):
       if getattr(self, field) < 1:
-        raise ValueError(f"Setting {field!r} of the discriminator must be at least 1, not "
-                         f"{getattr(self, field)}.")
+        raise ValueError(f"Setting {field!r} of the discriminator must be at least 1, not {getattr(self, field)}.")
 
   def check_size(self, height: int, width: int) -> None:
     """Raises ValueError for pictures of which the last convolution would see less than 2x2 pixels."""
     if min(height, width) < 20:
-      raise ValueError(f"The discriminator cannot take {height}x{width} pixels: height and width must be at "
-                       "least 20; it was made for 64x64.")
+      raise ValueError(
+        f"The discriminator cannot take {height}x{width} pixels: height and width must be at least 20; it was made for 64x64."
+      )
 
   @nn.compact
-  def __call__(self, x: jax.Array, t: jax.Array | None = None, cond: jax.Array | None = None,
-               train: bool = False, logits: bool = False) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, t: jax.Array | None = None, cond: jax.Array | None = None, train: bool = False, logits: bool = False
+  ) -> jax.Array:
     """Scores patches.
 
     Args:

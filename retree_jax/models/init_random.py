@@ -39,7 +39,7 @@ def _seed(seed: jax.Array) -> jax.Array:
 
 def _bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
   """Random bits [*shape]; element i depends on key and i alone, so it can be computed wherever i is stored."""
-  strides = [math.prod(shape[axis + 1:]) % 2**32 for axis in range(len(shape))]
+  strides = [math.prod(shape[axis + 1 :]) % 2**32 for axis in range(len(shape))]
   number = jnp.zeros(shape, jnp.uint32)
   for axis, stride in enumerate(strides):
     number += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride)
@@ -53,7 +53,8 @@ def _bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
 
 
 _GENERATOR = jax.extend.random.define_prng_impl(
-  key_shape=(2,), seed=_seed, split=_split, random_bits=_bits, fold_in=_fold_in, name="retree_initial", tag="init")
+  key_shape=(2,), seed=_seed, split=_split, random_bits=_bits, fold_in=_fold_in, name="retree_initial", tag="init"
+)
 
 
 def key_from(key: jax.Array) -> jax.Array:

@@ -100,8 +100,7 @@ class FilmNorm(nn.Module):
   eps: float = 1e-5
 
   @nn.compact
-  def __call__(
-      self, x: jax.Array, scale: jax.Array | None = None, shift: jax.Array | None = None) -> jax.Array:
+  def __call__(self, x: jax.Array, scale: jax.Array | None = None, shift: jax.Array | None = None) -> jax.Array:
     """x [B, H, W, C], scale and shift [B, C] (FiLM: (1 + scale) * norm + shift) -> like x."""
     channels = x.shape[-1]
     groups = math.gcd(self.groups, channels)
@@ -110,8 +109,8 @@ class FilmNorm(nn.Module):
     wide = x.astype(jnp.float32)
     # Mean per channel first, then per group: reduces along the contiguous axis last, on a small array.
     mean, square = (
-      jnp.mean(v, axis=(1, 2)).reshape(-1, groups, channels // groups).mean(-1, keepdims=True)
-      for v in (wide, wide * wide))
+      jnp.mean(v, axis=(1, 2)).reshape(-1, groups, channels // groups).mean(-1, keepdims=True) for v in (wide, wide * wide)
+    )
     rstd = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.eps)
     expand = (1, 1, channels // groups)
     mean, rstd = (jnp.tile(v, expand).reshape(-1, channels) for v in (mean, rstd))

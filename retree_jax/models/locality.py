@@ -80,8 +80,11 @@ def _keys_first_backward(residuals, g):
   of_q = _product("bhdk,bhkq->bhdq", _heads_width(k), of_scores)
   of_k = _product("bhkq,bhqd->bhkd", of_scores, _heads_tokens(q))
   of_v = _product("bhkq,bhqd->bhkd", weights.astype(v.dtype), jnp.swapaxes(g, 2, 3).astype(v.dtype))
-  return (jnp.transpose(of_q, (0, 3, 1, 2)).astype(q.dtype), jnp.swapaxes(of_k, 1, 2).astype(k.dtype),
-          jnp.swapaxes(of_v, 1, 2).astype(v.dtype))
+  return (
+    jnp.transpose(of_q, (0, 3, 1, 2)).astype(q.dtype),
+    jnp.swapaxes(of_k, 1, 2).astype(k.dtype),
+    jnp.swapaxes(of_v, 1, 2).astype(v.dtype),
+  )
 
 
 _keys_first.defvjp(_keys_first_forward, _keys_first_backward)

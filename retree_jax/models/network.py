@@ -51,8 +51,16 @@ class Network:
 
     return make(key)
 
-  def apply(self, params: Mapping, x: jax.Array, t: jax.Array | None = None, cond: jax.Array | None = None, *,
-            key: jax.Array | None = None, **kw) -> Any:
+  def apply(
+    self,
+    params: Mapping,
+    x: jax.Array,
+    t: jax.Array | None = None,
+    cond: jax.Array | None = None,
+    *,
+    key: jax.Array | None = None,
+    **kw,
+  ) -> Any:
     """Runs the network.
 
     Args:
@@ -71,8 +79,10 @@ class Network:
     """
     self.check_size(*x.shape[1:3])
     if cond is not None and cond.shape[:3] != x.shape[:3]:
-      raise ValueError(f"The condition has shape {cond.shape} and the input {x.shape}: batch, height and "
-                       "width of the two must be equal, so resize or repeat one of them.")
+      raise ValueError(
+        f"The condition has shape {cond.shape} and the input {x.shape}: batch, height and "
+        "width of the two must be equal, so resize or repeat one of them."
+      )
     if key is not None:
       kw = {"train": True, "rngs": {"dropout": key}, **kw}
     try:
@@ -81,11 +91,13 @@ class Network:
       channels = f"{x.shape[-1]} channels and a condition of {0 if cond is None else cond.shape[-1]}"
       raise ValueError(
         f"These parameters do not fit the network {self._name!r} with an input of {channels}: use the "
-        f"settings and channels they were made with (first misfit: {_short(error)}).") from None
+        f"settings and channels they were made with (first misfit: {_short(error)})."
+      ) from None
     except (flax.errors.ScopeParamNotFoundError, flax.errors.ScopeCollectionNotFound) as error:
       raise ValueError(
         f"These are not parameters of the network {self._name!r} as it is set: use the settings they were "
-        f"made with (first one missing: {_short(error)}).") from None
+        f"made with (first one missing: {_short(error)})."
+      ) from None
 
   @property
   def size_multiple(self) -> int:
@@ -101,8 +113,10 @@ class Network:
     m = self.size_multiple
     if height % m or width % m or min(height, width) < m:
       fit = "x".join(str(max(m, round(size / m) * m)) for size in (height, width))
-      raise ValueError(f"The network {self._name!r} cannot take {height}x{width} pixels: height and width "
-                       f"must be multiples of {m}, for instance {fit}; set data.image_size to that.")
+      raise ValueError(
+        f"The network {self._name!r} cannot take {height}x{width} pixels: height and width "
+        f"must be multiples of {m}, for instance {fit}; set data.image_size to that."
+      )
     if hasattr(self.module, "check_size"):
       self.module.check_size(height, width)
 

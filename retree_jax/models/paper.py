@@ -52,19 +52,17 @@ class PaperDenoiser(nn.Module):
   def check_settings(self) -> None:
     """Raises ValueError for settings that no such network can have."""
     if self.dim < 32 or self.dim % 32:
-      raise ValueError(f"Setting 'dim' of the paper's denoiser must be a positive multiple of 32, for "
-                       f"instance 512, not {self.dim}.")
+      raise ValueError(
+        f"Setting 'dim' of the paper's denoiser must be a positive multiple of 32, for instance 512, not {self.dim}."
+      )
     if self.time_dim < 2 or self.time_dim % 2:
-      raise ValueError(f"Setting 'time_dim' of the paper's denoiser must be even and at least 2, not "
-                       f"{self.time_dim}.")
+      raise ValueError(f"Setting 'time_dim' of the paper's denoiser must be even and at least 2, not {self.time_dim}.")
     for field in ("out_channels", "heads", "head_width", "depth"):
       if getattr(self, field) < 1:
-        raise ValueError(f"Setting {field!r} of the paper's denoiser must be at least 1, not "
-                         f"{getattr(self, field)}.")
+        raise ValueError(f"Setting {field!r} of the paper's denoiser must be at least 1, not {getattr(self, field)}.")
 
   @nn.compact
-  def __call__(self, x: jax.Array, t: jax.Array | None = None, cond: jax.Array | None = None,
-               train: bool = False) -> jax.Array:
+  def __call__(self, x: jax.Array, t: jax.Array | None = None, cond: jax.Array | None = None, train: bool = False) -> jax.Array:
     """Predicts the noise in a noisy image.
 
     Args:

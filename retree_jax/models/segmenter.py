@@ -96,8 +96,10 @@ class Segmenter(nn.Module):
   def check_settings(self) -> None:
     """Raises ValueError for settings that make no network."""
     if not self.widths or not self.bottleneck or min(*self.widths, *self.bottleneck) < 1:
-      raise ValueError("A segmenter needs positive widths and bottleneck, not "
-                       f"{self.widths} and {self.bottleneck}; for instance (32, 48, 64) and (96,).")
+      raise ValueError(
+        "A segmenter needs positive widths and bottleneck, not "
+        f"{self.widths} and {self.bottleneck}; for instance (32, 48, 64) and (96,)."
+      )
     choices = {"patch": (1, 2), "norm": ("group", "instance"), "attention": ("none", "cbam")}
     for name, valid in choices.items():
       if getattr(self, name) not in valid:
@@ -106,8 +108,9 @@ class Segmenter(nn.Module):
       raise ValueError(f"Setting 'dropout' of the segmenter is {self.dropout}; use at least 0, less than 1.")
 
   @nn.compact
-  def __call__(self, x: jax.Array, t=None, cond: jax.Array | None = None, train: bool = False,
-               features: bool = False) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, t=None, cond: jax.Array | None = None, train: bool = False, features: bool = False
+  ) -> jax.Array:
     """Logits [B, H, W, 1], or with `features=True` the coarsest features, averaged over the picture.
 
     Args:

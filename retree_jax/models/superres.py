@@ -45,8 +45,10 @@ class VitBlock(nn.Module):
 
 def _check_tokens(height: int, width: int, patch: int, what: str, remedy: str) -> None:
   if (height // patch) * (width // patch) > MAX_TOKENS:
-    raise ValueError(f"{what} would attend over {height // patch}x{width // patch} tokens of "
-                     f"{height}x{width} pixels, more than {MAX_TOKENS}; {remedy}.")
+    raise ValueError(
+      f"{what} would attend over {height // patch}x{width // patch} tokens of "
+      f"{height}x{width} pixels, more than {MAX_TOKENS}; {remedy}."
+    )
 
 
 class Superres(nn.Module):
@@ -101,12 +103,16 @@ class Superres(nn.Module):
     if self.factor not in (2, 4, 8):
       raise ValueError(f"Setting 'factor' of superres is {self.factor}; use 2, 4 or 8.")
     if self.up_widths and len(self.up_widths) != self.doublings:
-      raise ValueError(f"Setting 'up_widths' of superres is {self.up_widths}, but a factor of {self.factor} "
-                       f"doubles {self.doublings} times; give {self.doublings} widths, or () to have them chosen.")
+      raise ValueError(
+        f"Setting 'up_widths' of superres is {self.up_widths}, but a factor of {self.factor} "
+        f"doubles {self.doublings} times; give {self.doublings} widths, or () to have them chosen."
+      )
     numbers = (self.width, self.vit_patch, self.token_width, self.heads, self.head_width, *self.up_widths)
     if min(numbers) < 1 or min(self.depth, self.vit_blocks) < 0:
-      raise ValueError("The widths, heads and vit_patch of superres must be at least 1, depth and vit_blocks "
-                       "at least 0; leave a setting out to get its default.")
+      raise ValueError(
+        "The widths, heads and vit_patch of superres must be at least 1, depth and vit_blocks "
+        "at least 0; leave a setting out to get its default."
+      )
 
   def check_size(self, height: int, width: int) -> None:
     """Raises ValueError where the attention would take too much memory."""
@@ -161,7 +167,7 @@ class Superres(nn.Module):
       if self.noise:
         # None at first. Sums of s² values over s, so that the noise is as strong at every size.
         s = self.factor // 2 ** (i + 1)
-        drawn = layers.space_to_depth(noise[..., i:i + 1], s).sum(-1, keepdims=True) / s
+        drawn = layers.space_to_depth(noise[..., i : i + 1], s).sum(-1, keepdims=True) / s
         strength = nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name=f"noise_{i}")
         x = x + drawn.astype(x.dtype) * strength(x)
       x = x + nn.relu(conv(x, width))
@@ -193,8 +199,8 @@ class SpectralConv(nn.Module):
     if self.spectral_norm:
       kernel = kernel / spectral_value(kernel.reshape(-1, self.width))
     x = jax.lax.conv_general_dilated(
-      x.astype(self.dtype), kernel.astype(self.dtype), (self.stride,) * 2, "SAME",
-      dimension_numbers=("NHWC", "HWIO", "NHWC"))
+      x.astype(self.dtype), kernel.astype(self.dtype), (self.stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     return x + bias.astype(self.dtype)
 
 
@@ -253,8 +259,10 @@ class SuperresDiscriminator(nn.Module):
   def check_settings(self) -> None:
     """Raises ValueError for settings that make no network."""
     if not self.widths or min(*self.widths, self.heads, self.head_width) < 1 or self.vit_blocks < 0:
-      raise ValueError(f"The discriminator's widths {self.widths}, heads and head_width must be at least 1 "
-                       "and vit_blocks at least 0; for instance widths (32, 64, 128).")
+      raise ValueError(
+        f"The discriminator's widths {self.widths}, heads and head_width must be at least 1 "
+        "and vit_blocks at least 0; for instance widths (32, 64, 128)."
+      )
     if not 0.0 <= self.detail < float("inf"):
       raise ValueError(f"The discriminator's detail={self.detail} must be 0 (none) or a gain above 0, for instance 16.")
 

@@ -64,8 +64,10 @@ def convert(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict]
     settings = _discriminator_settings(arrays)
   else:
     some = ", ".join(list(arrays)[:3]) or "nothing"
-    raise ValueError(f"This is no checkpoint of the original's denoiser or discriminator (it has {some}): "
-                     "give the state_dict that the original's training saved.")
+    raise ValueError(
+      f"This is no checkpoint of the original's denoiser or discriminator (it has {some}): "
+      "give the state_dict that the original's training saved."
+    )
   entries = names(settings)
   _refuse("is missing", [name for name in entries if name not in arrays])
   _refuse("is not one that the original has", [name for name in arrays if name not in entries])
@@ -94,8 +96,10 @@ def _array(name: str, value) -> np.ndarray:
   except (TypeError, ValueError):
     array = np.array(np.nan)
   if not np.all(np.isfinite(array)):
-    raise ValueError(f"Parameter {name} of this checkpoint holds values that are not finite numbers: the "
-                     "file is damaged, or its training had diverged.")
+    raise ValueError(
+      f"Parameter {name} of this checkpoint holds values that are not finite numbers: the "
+      "file is damaged, or its training had diverged."
+    )
   return array
 
 
@@ -187,8 +191,10 @@ def _discriminator_settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _attention_settings(arrays: Mapping[str, np.ndarray], transformer: str) -> dict[str, int]:
   inner = _size(arrays, f"{transformer}.layers.0.0.fn.fn.to_out.0.weight", 1, 2)
   if inner % 64:
-    raise ValueError(f"The attention in this checkpoint is {inner} wide, which is no multiple of the "
-                     "original's head width 64: it was not made by the original's code.")
+    raise ValueError(
+      f"The attention in this checkpoint is {inner} wide, which is no multiple of the "
+      "original's head width 64: it was not made by the original's code."
+    )
   layer = re.compile(re.escape(transformer) + r"\.layers\.(\d+)\.")
   depth = len({match[1] for match in map(layer.match, arrays) if match})
   return {"heads": inner // 64, "head_width": 64, "depth": depth}
@@ -198,20 +204,23 @@ def _size(arrays: Mapping[str, np.ndarray], name: str, axis: int, ndim: int) -> 
   if name not in arrays:
     _refuse("is missing", [name])
   if arrays[name].ndim != ndim:
-    raise ValueError(f"Parameter {name} of this checkpoint has shape {arrays[name].shape}, where the "
-                     f"original has {ndim} axes: the file is damaged or of another network.")
+    raise ValueError(
+      f"Parameter {name} of this checkpoint has shape {arrays[name].shape}, where the "
+      f"original has {ndim} axes: the file is damaged or of another network."
+    )
   return arrays[name].shape[axis]
 
 
 def _refuse(what: str, wrong: list[str]) -> None:
   if wrong:
     more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-    raise ValueError(f"Parameter {wrong[0]}{more} {what} in this checkpoint: give the whole, unchanged "
-                     "state_dict of the original's denoiser or discriminator.")
+    raise ValueError(
+      f"Parameter {wrong[0]}{more} {what} in this checkpoint: give the whole, unchanged "
+      "state_dict of the original's denoiser or discriminator."
+    )
 
 
-def _check_shapes(
-    settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], entries: Mapping[str, Entry]) -> None:
+def _check_shapes(settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], entries: Mapping[str, Entry]) -> None:
   """Compares each shape with that in the network of these settings, given the input channels of the file."""
   x = jax.ShapeDtypeStruct((1, 64, 64, arrays["initial.0.weight"].shape[1]), jnp.float32)
   t = jax.ShapeDtypeStruct((1,), jnp.float32)
@@ -226,8 +235,10 @@ def _check_shapes(
     except ValueError:  # not even as many axes
       have = None
     if have != want.shape:
-      raise ValueError(f"Parameter {name} of this checkpoint has shape {arrays[name].shape}, which does "
-                       f"not fit a network with {_describe(settings)}: the file is damaged or mixed up.")
+      raise ValueError(
+        f"Parameter {name} of this checkpoint has shape {arrays[name].shape}, which does "
+        f"not fit a network with {_describe(settings)}: the file is damaged or mixed up."
+      )
 
 
 def _describe(settings: Mapping[str, Any]) -> str:

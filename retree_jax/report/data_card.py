@@ -55,13 +55,19 @@ def card(books, identity: dict, models) -> str:
     reasons.update(reason.split()[0] for reason in row.get("dropped", ()))
   stages = identity["stages"]
   lines = [
-      "# Data card", "",
-      f"{pairs} {'labelled photographs' if 'fundus' in stages else 'vessel trees'} made by retree_jax. No picture here shows a "
-      "person's eye.", "",
-      "## What is in it", "",
-      *_contents(identity), "",
-      "## How it was made", "",
-      "| stage | checkpoint | config | step | sampler |", "|---|---|---|---|---|",
+    "# Data card",
+    "",
+    f"{pairs} {'labelled photographs' if 'fundus' in stages else 'vessel trees'} made by retree_jax. No picture here shows a "
+    "person's eye.",
+    "",
+    "## What is in it",
+    "",
+    *_contents(identity),
+    "",
+    "## How it was made",
+    "",
+    "| stage | checkpoint | config | step | sampler |",
+    "|---|---|---|---|---|",
   ]
   for name, stage in stages.items():
     s = stage.get("sampler")
@@ -69,28 +75,41 @@ def card(books, identity: dict, models) -> str:
     lines.append(f"| {name} | {stage['checkpoint']} | {stage['config']} | {stage['step']} | {how} |")
   lines += ["", f"Seed {identity['seed']}. Pair k is a function of these models and settings, the seed and k.", ""]
   if models.fundus is not None:
-    lines += [f"Photographs were learnt from `{models.fundus.config.data.source}`"
-              + (f", trees from `{models.tree.config.data.source}`." if models.tree is not None else "."), ""]
+    lines += [
+      f"Photographs were learnt from `{models.fundus.config.data.source}`"
+      + (f", trees from `{models.tree.config.data.source}`." if models.tree is not None else "."),
+      "",
+    ]
   lines += ["## Trees", "", *_trees(identity, drawn, passed, pairs, reasons), ""]
   lines += [
-      "## What it is for, and what it is not", "",
-      "To train and test methods that find vessels, beside real eyes. Not for diagnosis, and no measure of a population: "
-      "the pairs show what their models learnt from few eyes. Before you publish models or findings, compare the set with "
-      "real eyes and look for copies of training eyes: "
-      "`python -m retree_jax.evaluate --generated DIR --real DIR --train DIR --out DIR`.",
-      "",
+    "## What it is for, and what it is not",
+    "",
+    "To train and test methods that find vessels, beside real eyes. Not for diagnosis, and no measure of a population: "
+    "the pairs show what their models learnt from few eyes. Before you publish models or findings, compare the set with "
+    "real eyes and look for copies of training eyes: "
+    "`python -m retree_jax.evaluate --generated DIR --real DIR --train DIR --out DIR`.",
+    "",
   ]
   return "\n".join(lines)
 
 
 def _contents(identity) -> list[str]:
   if identity["format"] == "tfds":
-    return ["ArrayRecord shards for TFDS: `tfds.builder_from_directory(FOLDER).as_data_source('train')`; `manifest.jsonl` has "
-            "one line per pair."]
-  first = ("- `images/`: photographs, RGB, 8 bits" if "fundus" in identity["stages"]
-           else "- `coverage/`: trees as drawn, 0..255, the share of a pixel that is vessel")
-  return [first, "- `masks/`: vessels, 0 or 255 (coverage of at least one half)", "- `fov/`: the visible disc, 0 or 255",
-          "- `manifest.jsonl`: one line per pair: seed, number, filter score, models and settings"]
+    return [
+      "ArrayRecord shards for TFDS: `tfds.builder_from_directory(FOLDER).as_data_source('train')`; `manifest.jsonl` has "
+      "one line per pair."
+    ]
+  first = (
+    "- `images/`: photographs, RGB, 8 bits"
+    if "fundus" in identity["stages"]
+    else "- `coverage/`: trees as drawn, 0..255, the share of a pixel that is vessel"
+  )
+  return [
+    first,
+    "- `masks/`: vessels, 0 or 255 (coverage of at least one half)",
+    "- `fov/`: the visible disc, 0 or 255",
+    "- `manifest.jsonl`: one line per pair: seed, number, filter score, models and settings",
+  ]
 
 
 def _trees(identity, drawn, passed, pairs, reasons) -> list[str]:
@@ -99,11 +118,16 @@ def _trees(identity, drawn, passed, pairs, reasons) -> list[str]:
   if "filter" not in identity["stages"]:
     return ["Sampled, and all kept: no filter was used."]
   judge = identity["stages"]["filter"]
-  ranges = "; ".join(f"{name} {'' if low is None else f'from {low:.4g} '}{'' if high is None else f'to {high:.4g}'}".strip()
-                     for name, (low, high) in judge["ranges"].items())
-  lines = [f"Kept from a filter score of {judge['threshold']:.4f} on ({judge['how']})"
-           + (f", within the anatomy of real trees: {ranges}." if ranges else "; no anatomy was checked."), "",
-           f"{drawn} trees were drawn and {passed} kept: an acceptance rate of {passed / max(1, drawn):.1%}."]
+  ranges = "; ".join(
+    f"{name} {'' if low is None else f'from {low:.4g} '}{'' if high is None else f'to {high:.4g}'}".strip()
+    for name, (low, high) in judge["ranges"].items()
+  )
+  lines = [
+    f"Kept from a filter score of {judge['threshold']:.4f} on ({judge['how']})"
+    + (f", within the anatomy of real trees: {ranges}." if ranges else "; no anatomy was checked."),
+    "",
+    f"{drawn} trees were drawn and {passed} kept: an acceptance rate of {passed / max(1, drawn):.1%}.",
+  ]
   if reasons:
     lines += ["", "Dropped for: " + ", ".join(f"{name} {count}" for name, count in sorted(reasons.items())) + "."]
   if pairs > passed:

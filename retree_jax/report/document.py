@@ -46,9 +46,12 @@ _NOT_JUDGED = ("fractal_fit", "width_area", "branching_angle_median", "tortuosit
 
 def verdicts(result: dict) -> list[dict]:
   """What the numbers allow one to say, in plain words, each with what it is based on."""
-  found = [_looks(result, "photographs", "Do the generated photographs look like real ones?"),
-           _looks(result, "trees", "Do the generated vessel trees look like real ones?"),
-           _vessels(result), _labels(result)]
+  found = [
+    _looks(result, "photographs", "Do the generated photographs look like real ones?"),
+    _looks(result, "trees", "Do the generated vessel trees look like real ones?"),
+    _vessels(result),
+    _labels(result),
+  ]
   if result["segmenter"]:
     found.append(_segmenter(result))
   return found + _privacy(result)
@@ -77,8 +80,7 @@ def markdown(result: dict) -> str:
   """Verdicts and tables as Markdown."""
   lines = [f"# {page.TITLE}", "", page.subtitle(result), ""]
   for verdict in result["verdicts"]:
-    lines += [f"- **{verdict['question']}** {page.WORDS[verdict['level']]}: {verdict['answer']} "
-              f"*{verdict['basis']}*"]
+    lines += [f"- **{verdict['question']}** {page.WORDS[verdict['level']]}: {verdict['answer']} *{verdict['basis']}*"]
   if result["notes"]:
     lines += ["", "Please note:", "", *(f"- {note}" for note in result["notes"])]
   for table in page.tables(result):
@@ -115,8 +117,7 @@ def _counts(result: dict) -> tuple[int, int]:
 
 def _looks(result: dict, space: str, question: str) -> dict:
   """Whether a permutation test tells the sets apart; if so, whether they overlap."""
-  found, test, features = (part[space] for part in (
-    result["distances"], result["tests"], result["settings"]["features"]))
+  found, test, features = (part[space] for part in (result["distances"], result["tests"], result["settings"]["features"]))
   generated, real = _counts(result)
   basis = f"{generated} generated and {real} real {space}"
 
@@ -128,18 +129,24 @@ def _looks(result: dict, space: str, question: str) -> dict:
   if min(generated, real) < _ENOUGH_IMAGES:
     return say("unknown", f"There are too few {space} to tell: at least {_ENOUGH_IMAGES} of each are needed, 50 are better.")
   kernel = found["kernel"]
-  basis += (f"; {features} features; permutation test of the energy distance, p = {number(test['p'])}; kernel distance "
-            f"{number(kernel['value'])} (95 % interval {interval(kernel)})")
+  basis += (
+    f"; {features} features; permutation test of the energy distance, p = {number(test['p'])}; kernel distance "
+    f"{number(kernel['value'])} (95 % interval {interval(kernel)})"
+  )
   if "kernel_floor" in found:
     floor = found["kernel_floor"]
-    basis += (f", random halves of the real set, {floor['num_a']} each, score {number(floor['value'])} "
-              f"({interval(floor)}) against each other")
+    basis += (
+      f", random halves of the real set, {floor['num_a']} each, score {number(floor['value'])} "
+      f"({interval(floor)}) against each other"
+    )
   shares, overlap = "", False
   if "precision" in found and min(generated, real) >= _ENOUGH_NEIGHBOURS:
     among, covered = found["precision"]["value"], found["coverage"]["value"]
     overlap = min(among, covered) >= 0.5
-    shares = (f" {100 * among:.0f} % of the generated {space} lie among real ones, and {100 * covered:.0f} % of the real "
-              "ones have a generated one close by.")
+    shares = (
+      f" {100 * among:.0f} % of the generated {space} lie among real ones, and {100 * covered:.0f} % of the real "
+      "ones have a generated one close by."
+    )
   if test["p"] > 0.05:
     return say("good", f"No difference was found by these features.{_few(generated, real)}{shares}")
   if overlap:
@@ -183,8 +190,10 @@ def _vessels(result: dict) -> dict:
     return say("good", f"No difference was found in any of {len(judged)} measures.{_few(generated, real)}")
   distances = result["vessels"]["distances"]
   names.sort(key=lambda n: -_size(distances[n]))
-  told = "; ".join(f"{page.readable(n)} {number(distances[n]['mean_a'])} instead of "
-                   f"{number(distances[n]['mean_b'])}{_unit(result, n)}" for n in names[:4])
+  told = "; ".join(
+    f"{page.readable(n)} {number(distances[n]['mean_a'])} instead of {number(distances[n]['mean_b'])}{_unit(result, n)}"
+    for n in names[:4]
+  )
   more = f"; and {len(names) - 4} more" if len(names) > 4 else ""
   small = len(names) <= len(judged) / 3 and max(_size(distances[n]) for n in names) < 1
   return say("caution" if small else "bad", f"{len(names)} of {len(judged)} measures differ; on average: {told}{more}.")
@@ -203,8 +212,10 @@ def _unit(result: dict, name: str) -> str:
 def _labels(result: dict) -> dict:
   measures, shift = result["fidelity"]["measures"], result["fidelity"]["shift"]
   own, null, real = (measures["darker"][side] for side in ("generated", "shuffled", "real"))
-  basis = (f"{own['count']} generated and {real['count']} real pairs; 95 % bootstrap intervals of the mean. It finds labels "
-           "without a vessel, not vessels without a label.")
+  basis = (
+    f"{own['count']} generated and {real['count']} real pairs; 95 % bootstrap intervals of the mean. It finds labels "
+    "without a vessel, not vessels without a label."
+  )
 
   def say(level, answer):
     return _verdict("labels", "Do the labels lie on the vessels of the photographs?", level, answer, basis)
@@ -212,17 +223,21 @@ def _labels(result: dict) -> dict:
   if min(own["count"], real["count"], null["count"]) < _ENOUGH_PAIRS:
     return say("unknown", f"There are too few pairs with vessels to tell: at least {_ENOUGH_PAIRS} of each are needed.")
   if measures["separation"]["real"]["mean"] - measures["separation"]["shuffled"]["mean"] < _LEAST_GAIN:
-    return say("unknown", "The labels of the real pairs do not lie on dark lines either, so there is nothing to compare "
-               "with: check the real folder.")
+    return say(
+      "unknown",
+      "The labels of the real pairs do not lie on dark lines either, so there is nothing to compare "
+      "with: check the real folder.",
+    )
 
   def share(side):
     return f"{100 * side['mean']:.0f} % ({100 * side['low']:.0f} to {100 * side['high']:.0f} %)"
 
-  told = (f"{share(own)} of the labelled pixels are darker in green than the retina around them; in real pairs "
-          f"{share(real)}, with the labels of other eyes {share(null)}.")
+  told = (
+    f"{share(own)} of the labelled pixels are darker in green than the retina around them; in real pairs "
+    f"{share(real)}, with the labels of other eyes {share(null)}."
+  )
   if any(shift["generated"]):
-    told += (f" They would lie best if moved by {_moved(*shift['generated'])} (the real ones by "
-             f"{_moved(*shift['real'])}).")
+    told += f" They would lie best if moved by {_moved(*shift['generated'])} (the real ones by {_moved(*shift['real'])})."
   position = min(m["position"] for m in (measures["darker"], measures["separation"]) if not math.isnan(m["position"]))
   if position >= _SAME_LABELS and max(map(abs, shift["generated"])) <= 1:
     return say("good", f"As well as in real pairs, or nearly. {told}")
@@ -239,9 +254,11 @@ def _moved(dy: int, dx: int) -> str:
 def _segmenter(result: dict) -> dict:
   own, real = (result["segmenter"][side]["f1"] for side in ("generated", "real"))
   height, width = result["settings"]["size"]
-  basis = (f"Segmenter {result['settings']['segmenter']}; F1 inside the field of view at {height} × {width} pixels, "
-           f"{own['count']} generated and {real['count']} real pairs, 95 % bootstrap intervals of the mean. If it was trained "
-           "on these real eyes, its score on them is too high.")
+  basis = (
+    f"Segmenter {result['settings']['segmenter']}; F1 inside the field of view at {height} × {width} pixels, "
+    f"{own['count']} generated and {real['count']} real pairs, 95 % bootstrap intervals of the mean. If it was trained "
+    "on these real eyes, its score on them is too high."
+  )
 
   def say(level, answer):
     question = "Does a segmenter trained on real eyes find the labels in the generated photographs?"
@@ -267,5 +284,7 @@ def _privacy(result: dict) -> list[dict]:
     answer = "It was not looked for, because the training set was not given."
     return [_verdict("privacy", "Were training eyes copied?", "unknown", answer, "Give it with --train.")]
   thing = {"photographs": "photographs", "trees": "vessel trees"}
-  return [_verdict(f"privacy of {kind}", f"Were training {thing[kind]} copied?", *privacy_section.verdict(kind, audit))
-          for kind, audit in result["privacy"].items()]
+  return [
+    _verdict(f"privacy of {kind}", f"Were training {thing[kind]} copied?", *privacy_section.verdict(kind, audit))
+    for kind, audit in result["privacy"].items()
+  ]

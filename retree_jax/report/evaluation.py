@@ -18,9 +18,20 @@ _PICTURE = 256  # their side
 _REPEATS = 200  # random splits behind the floors of the vessel measures
 
 
-def evaluate(generated, real, train=None, *, size: tuple[int, int] | None = None, num: int | None = None,
-             features: str = "scattering", feature_weights=None, segmenter=None, seed: int = 0, pictures: bool = True,
-             say=lambda text: None) -> dict:
+def evaluate(
+  generated,
+  real,
+  train=None,
+  *,
+  size: tuple[int, int] | None = None,
+  num: int | None = None,
+  features: str = "scattering",
+  feature_weights=None,
+  segmenter=None,
+  seed: int = 0,
+  pictures: bool = True,
+  say=lambda text: None,
+) -> dict:
   """Compares generated pairs with real ones.
 
   Args:
@@ -66,8 +77,7 @@ def evaluate(generated, real, train=None, *, size: tuple[int, int] | None = None
     segmenter_note = f"{loaded.identity()}, step {loaded.step}"
   chosen = {side: measure.draw(source, num, seed) for side, source in opened.items()}
   say(f"comparing at {size[0]}x{size[1]} pixels, features: {extractor.name}")
-  measured = {side: measure.pairs(opened[side], chosen[side], size, extractors, predict, say)
-              for side in ("generated", "real")}
+  measured = {side: measure.pairs(opened[side], chosen[side], size, extractors, predict, say) for side in ("generated", "real")}
   if not pictures:
     for m in measured.values():
       m.names = [str(i) for i in range(len(m))]
@@ -77,8 +87,13 @@ def evaluate(generated, real, train=None, *, size: tuple[int, int] | None = None
   notes = _notes(measured, size)
   result = {
     "format": document.FORMAT,
-    "settings": {"size": list(size), "features": {space: e.name for space, e in extractors.items()}, "num": num,
-                 "seed": seed, "segmenter": segmenter_note},
+    "settings": {
+      "size": list(size),
+      "features": {space: e.name for space, e in extractors.items()},
+      "num": num,
+      "seed": seed,
+      "segmenter": segmenter_note,
+    },
     "sets": {side: {"title": m.title, "count": len(m)} for side, m in measured.items()},
     "notes": notes,
     "distances": {space: _distances(measured, space, seed) for space in extractors},
@@ -111,8 +126,9 @@ def _open(given, side: str, needs_tree: bool = True):
   return source
 
 
-def open_sets(generated: str, real: str, train: str | None = None, real_split: str | None = None,
-              train_split: str | None = None) -> dict:
+def open_sets(
+  generated: str, real: str, train: str | None = None, real_split: str | None = None, train_split: str | None = None
+) -> dict:
   """Opens the sets that a command line names, as arguments of `evaluate`.
 
   Args:
@@ -123,8 +139,11 @@ def open_sets(generated: str, real: str, train: str | None = None, real_split: s
     ValueError: as `sources.open_source`.
   """
   same = bool(train) and _parts(train) == _parts(real)
-  splits = {"generated": "all", "real": real_split or ("test" if same else "all"),
-            "train": train_split or ("train" if same else "all")}
+  splits = {
+    "generated": "all",
+    "real": real_split or ("test" if same else "all"),
+    "train": train_split or ("train" if same else "all"),
+  }
   given = {"generated": generated, "real": real, "train": train}
   return {side: _folder(given[side], splits[side], side != "train") for side in splits if given[side]}
 
@@ -139,8 +158,7 @@ def _folder(text: str, split: str, needs_tree: bool):
 def _checked_size(size) -> tuple[int, int]:
   height, width = (int(v) for v in size)
   if min(height, width) < 64 or max(height, width) > 2048:
-    raise ValueError(f"Eyes can be compared at 64 to 2048 pixels a side, not at {height}x{width}: change "
-                     "--size.")
+    raise ValueError(f"Eyes can be compared at 64 to 2048 pixels a side, not at {height}x{width}: change --size.")
   return height, width
 
 
@@ -152,9 +170,11 @@ def _refuse_shared(train, real) -> None:
 
 
 def _refuse(shared, count: int) -> None:
-  raise ValueError(f"{len(shared)} of the {count} real eyes are training eyes too, {shared[0]} first: "
-                   "held-out eyes must be ones the generator never saw; give others with --real, or a "
-                   "folder with splits.json for both.")
+  raise ValueError(
+    f"{len(shared)} of the {count} real eyes are training eyes too, {shared[0]} first: "
+    "held-out eyes must be ones the generator never saw; give others with --real, or a "
+    "folder with splits.json for both."
+  )
 
 
 def _files(source) -> set[tuple[str, str]]:
@@ -168,8 +188,10 @@ def _parts(text: str) -> set[str]:
   """What a spec or path names, however it is written: folders resolved, weights and order left out."""
   if pathlib.Path(text).exists():
     return {str(pathlib.Path(text).resolve())}
-  return {str(pathlib.Path(part.removeprefix("folder:")).resolve()) if part.startswith("folder:") else part
-          for part, _ in sources.weighted_parts(text)}
+  return {
+    str(pathlib.Path(part.removeprefix("folder:")).resolve()) if part.startswith("folder:") else part
+    for part, _ in sources.weighted_parts(text)
+  }
 
 
 def _notes(measured, size) -> list[str]:
@@ -181,15 +203,12 @@ def _notes(measured, size) -> list[str]:
       notes.append(f"Only {count} {side} pair{'s' if count > 1 else ''}: every number about them is rough.")
     repeated = count - len(set(measured[side].digests))
     if repeated:
-      notes.append(f"{repeated} of the {count} {side} photographs repeat another one of the same set, pixel "
-                   "for pixel.")
+      notes.append(f"{repeated} of the {count} {side} photographs repeat another one of the same set, pixel for pixel.")
   both = len(set(measured["generated"].digests) & set(measured["real"].digests))
   if both:
-    notes.append(f"{both} generated photographs are real ones, pixel for pixel: check that the folders are "
-                 "the right ones.")
+    notes.append(f"{both} generated photographs are real ones, pixel for pixel: check that the folders are the right ones.")
   if min(size) < 256:
-    notes.append(f"At {size[0]}x{size[1]} pixels most thin vessels are lost: read the vessel measures with "
-                 "that in mind.")
+    notes.append(f"At {size[0]}x{size[1]} pixels most thin vessels are lost: read the vessel measures with that in mind.")
   return notes
 
 
@@ -197,8 +216,10 @@ def _distances(measured, space: str, seed: int) -> dict:
   """`images.compare` as plain numbers, or the reason why there is none."""
   real, generated = measured["real"].features[space], measured["generated"].features[space]
   if min(len(real), len(generated)) < 2:
-    return {"refused": f"{len(generated)} generated and {len(real)} real images are too few for a distance: "
-                       "give at least 2 of each, better 50."}
+    return {
+      "refused": f"{len(generated)} generated and {len(real)} real images are too few for a distance: "
+      "give at least 2 of each, better 50."
+    }
   return {name: dataclasses.asdict(m) for name, m in images.compare(real, generated, seed=seed).items()}
 
 
@@ -210,12 +231,19 @@ def _test(measured, space: str, seed: int) -> dict | None:
 
 def _vessels(measured, seed: int) -> dict:
   a, b = measured["generated"].biomarkers, measured["real"].biomarkers
-  found = {"definitions": {name: list(text) for name, text in vessels.BIOMARKERS.items()},
-           "trees": {side: [{"name": name} | values for name, values in zip(m.names, m.biomarkers, strict=True)]
-                     for side, m in measured.items() if side != "train"}}
+  found = {
+    "definitions": {name: list(text) for name, text in vessels.BIOMARKERS.items()},
+    "trees": {
+      side: [{"name": name} | values for name, values in zip(m.names, m.biomarkers, strict=True)]
+      for side, m in measured.items()
+      if side != "train"
+    },
+  }
   if min(len(a), len(b)) < 2:
-    return found | {"refused": f"{len(a)} generated and {len(b)} real trees are too few to compare "
-                               "distributions: give at least 2 of each, better 20."}
+    return found | {
+      "refused": f"{len(a)} generated and {len(b)} real trees are too few to compare "
+      "distributions: give at least 2 of each, better 20."
+    }
   floors = vessel_floors(a, b, seed=seed)
   return found | {"distances": {name: entry | floors[name] for name, entry in vessels.distances(a, b, seed=seed).items()}}
 
@@ -249,13 +277,15 @@ def vessel_floors(generated: list[dict], real: list[dict], repeats: int = _REPEA
     matched, floor = [], []
     for _ in range(repeats):
       order = rng.permutation(len(y))
-      one, other = np.sort(y[order[:count]]), np.sort(y[order[count:2 * count]])
+      one, other = np.sort(y[order[:count]]), np.sort(y[order[count : 2 * count]])
       mine = np.sort(rng.choice(x, count, replace=False))
       # Between samples of one size the Wasserstein-1 distance is the mean distance of the sorted values.
       floor.append(np.abs(one - other).mean() / spread)
       matched.append(np.abs(mine - one).mean() / spread)
-    found[name] = {key: {"value": float(np.mean(v)), "low": float(np.percentile(v, 2.5)),
-                         "high": float(np.percentile(v, 97.5))} for key, v in (("matched", matched), ("floor", floor))}
+    found[name] = {
+      key: {"value": float(np.mean(v)), "low": float(np.percentile(v, 2.5)), "high": float(np.percentile(v, 97.5))}
+      for key, v in (("matched", matched), ("floor", floor))
+    }
     found[name]["count"] = count
   return found
 
@@ -263,10 +293,15 @@ def vessel_floors(generated: list[dict], real: list[dict], repeats: int = _REPEA
 def _fidelity(measured, seed: int) -> dict:
   generated, real = measured["generated"], measured["real"]
   shift = {side: list(fidelity.best_shift(m.shifts)) for side, m in (("generated", generated), ("real", real))}
-  return {"definitions": {name: list(text) for name, text in fidelity.MEASURES.items()},
-          "measures": fidelity.summary(generated.own, generated.shuffled, real.own, seed), "shift": shift,
-          "pairs": {side: [{"name": n} | v for n, v in zip(m.names, m.own, strict=True)]
-                    for side, m in (("generated", generated), ("real", real))}}
+  return {
+    "definitions": {name: list(text) for name, text in fidelity.MEASURES.items()},
+    "measures": fidelity.summary(generated.own, generated.shuffled, real.own, seed),
+    "shift": shift,
+    "pairs": {
+      side: [{"name": n} | v for n, v in zip(m.names, m.own, strict=True)]
+      for side, m in (("generated", generated), ("real", real))
+    },
+  }
 
 
 def _agreement(measured, seed: int) -> dict:
@@ -303,15 +338,24 @@ def _privacy(measured, opened, chosen, extractor, pictures: bool) -> tuple[dict,
       rows = [chosen[side][getattr(pair, side)] for pair in pairs]
       shown[side] = list(measure.fitted(opened[side], rows, (_PICTURE, _PICTURE)))
     closest[kind] = [
-      {"generated": plots.to_rgb(one[field]), "train": plots.to_rgb(pair.pose(other[field], _PICTURE)),
-       "distance": pair.distance, "second": pair.second, "copied": pair.copied, "generated_name": one["name"],
-       "train_name": other["name"]}
-      for pair, one, other in zip(pairs, shown["generated"], shown["train"], strict=True)]
+      {
+        "generated": plots.to_rgb(one[field]),
+        "train": plots.to_rgb(pair.pose(other[field], _PICTURE)),
+        "distance": pair.distance,
+        "second": pair.second,
+        "copied": pair.copied,
+        "generated_name": one["name"],
+        "train_name": other["name"],
+      }
+      for pair, one, other in zip(pairs, shown["generated"], shown["train"], strict=True)
+    ]
   return audits, closest
 
 
 def _pictures(source, chosen, seed: int) -> list[dict]:
   """A few pairs drawn at random, not picked."""
   shown = np.random.default_rng(seed + 1).choice(chosen, min(_SHOWN, len(chosen)), replace=False)
-  return [{key: example[key] for key in ("name", "image", "tree", "fov")}
-          for example in measure.fitted(source, np.sort(shown), (_PICTURE, _PICTURE))]
+  return [
+    {key: example[key] for key in ("name", "image", "tree", "fov")}
+    for example in measure.fitted(source, np.sort(shown), (_PICTURE, _PICTURE))
+  ]

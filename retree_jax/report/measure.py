@@ -42,15 +42,16 @@ class Arrays:
         if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
           raise ValueError(f"The {title} set's {key} holds NaN or infinity: remove these pairs.")
         if value.dtype != np.uint8 or value.ndim != 4 or value.shape[-1] != channels[key]:
-          raise ValueError(f"The {title} set's {key} must be uint8 [N, H, W, {channels[key]}], not "
-                           f"{value.dtype} {value.shape}: scale it to 0..255 and convert it.")
+          raise ValueError(
+            f"The {title} set's {key} must be uint8 [N, H, W, {channels[key]}], not "
+            f"{value.dtype} {value.shape}: scale it to 0..255 and convert it."
+          )
         self._arrays[key] = value
     if "image" not in self._arrays:
       raise ValueError(f"The {title} set has no 'image': give photographs, uint8 [N, H, W, 3].")
     shapes = {key: value.shape[:3] for key, value in self._arrays.items()}
     if len(set(shapes.values())) > 1:
-      raise ValueError(f"The {title} set's arrays do not belong together, {shapes}: give one number and one "
-                       "size.")
+      raise ValueError(f"The {title} set's arrays do not belong together, {shapes}: give one number and one size.")
     self.names = [f"{i:05d}" for i in range(len(self._arrays["image"]))]
 
   def __len__(self) -> int:
@@ -149,8 +150,14 @@ def photographs(source, indices: Sequence[int], size: tuple[int, int]) -> Measur
   return found
 
 
-def pairs(source, indices: Sequence[int], size: tuple[int, int], extractors: dict[str, features.Extractor],
-          predict: Callable | None = None, say: Callable[[str], None] = lambda text: None) -> Measured:
+def pairs(
+  source,
+  indices: Sequence[int],
+  size: tuple[int, int],
+  extractors: dict[str, features.Extractor],
+  predict: Callable | None = None,
+  say: Callable[[str], None] = lambda text: None,
+) -> Measured:
   """Measures a set of pairs.
 
   Args:
@@ -175,18 +182,16 @@ def pairs(source, indices: Sequence[int], size: tuple[int, int], extractors: dic
       inputs = np.stack([_feature_input(example[field], extractor) for example in batch])
       # Padded here too, so that one shape is compiled per set and not one more for the last batch.
       padded = np.concatenate([inputs, np.zeros((_BATCH - len(inputs), *inputs.shape[1:]), np.uint8)])
-      gathered[space].append(features.extract(padded, extractor, _BATCH)[:len(inputs)])
+      gathered[space].append(features.extract(padded, extractor, _BATCH)[: len(inputs)])
     batch.clear()
 
   for done, example in enumerate(fitted(source, indices, size), 1):
     if "tree" not in example:
-      raise ValueError(f"{found.title} has no vessel mask for {example['name']}: give a folder with images/ "
-                       "and masks/.")
+      raise ValueError(f"{found.title} has no vessel mask for {example['name']}: give a folder with images/ and masks/.")
     _note(found, thumbnails, example)
     image, fov, tree = example["image"], example["fov"] > 0, example["tree"] >= 128
     if not fov.any():
-      raise ValueError(f"The field of view of {example['name']} in {found.title} is empty: correct or "
-                       "remove its fov file.")
+      raise ValueError(f"The field of view of {example['name']} in {found.title} is empty: correct or remove its fov file.")
     found.biomarkers.append(vessels.biomarkers(tree, fov))
     found.own.append(fidelity.measures(image, tree, fov))
     found.shifts.append(fidelity.shift_map(image, tree, fov))
@@ -261,8 +266,10 @@ def _title(source) -> str:
 
 def _stacked(thumbnails: dict[str, list]) -> dict[str, np.ndarray]:
   count = len(thumbnails["image"])
-  return {field: np.stack(parts) if len(parts) == count else np.zeros((0, THUMBNAIL, THUMBNAIL, 1), np.uint8)
-          for field, parts in thumbnails.items()}
+  return {
+    field: np.stack(parts) if len(parts) == count else np.zeros((0, THUMBNAIL, THUMBNAIL, 1), np.uint8)
+    for field, parts in thumbnails.items()
+  }
 
 
 def _note(found: Measured, thumbnails: dict[str, list], example: dict) -> None:

@@ -38,7 +38,7 @@ def number(value) -> str:
 
 
 def interval(entry: dict, low: str = "low", high: str = "high") -> str:
-  """"a to b", or a dash."""
+  """ "a to b", or a dash."""
   return f"{number(entry[low])} to {number(entry[high])}" if number(entry[low]) != "–" else "–"
 
 
@@ -55,8 +55,15 @@ def image(pixels: np.ndarray, alt: str) -> str:
   return f'<img src="{data_uri(pixels)}" width="{width}" height="{height}" alt="{markup.escape(alt, quote=True)}">'
 
 
-def histogram(real: Sequence[float], generated: Sequence[float], title: str, unit: str, bins: int = 16,
-              real_name: str = "real", whole: bool = False) -> str:
+def histogram(
+  real: Sequence[float],
+  generated: Sequence[float],
+  title: str,
+  unit: str,
+  bins: int = 16,
+  real_name: str = "real",
+  whole: bool = False,
+) -> str:
   """Two samples over one axis: real as filled bars, generated as a dashed outline, so that colour is not needed.
 
   Args:
@@ -98,22 +105,26 @@ def histogram(real: Sequence[float], generated: Sequence[float], title: str, uni
   means = [f"mean {number(float(v.mean()))}" if v.size else "none" for v in (x, y)]
   told = f"{title}: {real_name} {means[0]} over {x.size} eyes, generated {means[1]} over {y.size} eyes, in {unit or 'no unit'}."
   marks = "".join(
-      f'<line class="{css}" x1="{p:.1f}" x2="{p:.1f}" y1="{height}" y2="{height + 6}"/>'
-      for css, v in (("real-mark", x), ("made-mark", y)) if v.size
-      for p in [width * min(1.0, max(0.0, (float(v.mean()) - low) / (high - low)))])
+    f'<line class="{css}" x1="{p:.1f}" x2="{p:.1f}" y1="{height}" y2="{height + 6}"/>'
+    for css, v in (("real-mark", x), ("made-mark", y))
+    if v.size
+    for p in [width * min(1.0, max(0.0, (float(v.mean()) - low) / (high - low)))]
+  )
   note = "*" if clipped else ""
   return (
-      f'<svg class="chart" viewBox="0 0 {width} {height + foot + 8}" role="img" '
-      f'aria-label="{markup.escape(told, quote=True)}"><polygon class="real-fill" '
-      f'points="{outline(shares[0])}"/><polyline class="made-line" points="{outline(shares[1])}"/><line '
-      f'class="axis" x1="0" x2="{width}" y1="{height}" y2="{height}"/>{marks}<text x="0" '
-      f'y="{height + foot}">{number(low)}</text>'
-      f'<text x="{width / 2:.0f}" y="{height + foot}" text-anchor="middle">{note}</text>'
-      f'<text x="{width}" y="{height + foot}" text-anchor="end">{number(high)}</text></svg>')
+    f'<svg class="chart" viewBox="0 0 {width} {height + foot + 8}" role="img" '
+    f'aria-label="{markup.escape(told, quote=True)}"><polygon class="real-fill" '
+    f'points="{outline(shares[0])}"/><polyline class="made-line" points="{outline(shares[1])}"/><line '
+    f'class="axis" x1="0" x2="{width}" y1="{height}" y2="{height}"/>{marks}<text x="0" '
+    f'y="{height + foot}">{number(low)}</text>'
+    f'<text x="{width / 2:.0f}" y="{height + foot}" text-anchor="middle">{note}</text>'
+    f'<text x="{width}" y="{height + foot}" text-anchor="end">{number(high)}</text></svg>'
+  )
 
 
-def ranges(rows: Sequence[tuple[str, str, float, float, float]], low: float, high: float, told: str,
-           percent: bool = False) -> str:
+def ranges(
+  rows: Sequence[tuple[str, str, float, float, float]], low: float, high: float, told: str, percent: bool = False
+) -> str:
   """Values with their intervals, one below the other on a common axis.
 
   Args:
@@ -140,13 +151,15 @@ def ranges(rows: Sequence[tuple[str, str, float, float, float]], low: float, hig
       parts.append(f'<text x="{left}" y="{y + 5}">–</text>')
       continue
     if math.isfinite(start) and math.isfinite(end):
-      parts.append(f'<line class="{css} span" x1="{place(start):.1f}" x2="{place(end):.1f}" y1="{y}" '
-                   f'y2="{y}"/>')
+      parts.append(f'<line class="{css} span" x1="{place(start):.1f}" x2="{place(end):.1f}" y1="{y}" y2="{y}"/>')
     parts.append(f'<circle class="{css}" cx="{place(value):.1f}" cy="{y}" r="6"/>')
     parts.append(f'<text x="{width}" y="{y + 5}" text-anchor="end">{text(value)}</text>')
   bottom = height - 4
-  parts.append(f'<text class="tick" x="{left}" y="{bottom}">{text(low)}</text>'
-               f'<text class="tick" x="{width - 56}" y="{bottom}" text-anchor="end">{text(high)}</text>')
-  return (f'<svg class="chart wide" viewBox="0 0 {width} {height}" role="img" '
-          f'aria-label="{markup.escape(told, quote=True)}">'
-          + "".join(parts) + "</svg>")
+  parts.append(
+    f'<text class="tick" x="{left}" y="{bottom}">{text(low)}</text>'
+    f'<text class="tick" x="{width - 56}" y="{bottom}" text-anchor="end">{text(high)}</text>'
+  )
+  return (
+    f'<svg class="chart wide" viewBox="0 0 {width} {height}" role="img" '
+    f'aria-label="{markup.escape(told, quote=True)}">' + "".join(parts) + "</svg>"
+  )

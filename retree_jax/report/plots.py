@@ -27,7 +27,7 @@ def grid(pixels: np.ndarray, columns: int | None = None, gap: int = 2, backgroun
   sheet = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), background, np.uint8)
   for i, picture in enumerate(pixels):
     top, left = (i // columns) * (h + gap), (i % columns) * (w + gap)
-    sheet[top:top + h, left:left + w] = picture
+    sheet[top : top + h, left : left + w] = picture
   return sheet
 
 

@@ -10,11 +10,11 @@ from retree_jax.config import validate
 
 # stage -> (module of this package, class). Imported when asked for.
 _TASKS = {
-    "tree": ("diffusion", "DiffusionTask"),
-    "fundus": ("diffusion", "DiffusionTask"),
-    "superres": ("superres", "SuperresTask"),
-    "segmentation": ("segmentation", "SegmentationTask"),
-    "filter": ("tree_filter", "TreeFilterTask"),
+  "tree": ("diffusion", "DiffusionTask"),
+  "fundus": ("diffusion", "DiffusionTask"),
+  "superres": ("superres", "SuperresTask"),
+  "segmentation": ("segmentation", "SegmentationTask"),
+  "filter": ("tree_filter", "TreeFilterTask"),
 }
 
 

@@ -38,8 +38,9 @@ class DiffusionTask:
     self.network.check_size(*self.size)
     self.schedule = make_schedule(config.diffusion)
     if config.diffusion.prediction not in process.KINDS:
-      raise ValueError(f"config.diffusion.prediction={config.diffusion.prediction!r} is unknown: "
-                       f"use {', '.join(process.KINDS)}")
+      raise ValueError(
+        f"config.diffusion.prediction={config.diffusion.prediction!r} is unknown: use {', '.join(process.KINDS)}"
+      )
     Sampler(config, self.network)  # what previews could not draw with is refused here, before training
     self.optimizer = state.make_optimizer(config.optimizer)
     self.epoch_steps = 1  # set by the loop, which knows the data: the repetitive training technique counts epochs
@@ -51,15 +52,23 @@ class DiffusionTask:
     h, w = self.size
     cond = num_channels(self.condition)
     params = self.network.init(
-        keys.at_step(seed_key, 2**31 - 1), jnp.zeros((1, h, w, self.channels)), jnp.zeros((1,)),
-        jnp.zeros((1, h, w, cond)) if cond else None)
+      keys.at_step(seed_key, 2**31 - 1),
+      jnp.zeros((1, h, w, self.channels)),
+      jnp.zeros((1,)),
+      jnp.zeros((1, h, w, cond)) if cond else None,
+    )
     extra = {}
     if self.config.train.rtt:
       # The bar starts at +inf, so that the first epoch takes one step per batch.
       extra = {"bar": jnp.float32(jnp.inf), "epoch_sum": jnp.float32(0), "epoch_count": jnp.int32(0)}
     return state.TrainState(
-        step=jnp.int32(0), params=params, ema=state.start_ema(params, self.config.train.ema_decay),
-        opt_state=self.optimizer.init(params), key=seed_key, extra=extra)
+      step=jnp.int32(0),
+      params=params,
+      ema=state.start_ema(params, self.config.train.ema_decay),
+      opt_state=self.optimizer.init(params),
+      key=seed_key,
+      extra=extra,
+    )
 
   # --- training --------------------------------------------------------------------------------------------------------
 
@@ -108,8 +117,10 @@ class DiffusionTask:
     total, seen = current.extra["epoch_sum"] + loss, current.extra["epoch_count"] + 1
     ended = seen >= self.epoch_steps
     extra = {
-        "bar": jnp.where(ended, jnp.minimum(current.extra["bar"], total / seen), current.extra["bar"]),
-        "epoch_sum": jnp.where(ended, 0.0, total), "epoch_count": jnp.where(ended, 0, seen)}
+      "bar": jnp.where(ended, jnp.minimum(current.extra["bar"], total / seen), current.extra["bar"]),
+      "epoch_sum": jnp.where(ended, 0.0, total),
+      "epoch_count": jnp.where(ended, 0, seen),
+    }
     return self._advance(current, params, opt_state, extra), {"loss": loss, "repetitions": count.astype(jnp.float32)}
 
   def _descend(self, params, opt_state, grads):
@@ -133,8 +144,11 @@ class DiffusionTask:
       u = jax.random.uniform(key_t, (n,))
     t = config.first_step + jnp.floor(u * (config.num_steps - config.first_step))
     draw = {
-        "x0": x0, "t": jnp.clip(t, config.first_step, config.num_steps - 1),
-        "noise": jax.random.normal(key_noise, x0.shape), "key": jax.random.split(key_net, n)}
+      "x0": x0,
+      "t": jnp.clip(t, config.first_step, config.num_steps - 1),
+      "noise": jax.random.normal(key_noise, x0.shape),
+      "key": jax.random.split(key_net, n),
+    }
     if self.condition:
       keep = (jax.random.uniform(key_drop, (n,)) >= config.condition_dropout).astype(jnp.float32)
       draw["cond"] = self._condition(batch, keep)
@@ -148,8 +162,13 @@ class DiffusionTask:
     cond = batches.stack_signed(batch, self.condition)
     if "has_tree" in batch:
       keep = keep * batch["has_tree"].astype(jnp.float32)
-    kept = jnp.concatenate([jnp.broadcast_to(
-        (keep if f == "tree" else jnp.ones_like(keep))[:, None], (keep.shape[0], CHANNELS[f])) for f in self.condition], -1)
+    kept = jnp.concatenate(
+      [
+        jnp.broadcast_to((keep if f == "tree" else jnp.ones_like(keep))[:, None], (keep.shape[0], CHANNELS[f]))
+        for f in self.condition
+      ],
+      -1,
+    )
     return cond * kept[:, None, None, :]
 
   def _loss(self, params, draw):

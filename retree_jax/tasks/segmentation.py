@@ -48,8 +48,13 @@ class SegmentationTask:
     channels = num_channels(self.condition)
     params = self.network.init(keys.at_step(seed_key, 2**31 - 1), jax.ShapeDtypeStruct((1, *self.tile, channels), jnp.float32))
     return state.TrainState(
-        step=jnp.int32(0), params=params, ema=state.start_ema(params, self.config.train.ema_decay),
-        opt_state=self.optimizer.init(params), key=seed_key, extra={})
+      step=jnp.int32(0),
+      params=params,
+      ema=state.start_ema(params, self.config.train.ema_decay),
+      opt_state=self.optimizer.init(params),
+      key=seed_key,
+      extra={},
+    )
 
   # --- training --------------------------------------------------------------------------------------------------------
 
@@ -79,8 +84,7 @@ class SegmentationTask:
 
     def cut(picture, window_key):
       place_key, turn_key = jax.random.split(window_key)
-      out = jax.lax.dynamic_slice(
-          picture, (*self._place(picture[..., 1], place_key), 0), (*self.tile, picture.shape[-1]))
+      out = jax.lax.dynamic_slice(picture, (*self._place(picture[..., 1], place_key), 0), (*self.tile, picture.shape[-1]))
       # Vessels run every way, whatever eyes do as a whole.
       return views.turn(turn_key, out) if self.config.crop.turns else out
 
@@ -107,10 +111,10 @@ class SegmentationTask:
     c = self.config.loss
     weight = fov + c.outside_fov * (1.0 - fov)
     terms = {
-        "bce": lambda: losses.bce_with_logits(logits, tree, c.positive_weight, mask=weight),
-        "dice": lambda: losses.dice_with_logits(logits, tree, mask=weight),
-        "jaccard": lambda: losses.jaccard_with_logits(logits, tree, mask=weight),
-        "cldice": lambda: losses.cldice_with_logits(logits, tree, c.cldice_iterations, mask=weight),
+      "bce": lambda: losses.bce_with_logits(logits, tree, c.positive_weight, mask=weight),
+      "dice": lambda: losses.dice_with_logits(logits, tree, mask=weight),
+      "jaccard": lambda: losses.jaccard_with_logits(logits, tree, mask=weight),
+      "cldice": lambda: losses.cldice_with_logits(logits, tree, c.cldice_iterations, mask=weight),
     }
     return sum(c[name] * term() for name, term in terms.items() if c[name])
 
@@ -139,9 +143,10 @@ class SegmentationTask:
     """
     count = min(self.config.preview.num, len(batch["image"]))
     batch = {f: batch[f][:count] for f in self.fields}
-    find = jax.jit(lambda params, given: probabilities(self.config, self.network, params, given),
-                   out_shardings=sharding.replicated(mesh))
-    found = np.concatenate([np.asarray(find(ema, {f: v[i:i + 1] for f, v in batch.items()})) for i in range(count)])
+    find = jax.jit(
+      lambda params, given: probabilities(self.config, self.network, params, given), out_shardings=sharding.replicated(mesh)
+    )
+    found = np.concatenate([np.asarray(find(ema, {f: v[i : i + 1] for f, v in batch.items()})) for i in range(count)])
     pixels = np.rint(found * 255.0).astype(np.uint8)
     return {"given_image": batch["image"], "real_tree": batch["tree"], "predicted_tree": pixels}
 
@@ -163,6 +168,7 @@ def probabilities(config, network, params, batch):
   Returns:
     [B, H, W, 1] float32 in [0, 1].
   """
+
   def vessels(x):
     return tiling.tiled(lambda part: jax.nn.sigmoid(network.apply(params, part)), x, tile_size(config), config.sampler.overlap)
 

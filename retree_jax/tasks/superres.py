@@ -58,16 +58,19 @@ class SuperresTask:
     if negative:
       raise ValueError(f"config.loss.{negative[0]}={c.loss[negative[0]]} must not be negative: 0 switches the term off")
     if not any(c.loss[f] for f in ("l1", "ssim", "bce", "perceptual")):
-      raise ValueError("config.loss has no weight above 0 but the adversarial one: give l1 one, or nothing ties the enlarged "
-                       "pair to its small copy")
+      raise ValueError(
+        "config.loss has no weight above 0 but the adversarial one: give l1 one, or nothing ties the enlarged "
+        "pair to its small copy"
+      )
     if c.data.crops < 1 or (c.data.crops > 1 and not self.crop):
       raise ValueError(f"config.data.crops={c.data.crops} needs config.data.crop above 0, and must be 1 or more")
     if not 0 <= self.crop <= min(self.size):
       raise ValueError(f"config.data.crop={self.crop} does not fit into config.data.image_size={self.size}: make it smaller")
     for size in (self.size, self._trained_size):
       if any(s % self.factor for s in size):
-        raise ValueError(f"config.data.image_size and config.data.crop must be multiples of config.model.factor={self.factor}, "
-                         f"not {size}")
+        raise ValueError(
+          f"config.data.image_size and config.data.crop must be multiples of config.model.factor={self.factor}, not {size}"
+        )
       self.network.check_size(*(s // self.factor for s in size))
 
   @property
@@ -100,8 +103,13 @@ class SuperresTask:
       params["discriminator"] = self.discriminator.init(key_d, jnp.zeros((1, h, w, 4)))
       opt_state["discriminator"] = self.discriminator_optimizer.init(params["discriminator"])
     return state.TrainState(
-        step=jnp.int32(0), params=params, ema=state.start_ema(params["generator"], self.config.train.ema_decay),
-        opt_state=opt_state, key=seed_key, extra={})
+      step=jnp.int32(0),
+      params=params,
+      ema=state.start_ema(params["generator"], self.config.train.ema_decay),
+      opt_state=opt_state,
+      key=seed_key,
+      extra={},
+    )
 
   # --- training --------------------------------------------------------------------------------------------------------
 
@@ -148,17 +156,22 @@ class SuperresTask:
     judge, judge_state, metrics = params["discriminator"], opt_state["discriminator"], {}
     if self.adversarial:
       loss, _, grads = state.value_and_gradients(
-          functools.partial(self._discriminator_loss, generator=params["generator"], step=step), judge, draw, parts)
+        functools.partial(self._discriminator_loss, generator=params["generator"], step=step), judge, draw, parts
+      )
       updates, new_state = self.discriminator_optimizer.update(grads, judge_state, judge)
       judge = jax.tree.map(lambda p, u: p + on * u, judge, updates)
       judge_state = jax.tree.map(lambda new, old: jnp.where(on > 0, new, old), new_state, judge_state)
       metrics = {"discriminator": on * loss}
     loss, terms, grads = state.value_and_gradients(
-        functools.partial(self._generator_loss, discriminator=judge, on=on), params["generator"], draw, parts)
+      functools.partial(self._generator_loss, discriminator=judge, on=on), params["generator"], draw, parts
+    )
     updates, generator_state = self.optimizer.update(grads, opt_state["generator"], params["generator"])
     generator = jax.tree.map(jnp.add, params["generator"], updates)
-    return ({"generator": generator, "discriminator": judge}, {"generator": generator_state, "discriminator": judge_state},
-            {"loss": loss, **terms, **metrics})
+    return (
+      {"generator": generator, "discriminator": judge},
+      {"generator": generator_state, "discriminator": judge_state},
+      {"loss": loss, **terms, **metrics},
+    )
 
   def _enlarged(self, params, draw):
     """The generator's output [n, H, W, 4] for draw["low"], with the noise of each example's own key."""
@@ -205,8 +218,11 @@ class SuperresTask:
           return 0.5 * jnp.mean(losses.r1_penalty(judge, real))
         return jnp.mean(losses.gradient_penalty(judge, real, fake, jax.random.fold_in(draw["key"][0], 2)))
 
-      value = penalty() if options.penalty_every == 1 else jax.lax.cond(
-          step % options.penalty_every == 0, penalty, lambda: jnp.float32(0))
+      value = (
+        penalty()
+        if options.penalty_every == 1
+        else jax.lax.cond(step % options.penalty_every == 0, penalty, lambda: jnp.float32(0))
+      )
       # Now and then, and stronger for it: Karras et al. 2020, appendix B ("lazy regularization").
       loss += options.penalty_weight * options.penalty_every * value
     return loss, {}
@@ -256,7 +272,7 @@ class SuperresTask:
       batch: held-out examples as uint8 numpy arrays.
       mesh: devices to enlarge on; all hosts take part.
     """
-    real = {f: np.asarray(batch[f][:self.config.preview.num]) for f in self.fields}
+    real = {f: np.asarray(batch[f][: self.config.preview.num]) for f in self.fields}
     small = shrunk(real, self.factor)
     loaded = checkpoint.Loaded(self.config, ema, self.network, 0, "")
     large = superres.Enlarger(loaded, mesh)(small)

@@ -82,8 +82,13 @@ class TreeFilterTask:
     """A fresh state; `seed_key` is the run's root key."""
     params = self.network.init(keys.at_step(seed_key, 2**31 - 1), jnp.zeros((1, *self.size, 1)))
     return state.TrainState(
-        step=jnp.int32(0), params=params, ema=state.start_ema(params, self.config.train.ema_decay),
-        opt_state=self.optimizer.init(params), key=seed_key, extra={})
+      step=jnp.int32(0),
+      params=params,
+      ema=state.start_ema(params, self.config.train.ema_decay),
+      opt_state=self.optimizer.init(params),
+      key=seed_key,
+      extra={},
+    )
 
   def train_step(self, current: state.TrainState, batch) -> tuple[state.TrainState, dict]:
     """One batch of real trees and as many generated ones: descend, average. A pure function.
@@ -136,15 +141,18 @@ class TreeFilterTask:
     generated = jnp.asarray(self._heldout)[index % len(self._heldout)]
     real, generated = (self.network.apply(ema, batches.to_signed(x)) for x in (batch["tree"], generated))
     axes = (1, 2, 3)
-    return {"loss": losses.least_squares_discriminator(real, generated), "real_score": jnp.mean(real, axes),
-            "generated_score": jnp.mean(generated, axes)}
+    return {
+      "loss": losses.least_squares_discriminator(real, generated),
+      "real_score": jnp.mean(real, axes),
+      "generated_score": jnp.mean(generated, axes),
+    }
 
   def preview(self, ema, batch, mesh) -> dict[str, np.ndarray]:
     """Held-out trees from the best score to the worst, uint8 [N, H, W, 1], by name."""
     del mesh
     out = {}
     for name, pixels in (("real_tree", batch["tree"]), ("generated_tree", self._heldout)):
-      pixels = np.asarray(pixels[:self.config.preview.num])
+      pixels = np.asarray(pixels[: self.config.preview.num])
       scores = np.mean(self.network.apply(ema, batches.to_signed(jnp.asarray(pixels))), axis=(1, 2, 3))
       out[f"{name}_best_first"] = pixels[np.argsort(-scores, kind="stable")]
     return out

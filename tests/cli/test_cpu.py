@@ -22,8 +22,12 @@ def test_a_plain_host_gets_all_settings(plain_host):
   found = cpu.settings({})
   assert found.pop("XLA_FLAGS") == "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
   assert found == {
-    "RETREE_JAX_CPU_SETTINGS": "on", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
+    "RETREE_JAX_CPU_SETTINGS": "on",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "268435456",
+  }
   assert cpu.settings({"JAX_PLATFORMS": "cpu"}) == cpu.settings({})
 
 
@@ -31,7 +35,9 @@ def test_what_the_user_set_stays(plain_host):
   found = cpu.settings({"MALLOC_TOP_PAD_": "4096", "XLA_FLAGS": "--xla_cpu_enable_fast_math=false"})
   assert "MALLOC_TOP_PAD_" not in found
   assert found["XLA_FLAGS"].split() == [
-    "--xla_cpu_enable_fast_math=false", "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"]
+    "--xla_cpu_enable_fast_math=false",
+    "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution",
+  ]
   assert "XLA_FLAGS" not in cpu.settings({"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=individual_dot"})
 
 
@@ -60,7 +66,7 @@ def test_the_process_is_replaced_once(plain_host, monkeypatch):
   for name in cpu.settings({}):
     monkeypatch.delenv(name, raising=False)
   cpu.restart_with_settings("retree_jax.main")
-  (program, arguments, environment), = calls
+  ((program, arguments, environment),) = calls
   assert program == "/usr/bin/python3"
   assert arguments[1:] == ["-m", "retree_jax.main", "--config", "configs/tree.py:tiny"]
   assert cpu.settings({}).items() <= environment.items() and environment["PATH"] == os.environ["PATH"]

@@ -230,16 +230,16 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path, capsys):
   (tmp_path / "half.zip").write_bytes(zipped(tmp_path / "whole.zip", files).read_bytes()[:5000])
   (tmp_path / "note.txt").write_text("nothing")
   for name, path, words in (
-      ("chase", tmp_path, "There is no builder for 'chase': write one of chase_db1/first, chase_db1/second, hrf"),
-      ("hrf/third", tmp_path, "There is no builder for 'hrf/third'"),
-      ("chase_db1", tmp_path / "absent", "does not exist: download CHASE_DB1 from https://"),
-      ("chase_db1", tmp_path / "note.txt", "is no archive"),
-      ("chase_db1", tmp_path / "half.zip", "half.zip is damaged or locked"),
-      ("chase_db1", unfolded(tmp_path / "a", incomplete), "has no first observer's mask for Image_03L"),
-      ("chase_db1", unfolded(tmp_path / "b", few), "has 28 photographs, but 26 were found"),
-      ("chase_db1", unfolded(tmp_path / "c", broken), "Image_05R.jpg"),
-      ("chase_db1", unfolded(tmp_path / "d", small), r"vessel mask of Image_05R has the size"),
-      ("hrf", tmp_path / "a", "No photographs of HRF found"),
+    ("chase", tmp_path, "There is no builder for 'chase': write one of chase_db1/first, chase_db1/second, hrf"),
+    ("hrf/third", tmp_path, "There is no builder for 'hrf/third'"),
+    ("chase_db1", tmp_path / "absent", "does not exist: download CHASE_DB1 from https://"),
+    ("chase_db1", tmp_path / "note.txt", "is no archive"),
+    ("chase_db1", tmp_path / "half.zip", "half.zip is damaged or locked"),
+    ("chase_db1", unfolded(tmp_path / "a", incomplete), "has no first observer's mask for Image_03L"),
+    ("chase_db1", unfolded(tmp_path / "b", few), "has 28 photographs, but 26 were found"),
+    ("chase_db1", unfolded(tmp_path / "c", broken), "Image_05R.jpg"),
+    ("chase_db1", unfolded(tmp_path / "d", small), r"vessel mask of Image_05R has the size"),
+    ("hrf", tmp_path / "a", "No photographs of HRF found"),
   ):
     sets = tmp_path / "sets"
     assert command.main([name, str(path), "--data_dir", str(sets)]) == 1
@@ -254,8 +254,11 @@ def test_generated_sets_are_sources(tmp_path):
   out = tmp_path / "generated"
   manifest.Ledger(out).claim({}, 12)
   trees = np.stack([vessel(i)[..., None] for i in range(12)])
-  fields = {"images": np.stack([shade(60 + i) for i in range(12)]), "masks": trees,
-            "fov": np.full((12, *SIZE, 1), 255, np.uint8)}
+  fields = {
+    "images": np.stack([shade(60 + i) for i in range(12)]),
+    "masks": trees,
+    "fov": np.full((12, *SIZE, 1), 255, np.uint8),
+  }
   generated.write_shard(out, 0, [{"name": f"{i:07d}", "label": "generated"} for i in range(12)], fields)
   generated.finish(out)
   source = sources.open_source(f"tfds:retree:{out}", split="all")

@@ -25,26 +25,46 @@ def put(root, files):
   return root
 
 
-@pytest.mark.parametrize("stem, key", [
-    ("21_training", "21"), ("21_manual1", "21"), ("21_training_mask", "21"), ("Image_01L_1stHO", "image_01l"),
-    ("im0001.ah", "im0001"), ("01_dr_mask", "01_dr"), ("mask", "mask"), ("test", "test"),
-    ("best", "best"), ("10_left", "10_left")])
+@pytest.mark.parametrize(
+  "stem, key",
+  [
+    ("21_training", "21"),
+    ("21_manual1", "21"),
+    ("21_training_mask", "21"),
+    ("Image_01L_1stHO", "image_01l"),
+    ("im0001.ah", "im0001"),
+    ("01_dr_mask", "01_dr"),
+    ("mask", "mask"),
+    ("test", "test"),
+    ("best", "best"),
+    ("10_left", "10_left"),
+  ],
+)
 def test_pairing_key(stem, key):
   assert folders.pairing_key(stem) == key
 
 
-@pytest.mark.parametrize("image, mask, fov", [
+@pytest.mark.parametrize(
+  "image, mask, fov",
+  [
     ("21_training.tif", "21_manual1.gif", "21_training_mask.gif"),  # DRIVE
     ("Image_01L.jpg", "Image_01L_1stHO.png", "Image_01L.png"),  # CHASE_DB1
     ("01_dr.JPG", "01_dr.tif", "01_dr_mask.tif"),  # HRF
     ("im0001.ppm", "im0001.ah.ppm", "im0001.png"),  # STARE
-])
+  ],
+)
 def test_layouts_of_the_public_sets(tmp_path, image, mask, fov):
   other = {"21": "22", "01L": "01R", "01_dr": "02_dr", "0001": "0002"}
   key = next(k for k in other if k in image)
   for old, new in ((key, key), (key, other[key])):
-    put(tmp_path, {f"images/{image.replace(old, new)}": PHOTO, f"masks/{mask.replace(old, new)}": MASK,
-                   f"fov/{fov.replace(old, new)}": np.full_like(MASK, 255)})
+    put(
+      tmp_path,
+      {
+        f"images/{image.replace(old, new)}": PHOTO,
+        f"masks/{mask.replace(old, new)}": MASK,
+        f"fov/{fov.replace(old, new)}": np.full_like(MASK, 255),
+      },
+    )
   put(tmp_path, {"images/Thumbs.db": "x", "images/.hidden.png": "x", "masks/readme.txt": "x"})
   source = folders.FolderSource(tmp_path)
   assert source.names == sorted([image.rpartition(".")[0], image.replace(key, other[key]).rpartition(".")[0]])
@@ -93,7 +113,9 @@ def test_who_drew_the_masks(tmp_path):
 PAIR = {"images/a.png": PHOTO, "masks/a.png": MASK}
 
 
-@pytest.mark.parametrize("files, words", [
+@pytest.mark.parametrize(
+  "files, words",
+  [
     ({}, "has no images/ and masks/"),
     ({"images/readme.txt": "x", "masks/a.png": MASK}, "No pictures in .*images: put files there that end in png jpg"),
     ({**PAIR, "masks/b.png": MASK}, "No photograph in .* for the masks b.png: files pair by stem"),
@@ -104,7 +126,8 @@ PAIR = {"images/a.png": PHOTO, "masks/a.png": MASK}
     ({"masks/a.png": MASK}, "has no images/"),
     ({"images/a.png": PHOTO, "masks/a.png": MASK[:10]}, "masks/a.png is 10x24 .* must have the size of its photograph"),
     ({"images/a.png": "no picture", "masks/a.png": MASK}, "Cannot read .*images/a.png: it is no picture"),
-])
+  ],
+)
 def test_what_is_wrong_is_said_in_a_sentence(tmp_path, files, words):
   put(tmp_path, files)
   with pytest.raises(ValueError, match=words) as found:

@@ -123,8 +123,9 @@ def disc_photograph(height, width, radius, centre, surround=3):
   return np.clip(image, 0, 255).astype(np.uint8), distance < 1
 
 
-@pytest.mark.parametrize("height, width, radius, centre", [(240, 240, 110, (120, 120)), (200, 300, 140, (100, 150)),
-                                                            (300, 260, 90, (140, 120))])
+@pytest.mark.parametrize(
+  "height, width, radius, centre", [(240, 240, 110, (120, 120)), (200, 300, 140, (100, 150)), (300, 260, 90, (140, 120))]
+)
 def test_the_disc_is_found(height, width, radius, centre):
   image, truth = disc_photograph(height, width, radius, centre)
   image[100:110, 60:100] //= 20  # a dark lesion
@@ -206,8 +207,11 @@ def test_tilted_cuts_with_ragged_edges_become_straight_again(degrees):
     assert edge.sum() > 20 and np.abs(side * along[edge] - place).max() < 2
   # Turned back, the cuts run along the frame.
   upright = field_of_view.turned(np.uint8(255) * true[..., None], -(degrees - 90 * (degrees > 45)))[..., 0] >= 128
-  straight = true if degrees in (0, 90) else (disc <= 62.0) & (
-      (rows < 41.3) & (rows > -46.8) if degrees < 45 else (columns < 41.3) & (columns > -46.8))
+  straight = (
+    true
+    if degrees in (0, 90)
+    else (disc <= 62.0) & ((rows < 41.3) & (rows > -46.8) if degrees < 45 else (columns < 41.3) & (columns > -46.8))
+  )
   assert _overlap(upright, straight) > 0.985
 
 

@@ -72,8 +72,10 @@ def test_no_vessel_at_the_fovea_and_arcades_around_it(seed):
   seen = phantom._chosen_view(seed, "macula")[1]
   scale = phantom._pixels_per_degree(seen, 256, 256)
   y, x = np.mgrid[:256, :256] + 0.5
-  away = np.hypot(x - 128 - mirror * scale * (eye.fovea[0] - seen.centre[0]),
-                  y - 128 + scale * (eye.fovea[1] - seen.centre[1])) / scale
+  away = (
+    np.hypot(x - 128 - mirror * scale * (eye.fovea[0] - seen.centre[0]), y - 128 + scale * (eye.fovea[1] - seen.centre[1]))
+    / scale
+  )
   assert not picture["tree"][away < 0.9 * eye.foveal_zone].any()
   assert picture["tree"][(away > 6) & (away < 12)].mean() > 8  # of 255: the arcades
   # The fovea is the darkest spot of its surroundings, in green.
@@ -123,8 +125,10 @@ def test_a_seed_is_an_eye():
   np.testing.assert_array_equal(phantom.tree(7, (64, 96)), a["tree"])
   np.testing.assert_array_equal(phantom.tree(7, (64, 96), binary=True), (a["tree"] >= 128) * 255)
   digest = hashlib.sha256(a["image"].tobytes() + a["tree"].tobytes()).hexdigest()
-  code = ("import hashlib; from retree_jax.data import phantom; a = phantom.eye(7, (64, 96)); "
-          "print(hashlib.sha256(a['image'].tobytes() + a['tree'].tobytes()).hexdigest())")
+  code = (
+    "import hashlib; from retree_jax.data import phantom; a = phantom.eye(7, (64, 96)); "
+    "print(hashlib.sha256(a['image'].tobytes() + a['tree'].tobytes()).hexdigest())"
+  )
   again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
   assert again.stdout.strip() == digest
 
@@ -148,10 +152,17 @@ def test_views_and_sides():
   assert np.unravel_index(bright.argmax(), bright.shape)[1] > 64  # a right eye has its disc on the right
 
 
-@pytest.mark.parametrize("arguments, words", [
-    ((-1,), "seed of a phantom eye must be a whole number from 0 up"), ((1.5,), "whole number"), ((True,), "whole number"),
-    ((0, (16, 64)), "at least 32 each"), ((0, 64), "size of a phantom eye"), ((0, (64.5, 64)), "size of a phantom eye"),
-])
+@pytest.mark.parametrize(
+  "arguments, words",
+  [
+    ((-1,), "seed of a phantom eye must be a whole number from 0 up"),
+    ((1.5,), "whole number"),
+    ((True,), "whole number"),
+    ((0, (16, 64)), "at least 32 each"),
+    ((0, 64), "size of a phantom eye"),
+    ((0, (64.5, 64)), "size of a phantom eye"),
+  ],
+)
 def test_impossible_requests(arguments, words):
   for function in (phantom.eye, phantom.tree):
     with pytest.raises(ValueError, match=words):

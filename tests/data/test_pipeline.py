@@ -59,7 +59,10 @@ def assert_same(first, second):
 def test_batches_have_the_fields_that_were_asked_for():
   (batch,) = take(train(Numbered(5)), 1)
   assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
-      "image": ((4, 16, 16, 3), np.uint8), "tree": ((4, 16, 16, 1), np.uint8), "fov": ((4, 16, 16, 1), np.uint8)}
+    "image": ((4, 16, 16, 3), np.uint8),
+    "tree": ((4, 16, 16, 1), np.uint8),
+    "fov": ((4, 16, 16, 1), np.uint8),
+  }
   (batch,) = take(train(Numbered(5), fields=("tree",)), 1)
   assert batch.keys() == {"tree"}
 
@@ -72,8 +75,10 @@ def test_every_epoch_has_every_eye_once_in_another_order():
 
 
 def test_seed_decides_and_threads_do_not():
-  runs = [take(train(Numbered(7), augment=AUGMENT, seed=seed, num_threads=threads), 5)
-          for seed, threads in ((3, 0), (3, 1), (3, 4), (4, 1))]
+  runs = [
+    take(train(Numbered(7), augment=AUGMENT, seed=seed, num_threads=threads), 5)
+    for seed, threads in ((3, 0), (3, 1), (3, 4), (4, 1))
+  ]
   assert_same(runs[0], runs[1])
   assert_same(runs[0], runs[2])
   assert any((a["image"] != b["image"]).any() for a, b in zip(runs[0], runs[3], strict=True))
@@ -166,11 +171,16 @@ def test_a_damaged_file_ends_the_run_with_its_name(tmp_path, threads):
     take(train(source, num_threads=threads), 3)
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"batch_size": 0}, "batch size 0 cannot be shared"), ({"batch_size": 5, "process_count": 2}, "make it a multiple of 2"),
+@pytest.mark.parametrize(
+  "settings, words",
+  [
+    ({"batch_size": 0}, "batch size 0 cannot be shared"),
+    ({"batch_size": 5, "process_count": 2}, "make it a multiple of 2"),
     ({"process_index": 2, "process_count": 2}, "process_index is 2, but it must lie in 0..1"),
-    ({"fields": ("image", "mask")}, r"Unknown fields \['mask'\]"), ({"fit": "stretch"}, "Unknown way to fit"),
-])
+    ({"fields": ("image", "mask")}, r"Unknown fields \['mask'\]"),
+    ({"fit": "stretch"}, "Unknown way to fit"),
+  ],
+)
 def test_impossible_settings(settings, words):
   with pytest.raises(ValueError, match=words):
     train(Numbered(3), **settings)
@@ -195,8 +205,9 @@ def test_evaluation_has_every_eye_once_and_says_what_is_padding():
 
 
 def test_evaluation_over_hosts_covers_all_with_equal_numbers_of_batches():
-  hosts = [list(pipeline.evaluation_batches(Numbered(9), size=SIZE, batch_size=4, process_index=h, process_count=2))
-           for h in (0, 1)]
+  hosts = [
+    list(pipeline.evaluation_batches(Numbered(9), size=SIZE, batch_size=4, process_index=h, process_count=2)) for h in (0, 1)
+  ]
   assert len(hosts[0]) == len(hosts[1]) == 3
   seen = [i for host in hosts for b in host for i in b["index"][b["valid"]]]
   assert sorted(seen) == list(range(9))
@@ -246,8 +257,9 @@ def test_arrays_in_memory_keep_the_same_promises():
   fresh = pipeline.array_iterator(arrays, 4, seed=1, augment=AUGMENT)
   fresh.set_state(state)
   assert_same(take(fresh, 6), whole[1:])
-  halves = [take(pipeline.array_iterator(arrays, 4, seed=1, augment=AUGMENT, process_index=h, process_count=2), 7)
-            for h in (0, 1)]
+  halves = [
+    take(pipeline.array_iterator(arrays, 4, seed=1, augment=AUGMENT, process_index=h, process_count=2), 7) for h in (0, 1)
+  ]
   assert_same([{"image": np.concatenate([a["image"], b["image"]])} for a, b in zip(*halves, strict=True)], whole)
   for wrong in ({}, {"a": np.zeros(3), "b": np.zeros(4)}, {"a": np.zeros((0, 2))}):
     with pytest.raises(ValueError, match="all have the same number of examples"):

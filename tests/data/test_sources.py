@@ -65,10 +65,12 @@ def test_splits_json(tmp_path):
   opened = {s: sources.open_source(f"folder:{root}", split=s).names for s in ("train", "test", "all")}
   assert opened == {"train": ["3_left", "1_right"], "test": ["2_left"], "all": ["1_left", "1_right", "2_left", "3_left"]}
   for text, words in (
-      ("{", "is no split: write"), ('{"train": []}', "is no split"), ('{"train": 3, "test": []}', "is no split"),
-      ('{"train": ["9"], "test": []}', "names 9, for which there is no file"),
-      ('{"train": ["1_left"], "test": ["1_left"]}', "puts 1_left into both train and test"),
-      ('{"train": [], "test": ["1_left"]}', "has an empty train list"),
+    ("{", "is no split: write"),
+    ('{"train": []}', "is no split"),
+    ('{"train": 3, "test": []}', "is no split"),
+    ('{"train": ["9"], "test": []}', "names 9, for which there is no file"),
+    ('{"train": ["1_left"], "test": ["1_left"]}', "puts 1_left into both train and test"),
+    ('{"train": [], "test": ["1_left"]}', "has an empty train list"),
   ):
     path.write_text(text)
     with pytest.raises(ValueError, match=words):
@@ -80,7 +82,8 @@ def test_validation_eyes_come_out_of_the_train_split(tmp_path):
   root = folder(tmp_path / "set", names)
   for spec in (f"folder:{root}", "phantom:20"):
     train, test, fit, validation = (
-        set(sources.open_source(spec, split=split).names) for split in ("train", "test", "fit", "validation"))
+      set(sources.open_source(spec, split=split).names) for split in ("train", "test", "fit", "validation")
+    )
     assert fit and validation and test and not fit & validation and not (fit | validation) & test
     if spec.startswith("folder"):
       assert fit | validation == train
@@ -115,12 +118,20 @@ def test_folders_with_odd_names(tmp_path):
   assert len(sources.open_source(f"folder:{root}", split="all")) == 2
 
 
-@pytest.mark.parametrize("spec, words", [
-    ("", "is empty: write phantom"), (None, "is empty"), ("chase", "Unknown data source 'chase': write phantom"),
-    ("phantom:0", "whole number of eyes above 0"), ("phantom:many", "whole number of eyes above 0"),
+@pytest.mark.parametrize(
+  "spec, words",
+  [
+    ("", "is empty: write phantom"),
+    (None, "is empty"),
+    ("chase", "Unknown data source 'chase': write phantom"),
+    ("phantom:0", "whole number of eyes above 0"),
+    ("phantom:many", "whole number of eyes above 0"),
     ("folder:", "Unknown data source"),
-    ("phantom:2*0+phantom:2", "must be above 0"), ("folder:/no/such/place", "does not exist"), ("tfds:", "Unknown data source"),
-])
+    ("phantom:2*0+phantom:2", "must be above 0"),
+    ("folder:/no/such/place", "does not exist"),
+    ("tfds:", "Unknown data source"),
+  ],
+)
 def test_wrong_specs(spec, words):
   with pytest.raises(ValueError, match=words):
     sources.open_source(spec)

@@ -115,8 +115,10 @@ def test_a_rotation_turns_by_the_angle():
 def test_zoom_changes_areas_both_ways():
   square = {"fov": np.full((128, 128, 1), 255, np.uint8), "tree": np.zeros((128, 128, 1), np.uint8)}
   square["tree"][44:84, 44:84] = 255
-  zooms = [np.sqrt(view(dataclasses.replace(Augment.none(), scale=0.25), s, example=square)["tree"].sum() / 255) / 40
-           for s in range(30)]
+  zooms = [
+    np.sqrt(view(dataclasses.replace(Augment.none(), scale=0.25), s, example=square)["tree"].sum() / 255) / 40
+    for s in range(30)
+  ]
   assert 1 / 1.26 < min(zooms) < 0.9 and 1.1 < max(zooms) < 1.26
   assert abs(np.mean(np.log(zooms))) < 0.1
 

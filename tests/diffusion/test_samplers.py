@@ -91,12 +91,15 @@ class Exact:
     return np.arctan(ratio) * 2 / np.pi
 
 
-@pytest.mark.parametrize("name, order, steps, options", [
-  ("ddim", 1, (16, 32, 64), {}),
-  ("dpmpp_2m", 2, (16, 32, 64), {}),
-  ("dpmpp_2m", 2, (16, 32, 64), {"lower_order_final": False}),
-  ("heun", 2, (16, 32, 64), {}),
-])
+@pytest.mark.parametrize(
+  "name, order, steps, options",
+  [
+    ("ddim", 1, (16, 32, 64), {}),
+    ("dpmpp_2m", 2, (16, 32, 64), {}),
+    ("dpmpp_2m", 2, (16, 32, 64), {"lower_order_final": False}),
+    ("heun", 2, (16, 32, 64), {}),
+  ],
+)
 def test_order_of_convergence(name, order, steps, options):
   schedule = Exact()
   x = np.linspace(-2, 2, 48).reshape(SHAPE)
@@ -189,7 +192,8 @@ def numpy_predict(schedule):
 def test_ddpm_is_algorithm_2_on_the_papers_grid(variance):
   schedule = make("paper", 25, beta_end=0.3)
   out = samplers.ddpm(
-    mixture(schedule), jnp.asarray(noise()), time_grid(schedule, spacing="full"), start_keys(), variance=variance)
+    mixture(schedule), jnp.asarray(noise()), time_grid(schedule, spacing="full"), start_keys(), variance=variance
+  )
   wanted = numpy_ddpm(numpy_predict(schedule), noise(), schedule, variance)
   # The first level, alpha_bar = 1 - 1e-4, is taken for the image.
   np.testing.assert_allclose(out, wanted, rtol=1e-9, atol=1e-10)
@@ -209,17 +213,16 @@ def test_ddim_with_eta_1_is_ancestral_sampling_with_the_posteriors_variance():
   levels = *schedule.levels(t), *schedule.levels(t - np.array([1, 10, 2]))
   x, x0, z = noise(0), noise(1), noise(2)
   np.testing.assert_allclose(
-    samplers.ddim_step(x, x0, *levels, z, eta=1.0), samplers.ddpm_step(x, x0, *levels, z, "posterior"), rtol=1e-9)
-  np.testing.assert_allclose(
-    samplers.ddim_step(x, x0, *levels, eta=1.0), samplers.ddpm_step(x, x0, *levels), rtol=1e-9)
+    samplers.ddim_step(x, x0, *levels, z, eta=1.0), samplers.ddpm_step(x, x0, *levels, z, "posterior"), rtol=1e-9
+  )
+  np.testing.assert_allclose(samplers.ddim_step(x, x0, *levels, eta=1.0), samplers.ddpm_step(x, x0, *levels), rtol=1e-9)
 
 
 @pytest.mark.parametrize("lower_order_final", [True, False])
 def test_dpmpp_2m_is_algorithm_2(lower_order_final):
   schedule = make("cosine", 40)
   grid = smooth_grid(schedule, 6, 38.0, 1.0)
-  out = samplers.dpmpp_2m(
-    mixture(schedule), jnp.asarray(noise()), grid, lower_order_final=lower_order_final)
+  out = samplers.dpmpp_2m(mixture(schedule), jnp.asarray(noise()), grid, lower_order_final=lower_order_final)
   wanted = numpy_dpmpp_2m(numpy_predict(schedule), noise(), grid, lower_order_final)
   np.testing.assert_allclose(out, wanted, rtol=1e-8, atol=1e-9)
 
@@ -237,24 +240,26 @@ def test_heun_is_edms_algorithm_2(churn):
 # --- what they sample, and from where ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, spacing, steps, options", [
-  ("ddpm", "full", None, {}),
-  ("ddpm", "trailing", 60, {"variance": "posterior"}),
-  ("ddim", "trailing", 60, {}),
-  ("ddim", "trailing", 60, {"eta": 1.0}),
-  ("dpmpp_2m", "trailing", 20, {}),
-  ("dpmpp_2m", "logsnr", 20, {}),
-  ("heun", "karras", 18, {}),
-  ("heun", "karras", 40, {"churn": 10.0}),
-])
+@pytest.mark.parametrize(
+  "name, spacing, steps, options",
+  [
+    ("ddpm", "full", None, {}),
+    ("ddpm", "trailing", 60, {"variance": "posterior"}),
+    ("ddim", "trailing", 60, {}),
+    ("ddim", "trailing", 60, {"eta": 1.0}),
+    ("dpmpp_2m", "trailing", 20, {}),
+    ("dpmpp_2m", "logsnr", 20, {}),
+    ("heun", "karras", 18, {}),
+    ("heun", "karras", 40, {"churn": 10.0}),
+  ],
+)
 @pytest.mark.parametrize("zero", [False, True])
 def test_a_gaussian_is_sampled_from_pure_noise(name, spacing, steps, options, zero):
   # N(0.3, 0.5^2) must come out of N(0, 1), on every grid, whether or not the schedule ends in pure noise.
   schedule = make("cosine", 200, zero)
   grid = time_grid(schedule, steps, spacing)
   shape = (2, 64, 64, 1)
-  out = np.asarray(samplers.sample(
-    name, gaussian(schedule), jnp.asarray(noise(1, shape)), grid, start_keys(2), **options))
+  out = np.asarray(samplers.sample(name, gaussian(schedule), jnp.asarray(noise(1, shape)), grid, start_keys(2), **options))
   error = 4 * 0.5 / np.sqrt(out.size)
   assert out.mean() == pytest.approx(0.3, abs=error + 0.005)
   assert out.std() == pytest.approx(0.5, abs=error + 0.012)
@@ -363,18 +368,21 @@ def test_guiding_x0_is_guiding_the_noise():
   np.testing.assert_allclose(eps(x0), eps(b) + scale * (eps(a) - eps(b)), rtol=1e-10)
 
 
-@pytest.mark.parametrize("call, words", [
-  (lambda p, x, g: samplers.sample("euler", p, x, g), "write one of 'ddpm', 'ddim', 'dpmpp_2m', 'heun'"),
-  (lambda p, x, g: samplers.sample("ddim", p, x, g, variance="beta"), "its options are eta, clip, percentile"),
-  (lambda p, x, g: samplers.sample("heun", p, x, g, churn=-1.0), "churn is -1.0"),
-  (lambda p, x, g: samplers.ddpm(p, x, g), "needs one key per sample, 3 here"),
-  (lambda p, x, g: samplers.ddpm(p, x, g, start_keys(2)), "needs one key per sample, 3 here"),
-  (lambda p, x, g: samplers.heun(p, x, g, churn=1.0), "heun with churn draws noise"),
-  (lambda p, x, g: samplers.heun(p, x, Grid(g.t, g.alpha, g.sigma), start_keys(), churn=1.0), "levels between"),
-  (lambda p, x, g: samplers.ddim(p, x, g, eta=1.5), "eta is 1.5"),
-  (lambda p, x, g: samplers.ddpm(p, x, g, start_keys(), variance="learned"), "write one of 'beta', 'posterior'"),
-  (lambda p, x, g: samplers.dpmpp_2m(p, x, g, clip="hard"), "no thresholding"),
-])
+@pytest.mark.parametrize(
+  "call, words",
+  [
+    (lambda p, x, g: samplers.sample("euler", p, x, g), "write one of 'ddpm', 'ddim', 'dpmpp_2m', 'heun'"),
+    (lambda p, x, g: samplers.sample("ddim", p, x, g, variance="beta"), "its options are eta, clip, percentile"),
+    (lambda p, x, g: samplers.sample("heun", p, x, g, churn=-1.0), "churn is -1.0"),
+    (lambda p, x, g: samplers.ddpm(p, x, g), "needs one key per sample, 3 here"),
+    (lambda p, x, g: samplers.ddpm(p, x, g, start_keys(2)), "needs one key per sample, 3 here"),
+    (lambda p, x, g: samplers.heun(p, x, g, churn=1.0), "heun with churn draws noise"),
+    (lambda p, x, g: samplers.heun(p, x, Grid(g.t, g.alpha, g.sigma), start_keys(), churn=1.0), "levels between"),
+    (lambda p, x, g: samplers.ddim(p, x, g, eta=1.5), "eta is 1.5"),
+    (lambda p, x, g: samplers.ddpm(p, x, g, start_keys(), variance="learned"), "write one of 'beta', 'posterior'"),
+    (lambda p, x, g: samplers.dpmpp_2m(p, x, g, clip="hard"), "no thresholding"),
+  ],
+)
 def test_bad_options_are_answered_in_a_sentence(call, words):
   schedule = make("cosine", 10)
   with pytest.raises(ValueError, match=words):

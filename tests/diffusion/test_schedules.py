@@ -136,7 +136,9 @@ def test_logsnr_and_karras_grids(zero):
   np.testing.assert_allclose(sigma / alpha, karras.ratio[:-1], rtol=2e-5)
 
 
-@pytest.mark.parametrize("call, words", [
+@pytest.mark.parametrize(
+  "call, words",
+  [
     (lambda: make("quadratic", 100), "unknown; write one of 'paper', 'linear', 'cosine', 'sigmoid'"),
     (lambda: make("paper", 1), "at least 2"),
     (lambda: make("paper", 100.5), "whole number"),
@@ -155,7 +157,8 @@ def test_logsnr_and_karras_grids(zero):
     (lambda: Grid(np.arange(2), np.arange(2), np.arange(3)), "one length"),
     (lambda: Grid([1, 0], [1.0, 0.0], [0.0, 1.0]), "must fall at every step"),
     (lambda: Grid([1, 0], [np.nan, 1.0], [1.0, 0.0]), "must fall at every step"),
-])
+  ],
+)
 def test_bad_input_is_answered_in_a_sentence(call, words):
   with pytest.raises(ValueError, match=words):
     call()

@@ -26,7 +26,7 @@ def _eyes(count: int, height: float, bar: int, seed: int) -> dict[str, np.ndarra
   fov = np.stack([_disc(height)] * count)
   tree = np.zeros_like(fov)
   for one, left in zip(tree, rng.integers(20, 40, count), strict=True):
-    one[16:48, left:left + bar] = 255
+    one[16:48, left : left + bar] = 255
   return {"fov": fov, "tree": tree, "image": np.where(fov > 0, rng.integers(0, 256, (*fov.shape[:3], 3)), 0).astype(np.uint8)}
 
 

@@ -37,7 +37,7 @@ def _draw(monkeypatch, *arguments) -> int:
 
 def _cell(picture, row: int, column: int):
   step = SIDE + figures.GAP
-  return picture[row * step:row * step + SIDE, column * step:column * step + SIDE]
+  return picture[row * step : row * step + SIDE, column * step : column * step + SIDE]
 
 
 def test_middles_are_shown_pixel_by_pixel_below_real_ones(generated, tmp_path, monkeypatch):
@@ -46,8 +46,9 @@ def test_middles_are_shown_pixel_by_pixel_below_real_ones(generated, tmp_path, m
   shown = {path.stem: np.asarray(Image.open(path)) for path in (tmp_path / "out").iterdir()}
   wide = 2 * SIDE + figures.GAP  # two pairs, so two columns
   assert {name: picture.shape for name, picture in shown.items()} == {
-      name: (rows * (SIDE + figures.GAP) - figures.GAP, wide, 3)
-      for name, rows in (("pairs", 2), ("detail", 2), ("closest", 2), ("real_and_generated", 4))}
+    name: (rows * (SIDE + figures.GAP) - figures.GAP, wide, 3)
+    for name, rows in (("pairs", 2), ("detail", 2), ("closest", 2), ("real_and_generated", 4))
+  }
   for column, photograph in enumerate(photographs):
     np.testing.assert_array_equal(_cell(shown["detail"], 1, column), photograph[16:48, 16:48])
   tree = _cell(shown["pairs"], 1, 0)

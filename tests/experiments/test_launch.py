@@ -16,8 +16,14 @@ TPU = {"NAME": "retree", "ZONE": "us-east5-b", "BUCKET": "gs://b"}
 
 
 def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-  return subprocess.run(["bash", str(LAUNCH / script), *arguments], env={"PATH": PATH, "HOME": os.devnull, **environment},
-                        text=True, capture_output=True, cwd=small.ROOT, check=False)
+  return subprocess.run(
+    ["bash", str(LAUNCH / script), *arguments],
+    env={"PATH": PATH, "HOME": os.devnull, **environment},
+    text=True,
+    capture_output=True,
+    cwd=small.ROOT,
+    check=False,
+  )
 
 
 @pytest.mark.parametrize("script", ["tpu_vm.sh", "slurm.sbatch"])
@@ -31,13 +37,22 @@ def test_tpu_dry_run_prints_the_whole_sequence():
   commands = [shlex.split(line.removeprefix("+ ")) for line in done.stdout.splitlines()]
   assert all(line.startswith("+ ") for line in done.stdout.splitlines())
   assert [" ".join(c[:5]) for c in commands if c[0] == "gcloud"] == [
-    f"gcloud compute tpus tpu-vm {verb}" for verb in ("create", "scp", "ssh", "ssh")]
+    f"gcloud compute tpus tpu-vm {verb}" for verb in ("create", "scp", "ssh", "ssh")
+  ]
   assert "--spot" in commands[0] and "--accelerator-type=v6e-8" in commands[0]
   assert all("--worker=all" in c for c in commands if c[4:5] in (["ssh"], ["scp"]))
   # What the hosts run is the training command, with the arguments as they were given.
   remote = shlex.split(commands[-1][-1].removeprefix("--command=").split("&&")[-1])
-  assert remote == [".venv/bin/python", "-m", "retree_jax.main", "--distributed=on", "--workdir=gs://b/retree", "--config",
-                    "configs/tree.py", "--config.data.source=folder:/my eyes"]
+  assert remote == [
+    ".venv/bin/python",
+    "-m",
+    "retree_jax.main",
+    "--distributed=on",
+    "--workdir=gs://b/retree",
+    "--config",
+    "configs/tree.py",
+    "--config.data.source=folder:/my eyes",
+  ]
   deleted = run("tpu_vm.sh", DRY_RUN="1", ACTION="delete", **TPU)
   assert deleted.stdout.split()[:6] == ["+", "gcloud", "compute", "tpus", "tpu-vm", "delete"]
 
@@ -45,10 +60,19 @@ def test_tpu_dry_run_prints_the_whole_sequence():
 def test_slurm_dry_run_prints_the_command():
   done = run("slurm.sbatch", "--config", "configs/tree.py", DRY_RUN="1", WORKDIR="/shared/runs/my tree")
   assert done.returncode == 0, done.stderr
-  line, = done.stdout.splitlines()
+  (line,) = done.stdout.splitlines()
   assert shlex.split(line) == [
-    "+", "srun", "--kill-on-bad-exit=1", ".venv/bin/python", "-m", "retree_jax.main", "--distributed=auto",
-    "--workdir=/shared/runs/my tree", "--config", "configs/tree.py"]
+    "+",
+    "srun",
+    "--kill-on-bad-exit=1",
+    ".venv/bin/python",
+    "-m",
+    "retree_jax.main",
+    "--distributed=auto",
+    "--workdir=/shared/runs/my tree",
+    "--config",
+    "configs/tree.py",
+  ]
 
 
 def test_slurm_requeues_what_a_signal_stopped_and_nothing_else(tmp_path):
@@ -66,13 +90,16 @@ def test_slurm_requeues_what_a_signal_stopped_and_nothing_else(tmp_path):
     assert called.exists() == requeued and (not requeued or called.read_text() == "requeue 42\n")
 
 
-@pytest.mark.parametrize("script, environment, words", [
-  ("tpu_vm.sh", {}, "NAME"),
-  ("tpu_vm.sh", {**TPU, "BUCKET": "runs"}, "BUCKET=runs is no bucket: write BUCKET=gs://NAME"),
-  ("tpu_vm.sh", TPU, "what to train is missing"),
-  ("slurm.sbatch", {}, "WORKDIR: is missing"),
-  ("slurm.sbatch", {"WORKDIR": "/w"}, "what to train is missing"),
-])
+@pytest.mark.parametrize(
+  "script, environment, words",
+  [
+    ("tpu_vm.sh", {}, "NAME"),
+    ("tpu_vm.sh", {**TPU, "BUCKET": "runs"}, "BUCKET=runs is no bucket: write BUCKET=gs://NAME"),
+    ("tpu_vm.sh", TPU, "what to train is missing"),
+    ("slurm.sbatch", {}, "WORKDIR: is missing"),
+    ("slurm.sbatch", {"WORKDIR": "/w"}, "what to train is missing"),
+  ],
+)
 def test_what_is_missing_is_said(script, environment, words):
   done = run(script, **environment)
   assert done.returncode != 0 and words in done.stderr and not done.stdout
@@ -84,7 +111,7 @@ def test_kubernetes_job_is_whole():
   job = yaml.safe_load(text)
   assert job["kind"] == "JobSet" and job["spec"]["failurePolicy"]["maxRestarts"] > 0
   pods = job["spec"]["replicatedJobs"][0]["template"]["spec"]
-  container, = pods["template"]["spec"]["containers"]
+  (container,) = pods["template"]["spec"]["containers"]
   # Hosts times chips a host are the chips of the topology.
   x, y = pods["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
   assert pods["parallelism"] == pods["completions"]
@@ -100,7 +127,12 @@ def test_kubernetes_job_is_whole():
 def test_commands_use_flags_that_exist():
   known = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', (small.ROOT / "retree_jax" / "main.py").read_text()))
   text = "".join((LAUNCH / name).read_text() for name in ("tpu_vm.sh", "slurm.sbatch", "gke_job.yaml"))
-  used = {word.split("=")[0].removeprefix("--") for line in text.splitlines() if "retree_jax.main" in line
-          for word in line.split("retree_jax.main", 1)[1].split() if word.startswith("--")}
+  used = {
+    word.split("=")[0].removeprefix("--")
+    for line in text.splitlines()
+    if "retree_jax.main" in line
+    for word in line.split("retree_jax.main", 1)[1].split()
+    if word.startswith("--")
+  }
   used = {name for name in used if not name.startswith("config.")}
   assert {"distributed", "workdir"} <= used and used <= known

@@ -26,8 +26,9 @@ def test_samples_and_plots_a_run_trained_here(tmp_path, monkeypatch):
   environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
   environment |= {"RETREE_WORKDIR": str(tmp_path / "run"), "JAX_PLATFORMS": "cpu", "IPYTHONDIR": str(tmp_path / "ipython")}
   notebook = nbformat.read(small.ROOT / "experiments/notebooks/sample_trees.ipynb", as_version=4)
-  client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3",
-                                   resources={"metadata": {"path": str(tmp_path)}})
+  client = nbclient.NotebookClient(
+    notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+  )
   client.execute(env=environment)  # raises at the first cell that fails
 
   outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

@@ -44,9 +44,13 @@ def test_samples_see_noise_of_their_own():
   assert np.abs(three[0] - three[1]).max() > 0.1
 
 
-@pytest.mark.parametrize("arguments, sentence", [
+@pytest.mark.parametrize(
+  "arguments, sentence",
+  [
     (("--stage", "superres"), "the superres stage superres paints nothing from noise"),
-    (("--stage", "tree", "--num", "1"), "--num=1 has no spread")])
+    (("--stage", "tree", "--num", "1"), "--num=1 has no spread"),
+  ],
+)
 def test_bad_arguments_get_one_sentence(arguments, sentence, monkeypatch, capsys):
   monkeypatch.setattr(sys, "argv", ["pure_noise", *arguments])
   assert errors.run(pure_noise.main) == 2

@@ -65,7 +65,8 @@ def test_a_failed_step_stops_the_chain_and_is_tried_again(tmp_path):
 
 def test_the_plan_labels_photographs_before_they_are_painted(tmp_path, monkeypatch):
   args = reproduce.parser().parse_args(
-      ["--labelled", "A,B", "--photographs", "C", "--out", str(tmp_path), "--preset", "tiny", "--budget", "tree=1.5"])
+    ["--labelled", "A,B", "--photographs", "C", "--out", str(tmp_path), "--preset", "tiny", "--budget", "tree=1.5"]
+  )
   steps = {step.name: step for step in reproduce.plan(args)}
   names = list(steps)
   assert names.index("train segmentation") < names.index("label C") < names.index("train fundus") < names.index("generate")
@@ -94,7 +95,8 @@ def test_labels_of_folders_with_one_name_stay_apart(tmp_path):
 @pytest.mark.parametrize("preset", reproduce.PRESETS)
 def test_every_flag_of_the_plan_is_one_of_its_command(preset, tmp_path, monkeypatch):
   args = reproduce.parser().parse_args(
-      ["--labelled", "A,B", "--out", str(tmp_path), "--preset", preset, "--validate", "--vgg19", "w.npz"])
+    ["--labelled", "A,B", "--out", str(tmp_path), "--preset", preset, "--validate", "--vgg19", "w.npz"]
+  )
   own = {"retree_jax.generate": generate, "retree_jax.evaluate": evaluate, "experiments.validation": validation}
   seen = set()
   for step in reproduce.plan(args):
@@ -112,10 +114,14 @@ def test_every_flag_of_the_plan_is_one_of_its_command(preset, tmp_path, monkeypa
   assert seen == {*own, "retree_jax.main"}
 
 
-@pytest.mark.parametrize("arguments, sentence", [
+@pytest.mark.parametrize(
+  "arguments, sentence",
+  [
     (["--labelled", "nowhere", "--out", "x"], "nowhere is no folder"),
     (["--budget", "trees=3", "--out", "x"], "stage 'trees' is unknown"),
-    (["--budget", "tree=long", "--out", "x"], "names no minutes")])
+    (["--budget", "tree=long", "--out", "x"], "names no minutes"),
+  ],
+)
 def test_bad_arguments_get_one_sentence(arguments, sentence, monkeypatch, capsys):
   monkeypatch.setattr(sys, "argv", ["reproduce", *arguments])
   try:

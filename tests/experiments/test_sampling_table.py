@@ -63,10 +63,14 @@ def test_steps_are_read():
       sampling_table.scales(wrong)
 
 
-@pytest.mark.parametrize("arguments, sentence", [
+@pytest.mark.parametrize(
+  "arguments, sentence",
+  [
     ((), "no stage to sample: give --tree"),
     (("--tree", "tree", "--num", "1"), "--num=1 leaves nothing to compare"),
-    (("--tree", "tree", "--guidance", "x"), "'x' is no guidance scale")])
+    (("--tree", "tree", "--guidance", "x"), "'x' is no guidance scale"),
+  ],
+)
 def test_bad_arguments_get_one_sentence(arguments, sentence, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(sys, "argv", ["table", "--real", "phantom:8", "--out", str(tmp_path / "out"), *arguments])
   assert errors.run(sampling_table.main) == 2

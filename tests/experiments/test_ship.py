@@ -15,7 +15,10 @@ from tests import small
 def test_paths_are_cut_down_to_their_last_part():
   given = {"data": {"source": "folder:/a/b/CHASE_DB1*2+folder:c/HRF+phantom:20"}, "seed": 3, "loss": {"file": "/x/vgg.npz"}}
   assert ship.without_paths(given) == {
-      "data": {"source": "folder:CHASE_DB1*2+folder:HRF+phantom:20"}, "seed": 3, "loss": {"file": "vgg.npz"}}
+    "data": {"source": "folder:CHASE_DB1*2+folder:HRF+phantom:20"},
+    "seed": 3,
+    "loss": {"file": "vgg.npz"},
+  }
 
 
 def test_shipped_weights_are_the_last_average_at_16_bits(monkeypatch, tmp_path):

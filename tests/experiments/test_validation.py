@@ -52,8 +52,18 @@ def sets(tmp_path_factory):
 
 def plan_of(sets, **changes):
   tests = {"real": sets["real"], "other": sets["other"]}
-  return validation.Plan(**{"name": "real", "real": sets["real"], "generated": sets["generated"], "tests": tests, "steps": 5,
-                            "seeds": (0,), "fidelity": 1, **changes})
+  return validation.Plan(
+    **{
+      "name": "real",
+      "real": sets["real"],
+      "generated": sets["generated"],
+      "tests": tests,
+      "steps": 5,
+      "seeds": (0,),
+      "fidelity": 1,
+      **changes,
+    }
+  )
 
 
 def test_all_arms_take_the_same_number_of_steps(sets):

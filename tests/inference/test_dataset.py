@@ -34,10 +34,18 @@ class Judge:
 @pytest.fixture
 def toys(monkeypatch):
   """Stages whose answers are known, in place of checkpoints."""
+
   def load(tree=None, fundus=None, superres=None, filter_path=None, threshold=None, mesh=None):
     every = test_generate.models(Judge())
-    return generate.Models(*(model if path else None for path, model in zip(
-        (tree, fundus, superres, filter_path), (every.tree, every.fundus, None, every.tree_filter), strict=True)))
+    return generate.Models(
+      *(
+        model if path else None
+        for path, model in zip(
+          (tree, fundus, superres, filter_path), (every.tree, every.fundus, None, every.tree_filter), strict=True
+        )
+      )
+    )
+
   monkeypatch.setattr("retree_jax.inference.pairs.load_models", load)
 
 
@@ -57,7 +65,11 @@ def test_what_is_written_is_what_the_arrays_say(toys, tmp_path):
     np.testing.assert_array_equal(read["fov"], pairs["fov"][k, ..., 0])
   names = set(stages.files(tmp_path / "set"))
   assert names == {f"{f}/{r['name']}.png" for f in ("images", "masks", "fov") for r in rows} | {
-      "manifest.jsonl", "run.json", "DATA_CARD.md", "contact_sheet.png"}
+    "manifest.jsonl",
+    "run.json",
+    "DATA_CARD.md",
+    "contact_sheet.png",
+  }
   # The project reads it back as a source of pairs.
   source = sources.open_source(f"folder:{tmp_path / 'set'}", split="all")
   assert len(source) == 5 and source[2]["label"] == "generated"
@@ -140,8 +152,11 @@ def test_another_folder_is_never_touched(toys, tmp_path):
     dataset_writer.write(ALL, tmp_path / "file", num=1)
   dataset_writer.write(ALL, tmp_path / "set", num=1)
   before = stages.files(tmp_path / "set")
-  for change, words in (({"seed": 1}, "seed is 0 there and 1 here"), ({"form": "tfds"}, "format is 'png' there"),
-                        ({"num_steps": 3}, "num_steps is 2 there and 3 here")):
+  for change, words in (
+    ({"seed": 1}, "seed is 0 there and 1 here"),
+    ({"form": "tfds"}, "format is 'png' there"),
+    ({"num_steps": 3}, "num_steps is 2 there and 3 here"),
+  ):
     with pytest.raises(ValueError, match=f"holds another run .*{words}.*use another --out"):
       dataset_writer.write(ALL, tmp_path / "set", num=1, **change)
   with pytest.raises(ValueError, match="stages.filter"):
@@ -267,11 +282,22 @@ def chain(tmp_path_factory):
 
 def start(chain, out, num=40):
   """The command in a process of its own, on one device, with the compilations of earlier ones."""
-  environment = {**os.environ, "RETREE_JAX_CPU_SETTINGS": "off", "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu",
-                 "JAX_COMPILATION_CACHE_DIR": small._CACHE, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+  environment = {
+    **os.environ,
+    "RETREE_JAX_CPU_SETTINGS": "off",
+    "JAX_NUM_CPU_DEVICES": "1",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": small._CACHE,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
   flags = [f"--{name}={path}" for name, path in chain.items()]
-  return subprocess.Popen([sys.executable, "-m", "retree_jax.generate", *flags, f"--num={num}", f"--out={out}", "--seed=5"],
-                          env=environment, cwd=small.ROOT, stderr=subprocess.PIPE, text=True)
+  return subprocess.Popen(
+    [sys.executable, "-m", "retree_jax.generate", *flags, f"--num={num}", f"--out={out}", "--seed=5"],
+    env=environment,
+    cwd=small.ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
 
 
 def finish(process) -> str:
@@ -308,13 +334,14 @@ def test_bad_input_is_one_sentence_and_code_2(chain, tmp_path, capsys, monkeypat
   (tmp_path / "other/notes.txt").write_text("")
   writing.write_png(tmp_path / "grey/a.png", np.arange(256, dtype=np.uint8).reshape(16, 16))
   for flags, words in (
-      ([f"--tree={chain['fundus']}"], "is a checkpoint of the fundus stage, not of the tree stage"),
-      ([f"--tree={chain['tree']}", f"--filter={chain['tree']}"], "not of the filter stage"),
-      ([f"--tree={chain['tree']}", f"--out={tmp_path / 'other'}"], "holds no generated set"),
-      ([f"--fundus={chain['fundus']}"], "no trees to paint"),
-      ([f"--fundus={chain['fundus']}", f"--trees={tmp_path / 'grey'}"], "no binary mask"),
-      ([f"--fundus={chain['fundus']}", f"--trees={tmp_path / 'other'}"], "No pictures"),
-      ([f"--tree={tmp_path / 'other'}"], "holds no checkpoint")):
+    ([f"--tree={chain['fundus']}"], "is a checkpoint of the fundus stage, not of the tree stage"),
+    ([f"--tree={chain['tree']}", f"--filter={chain['tree']}"], "not of the filter stage"),
+    ([f"--tree={chain['tree']}", f"--out={tmp_path / 'other'}"], "holds no generated set"),
+    ([f"--fundus={chain['fundus']}"], "no trees to paint"),
+    ([f"--fundus={chain['fundus']}", f"--trees={tmp_path / 'grey'}"], "no binary mask"),
+    ([f"--fundus={chain['fundus']}", f"--trees={tmp_path / 'other'}"], "No pictures"),
+    ([f"--tree={tmp_path / 'other'}"], "holds no checkpoint"),
+  ):
     arguments = ["generate", f"--out={tmp_path / 'out'}", *flags]
     assert errors.run(lambda a=arguments: generate.main(a)) == 2
     text = capsys.readouterr().err

@@ -47,15 +47,21 @@ def loaded(stage, network, target, condition=(), size=(16, 16), **sampler):
 
 
 def models(judge=None, **sampler):
-  return generate.Models(loaded("tree", Draws(), ("tree",), **sampler),
-                         loaded("fundus", Paints(), ("image",), ("tree", "fov"), **sampler), None, judge)
+  return generate.Models(
+    loaded("tree", Draws(), ("tree",), **sampler),
+    loaded("fundus", Paints(), ("image",), ("tree", "fov"), **sampler),
+    None,
+    judge,
+  )
 
 
 def judge_by(score, least):
   """A filter whose score is any function of a tree."""
+
   def verdicts(tree, fov):
     scores = [float(score(t)) for t in tree]
     return [tree_filter.Verdict(s >= least, s, "" if s >= least else f"score {s} is low") for s in scores]
+
   return verdicts
 
 
@@ -149,8 +155,9 @@ def test_the_sampled_disc_is_cleaned():
   soft[18:22, 18:22] = 0  # a hole
   soft[0, 0] = 255  # a speck
   soft[:, 30] = np.minimum(soft[:, 30], 140)
-  fields, tilts = field_of_view.with_fov({"tree": np.full((2, 40, 40, 1), 90, np.uint8),
-                                    "fov": np.stack([soft, soft * 0])[..., None].astype(np.uint8)})
+  fields, tilts = field_of_view.with_fov(
+    {"tree": np.full((2, 40, 40, 1), 90, np.uint8), "fov": np.stack([soft, soft * 0])[..., None].astype(np.uint8)}
+  )
   found = fields["fov"][0, ..., 0]
   assert np.mean((found >= 128) != (disc > 0)) < 0.02  # a pixel of the rim here or there
   assert found[20, 20] == 255 and found[0, 0] == 0
@@ -168,8 +175,10 @@ class TiltedDiscs:
     self.fov = (np.hypot(x, y) < 30) & (np.abs(along) < 19)
 
   def __call__(self, params, numbers, seed, stream, slots):
-    return {"tree": np.full((len(numbers), 64, 64, 1), 200, np.uint8),
-            "fov": np.repeat(np.uint8(255) * self.fov[None, ..., None], len(numbers), 0)}
+    return {
+      "tree": np.full((len(numbers), 64, 64, 1), 200, np.uint8),
+      "fov": np.repeat(np.uint8(255) * self.fov[None, ..., None], len(numbers), 0),
+    }
 
 
 def test_a_blackened_rim_fades_like_that_of_a_shrunk_photograph():
@@ -248,8 +257,10 @@ def test_a_slanted_cut_is_straight_after_enlarging_and_turning(degrees):
 
 
 def test_finished_pairs_are_upright(monkeypatch):
-  chain = generate.Models(loaded("tree", Paints(), ("tree", "fov"), size=(64, 64)),
-                          loaded("fundus", Paints(), ("image",), ("tree", "fov"), size=(64, 64)))
+  chain = generate.Models(
+    loaded("tree", Paints(), ("tree", "fov"), size=(64, 64)),
+    loaded("fundus", Paints(), ("image",), ("tree", "fov"), size=(64, 64)),
+  )
   generator, drawn = generate.Generator(chain), TiltedDiscs()
   for name in ("config", "size", "block", "mesh", "condition", "batch_size"):
     setattr(drawn, name, getattr(generator.samplers["tree"], name))
@@ -258,8 +269,10 @@ def test_finished_pairs_are_upright(monkeypatch):
   assert [abs(r["tilt"] - 12) <= 1 for r in records] == [True, True]
   left = generator.photographs(fields, np.arange(2), seed=0)
   upright = generator.photographs(fields, np.arange(2), seed=0, tilts=generate.tilts(records))
-  tops = {name: [np.flatnonzero(out["fov"][0, :, x, 0])[0] for x in (16, 24, 32, 40, 48)]
-          for name, out in (("left", left), ("upright", upright))}
+  tops = {
+    name: [np.flatnonzero(out["fov"][0, :, x, 0])[0] for x in (16, 24, 32, 40, 48)]
+    for name, out in (("left", left), ("upright", upright))
+  }
   assert np.ptp(tops["left"]) > 5 and np.ptp(tops["upright"]) <= 1
   # Photograph and tree were turned with it, and end where it ends.
   for name, pixels in upright.items():
@@ -278,17 +291,19 @@ def test_stages_of_other_sizes_follow_one_another():
   assert set(np.unique(out["fov"])) == {0, 255}
 
 
-@pytest.mark.parametrize(("stages_given", "options", "sentence"), [
+@pytest.mark.parametrize(
+  ("stages_given", "options", "sentence"),
+  [
     ({}, {}, "nothing to generate with"),
     ({"tree": "tree", "superres": "fundus"}, {}, "give --fundus"),
     ({"tree": "fundus"}, {}, "makes no trees"),
     ({"fundus": "asks"}, {}, "asks for 'image'"),
     ({"fundus": "fundus"}, {"guidance": 2.0}, "condition_dropout"),
     ({"fundus": "fundus"}, {}, "no tree stage"),
-])
+  ],
+)
 def test_stages_that_do_not_fit_are_refused(stages_given, options, sentence):
-  every = {"tree": models().tree, "fundus": models().fundus,
-           "asks": loaded("fundus", Paints(), ("image",), ("image",))}
+  every = {"tree": models().tree, "fundus": models().fundus, "asks": loaded("fundus", Paints(), ("image",), ("image",))}
   with pytest.raises(ValueError, match=sentence):
     generate.pairs(generate.Models(**{k: every[v] for k, v in stages_given.items()}), **options)
 
@@ -333,7 +348,9 @@ def test_trees_of_another_kind_are_refused():
     generate.pairs(generate.Models(tree=models().tree), trees=np.zeros((1, 8, 8, 1), np.uint8))
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), [
+@pytest.mark.parametrize(
+  ("arguments", "sentence"),
+  [
     (["--nmu=3"], "Unknown command line flag 'nmu'"),
     (["--num=0"], "--num=0"),
     (["--num", "many"], "--num=many"),
@@ -345,7 +362,8 @@ def test_trees_of_another_kind_are_refused():
     (["--trees=nowhere", "--filter=x"], "--filter serves to draw trees"),
     (["--tree=x", "--filter_threshold=0.5"], "--filter_threshold is that of a tree filter"),
     (["--tree=x", "--guidance=2"], "--guidance is that of the fundus stage"),
-])
+  ],
+)
 def test_bad_flags_are_one_sentence_and_code_2(arguments, sentence, capsys, monkeypatch):
   monkeypatch.delenv("RETREE_JAX_TRACEBACK", raising=False)
   assert errors.run(lambda: generate.main(["generate", *arguments])) == 2

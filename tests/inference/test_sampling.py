@@ -13,8 +13,14 @@ from tests import small
 @pytest.fixture(scope="module")
 def real():
   """A network with convolutions and attention, and weights that are not the initial ones, which predict 0."""
-  config = small.config(model__widths=(8, 16), model__attention=(1,), data__target=("tree", "fov"), sampler__name="ddpm",
-                        sampler__spacing="full", diffusion__num_steps=4)
+  config = small.config(
+    model__widths=(8, 16),
+    model__attention=(1,),
+    data__target=("tree", "fov"),
+    sampler__name="ddpm",
+    sampler__spacing="full",
+    diffusion__num_steps=4,
+  )
   network = models.build({**config.model, "out_channels": 2})
   params = network.init(jax.random.key(0), jnp.zeros((1, 16, 16, 2)), jnp.zeros(1))
   leaves, structure = jax.tree.flatten(params)
@@ -34,7 +40,9 @@ def test_a_sample_is_bit_identical_in_any_batch_on_any_devices(real):
   many = Sampler(config, network)
   all_nine = many(params, np.arange(9))
   assert {k: (v.shape, v.dtype) for k, v in all_nine.items()} == {
-    "tree": ((9, 16, 16, 1), np.uint8), "fov": ((9, 16, 16, 1), np.uint8)}
+    "tree": ((9, 16, 16, 1), np.uint8),
+    "fov": ((9, 16, 16, 1), np.uint8),
+  }
   assert len({all_nine["tree"][k].tobytes() for k in range(9)}) == 9
   # Alone, out of order, in small batches, on eight devices.
   same(all_nine, many(params, [5]), rows=[5])
@@ -52,8 +60,11 @@ def test_a_sample_is_bit_identical_in_any_batch_on_any_devices(real):
 
 def test_a_sample_has_its_place_in_a_block_on_a_cpu_whatever_comes_with_it():
   """The paper's network is sampled four at a time."""
-  config = small.config(model={"name": "paper_denoiser", "dim": 64, "time_dim": 16, "heads": 2, "head_width": 8},
-                        sampler__name="ddpm", sampler__num_steps=3)
+  config = small.config(
+    model={"name": "paper_denoiser", "dim": 64, "time_dim": 16, "heads": 2, "head_width": 8},
+    sampler__name="ddpm",
+    sampler__num_steps=3,
+  )
   network = models.build(config.model)
   params = network.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)), jnp.zeros(1))
   sampler = Sampler(config, network)
@@ -99,8 +110,13 @@ class Known:
 
 
 def conditional(**changes):
-  config = small.config(data__target=("image",), data__condition=("tree", "fov"), diffusion__condition_dropout=0.1,
-                        diffusion__prediction="x0", **changes)
+  config = small.config(
+    data__target=("image",),
+    data__condition=("tree", "fov"),
+    diffusion__condition_dropout=0.1,
+    diffusion__prediction="x0",
+    **changes,
+  )
   rng = np.random.default_rng(0)
   given = {"tree": rng.integers(0, 256, (3, 16, 16, 1), np.uint8), "fov": np.full((3, 16, 16, 1), 255, np.uint8)}
   given["fov"][:, :4] = 0

@@ -91,8 +91,11 @@ def test_windows_are_pieces_of_their_own_picture_inside_the_field_of_view():
   task = tasks.make(config)
   y, x = np.mgrid[:64, :64].astype(np.uint8)
   middle = (((y - 32.0) ** 2 + (x - 32.0) ** 2 < 14**2) * np.uint8(255))[..., None]
-  batch = {"image": np.stack([np.stack([y, x, np.full_like(y, k)], -1) for k in range(2)]),
-           "tree": np.stack([y[..., None]] * 2), "fov": np.stack([middle] * 2)}
+  batch = {
+    "image": np.stack([np.stack([y, x, np.full_like(y, k)], -1) for k in range(2)]),
+    "tree": np.stack([y[..., None]] * 2),
+    "fov": np.stack([middle] * 2),
+  }
   draw = jax.jit(task._windows)(batch, jax.random.key(3))
   image, tree = np.asarray(draw["image"]), np.asarray(draw["tree"])
   assert image.shape == (32, 32, 32, 3) and draw["key"].shape == (32,)
@@ -111,13 +114,14 @@ def test_windows_are_pieces_of_their_own_picture_inside_the_field_of_view():
 def test_turned_windows_keep_photograph_and_tree_together():
   task = tasks.make(small(crop__num=32, crop__turns=True))
   y, x = np.mgrid[:64, :64].astype(np.uint8)
-  batch = {"image": np.stack([y, x, y], -1)[None], "tree": y[None, ..., None],
-           "fov": np.full((1, 64, 64, 1), 255, np.uint8)}
+  batch = {"image": np.stack([y, x, y], -1)[None], "tree": y[None, ..., None], "fov": np.full((1, 64, 64, 1), 255, np.uint8)}
   draw = task._windows(batch, jax.random.key(3))
   image, tree = np.asarray(draw["image"]).astype(int), np.asarray(draw["tree"])
   np.testing.assert_array_equal(tree[..., 0], image[..., 0])
-  seen = {(int(w[1, 0, 0] - w[0, 0, 0]), int(w[0, 1, 0] - w[0, 0, 0]), int(w[1, 0, 1] - w[0, 0, 1]),
-           int(w[0, 1, 1] - w[0, 0, 1])) for w in image}
+  seen = {
+    (int(w[1, 0, 0] - w[0, 0, 0]), int(w[0, 1, 0] - w[0, 0, 0]), int(w[1, 0, 1] - w[0, 0, 1]), int(w[0, 1, 1] - w[0, 0, 1]))
+    for w in image
+  }
   assert len(seen) == 8  # rows and columns swapped or not, each running either way
 
 
@@ -131,15 +135,16 @@ def test_pixels_outside_the_field_of_view_do_not_count():
   p = jax.nn.sigmoid(logits)
   entropy = -(tree * jnp.log(p) + (1 - tree) * jnp.log(1 - p))[:, 4:12, 2:14].mean((1, 2, 3))
   np.testing.assert_allclose(task._example_losses(logits, tree, fov), entropy, rtol=1e-4)
-  want = [metrics.scores(np.asarray(jax.nn.sigmoid(q)), np.asarray(t), np.asarray(f))["f1"]
-          for q, t, f in zip(logits, tree, fov, strict=True)]
+  want = [
+    metrics.scores(np.asarray(jax.nn.sigmoid(q)), np.asarray(t), np.asarray(f))["f1"]
+    for q, t, f in zip(logits, tree, fov, strict=True)
+  ]
   np.testing.assert_allclose(segmentation._f1(logits, tree, fov), want, rtol=1e-6)
 
 
 def test_every_term_of_the_loss_can_be_chosen_and_gives_gradients():
   batch = eyes()
-  whole = tasks.make(small(loss__bce=0.0, loss__dice=0.5, loss__jaccard=0.25, loss__cldice=0.5,
-                           loss__cldice_iterations=2))
+  whole = tasks.make(small(loss__bce=0.0, loss__dice=0.5, loss__jaccard=0.25, loss__cldice=0.5, loss__cldice_iterations=2))
   state = jax.jit(whole.init)(keys.stream(0, "test"))
   after, scores = jax.jit(whole.train_step)(state, batch)
   assert 0 < float(scores["loss"]) < 1.25 and int(after.step) == 1
@@ -155,8 +160,8 @@ def test_it_learns_dark_lines_and_finds_them_in_a_photograph_of_another_size():
   def lines(height, width):
     tree = np.zeros((height, width, 1), np.uint8)
     for _ in range(3):
-      tree[(at := rng.integers(4, height - 6)):at + 2] = 255
-      tree[:, (at := rng.integers(4, width - 6)):at + 2] = 255
+      tree[(at := rng.integers(4, height - 6)) : at + 2] = 255
+      tree[:, (at := rng.integers(4, width - 6)) : at + 2] = 255
     grey = rng.normal(150, 8, (height, width, 3)) - 50 * (tree / 255.0)
     return {"image": np.clip(grey, 0, 255).astype(np.uint8), "tree": tree, "fov": np.full_like(tree, 255)}
 
@@ -176,14 +181,17 @@ def test_it_learns_dark_lines_and_finds_them_in_a_photograph_of_another_size():
   assert metrics.scores(found, other["tree"])["f1"] > 0.9
 
 
-@pytest.mark.parametrize(("change", "sentence"), [
+@pytest.mark.parametrize(
+  ("change", "sentence"),
+  [
     ({"data__target": ("image",)}, "write .'tree',"),
     ({"data__condition": ("tree",)}, "write .'image',."),
     ({"crop__size": 128}, "smaller window"),
     ({"crop__size": 33}, "multiples of"),
     ({"crop__num": 0}, "1 or more"),
     ({"loss__bce": 0.0}, "loss.bce=1.0"),
-])
+  ],
+)
 def test_impossible_configs_say_what_to_write(change, sentence):
   with pytest.raises(ValueError, match=sentence):
     tasks.make(small(**change))
@@ -351,8 +359,7 @@ def test_scores_are_those_of_the_metrics_part_by_part(tmp_path):
     np.testing.assert_allclose(result[title]["all"]["per_image"]["f1"]["mean"], np.mean(each), rtol=1e-9)
     np.testing.assert_allclose(result[title]["first"]["per_image"]["f1"]["std"], np.std(each[:2], ddof=1), rtol=1e-9)
     assert result["images"]["second-2"][title] == round(each[2], 4)
-  pooled = metrics.protocol("native").pooled(
-      found, [source[i]["tree"] for i in range(3)], [source[i]["fov"] for i in range(3)])
+  pooled = metrics.protocol("native").pooled(found, [source[i]["tree"] for i in range(3)], [source[i]["fov"] for i in range(3)])
   assert result["native"]["all"]["pooled"]["auc"] == pooled["auc"]
   assert result["native"]["second"]["per_image"]["f1"]["std"] is None  # one image has no spread; JSON has no NaN
   json.dumps(result, allow_nan=False)

@@ -62,7 +62,7 @@ def test_a_crop_is_a_part_of_its_pair_and_a_turn_keeps_the_pixels():
   assert corners == {(y, x) for y in range(2) for x in range(4)}  # every place, and no other
   for c in crops:
     y, x = divmod(int(c[0, 0, 0]) // 4, 8)
-    np.testing.assert_array_equal(c, pair[y:y + 5, x:x + 5])
+    np.testing.assert_array_equal(c, pair[y : y + 5, x : x + 5])
   square = pair[:, :6]
   turned = jax.vmap(views.turn, (0, None))(jax.random.split(jax.random.key(1), 100), square)
   eight = {np.rot90(m, k).tobytes() for m in (square, square[:, ::-1]) for k in range(4)}
@@ -155,8 +155,12 @@ def test_terms_of_the_untrained_network_are_those_of_bicubic_enlargement():
 def _vgg_file(folder):
   """Two layers of random weights: the reading of real ones is tested in test_vgg.py."""
   rng = np.random.default_rng(0)
-  arrays = {"block1_conv1/kernel": rng.normal(0, 0.3, (3, 3, 3, 64)), "block1_conv1/bias": np.zeros(64),
-            "block1_conv2/kernel": rng.normal(0, 0.1, (3, 3, 64, 64)), "block1_conv2/bias": np.zeros(64)}
+  arrays = {
+    "block1_conv1/kernel": rng.normal(0, 0.3, (3, 3, 3, 64)),
+    "block1_conv1/bias": np.zeros(64),
+    "block1_conv2/kernel": rng.normal(0, 0.1, (3, 3, 64, 64)),
+    "block1_conv2/bias": np.zeros(64),
+  }
   np.savez(folder / "vgg.npz", **{k: v.astype(np.float32) for k, v in arrays.items()})
   return str(folder / "vgg.npz")
 
@@ -251,8 +255,9 @@ def test_a_run_goes_through_the_loop_resumes_and_loads_as_a_generator(tmp_path):
   large = superres.Enlarger(loaded)({f: v[:2, ::2, ::2] for f, v in eyes().items()})
   assert large["image"].shape == (2, 32, 32, 3) and large["tree"].shape == (2, 32, 32, 1)
   # `--mode sample --input`: pairs of the small size are enlarged as they are.
-  pairs = {f: v[:2, ::2, ::2] if f == "image" else np.where(v[:2, ::2, ::2] >= 128, 255, 0).astype(np.uint8)
-           for f, v in eyes().items()}
+  pairs = {
+    f: v[:2, ::2, ::2] if f == "image" else np.where(v[:2, ::2, ::2] >= 128, 255, 0).astype(np.uint8) for f, v in eyes().items()
+  }
   for k in range(2):
     for folder, field in (("images", "image"), ("masks", "tree"), ("fov", "fov")):
       writing.write_png(tmp_path / f"small/{folder}/{k}.png", pairs[field][k])
@@ -292,7 +297,7 @@ def test_neither_the_batch_nor_the_number_of_devices_changes_a_bit(noisy):
   assert len(np.unique(whole["image"])) > 50 and not whole["tree"][whole["fov"] == 0].any()
   single = superres.Enlarger(loaded)
   for k in (0, 8):
-    small.assert_same(single({f: v[k:k + 1] for f, v in fields.items()}), {f: v[k:k + 1] for f, v in whole.items()})
+    small.assert_same(single({f: v[k : k + 1] for f, v in fields.items()}), {f: v[k : k + 1] for f, v in whole.items()})
   eight = superres.Enlarger(loaded, sharding.make_mesh())
   small.assert_same(eight(fields), whole)
   assert eight.size == (32, 32) and eight.scale == 2
@@ -350,11 +355,14 @@ def test_a_config_that_cannot_be_is_refused_with_a_remedy(changes, message):
     tasks.make(config(**changes))
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-  ({"tree": None}, "there is no 'tree'"),
-  ({"tree": np.zeros((1, 8, 8, 1), np.uint8)}, r"needs 'tree' as uint8 \[N, 16, 16, 1\]"),
-  ({"image": np.zeros((1, 16, 16, 3))}, "not float64"),
-])
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"tree": None}, "there is no 'tree'"),
+    ({"tree": np.zeros((1, 8, 8, 1), np.uint8)}, r"needs 'tree' as uint8 \[N, 16, 16, 1\]"),
+    ({"image": np.zeros((1, 16, 16, 3))}, "not float64"),
+  ],
+)
 def test_pairs_that_do_not_fit_are_refused(changes, message):
   fields = {"image": np.zeros((1, 16, 16, 3), np.uint8), "tree": np.zeros((1, 16, 16, 1), np.uint8), **changes}
   with pytest.raises(ValueError, match=message):

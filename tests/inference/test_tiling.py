@@ -36,7 +36,8 @@ def test_overlap_hides_what_a_function_does_at_its_rim():
   # A mean over 5x5 pixels with zeros beyond the tile is wrong within 2 pixels of the rim.
   def blur(x):
     return jax.lax.conv_general_dilated(
-        x, jnp.ones((5, 5, 1, 1)) / 25, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+      x, jnp.ones((5, 5, 1, 1)) / 25, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
   x = jax.random.uniform(jax.random.key(1), (1, 48, 48, 1))
   whole = blur(x)[:, 2:-2, 2:-2]

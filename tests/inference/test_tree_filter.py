@@ -93,8 +93,10 @@ def test_measures_of_drawn_trees():
 
 
 def test_ranges_reach_a_quarter_beyond_real_trees_and_say_why():
-  real = [{"density": 0.10, "components": 2, "largest": 0.9, "trunk": 0.6},
-          {"density": 0.14, "components": 6, "largest": 1.0, "trunk": 0.8}]
+  real = [
+    {"density": 0.10, "components": 2, "largest": 0.9, "trunk": 0.6},
+    {"density": 0.14, "components": 6, "largest": 1.0, "trunk": 0.8},
+  ]
   ranges = tree_filter.ranges_of(real)
   assert ranges == {"density": (0.09, 0.15), "components": (None, 7.0), "largest": (0.875, None), "trunk": (0.55, None)}
   assert tree_filter.outside(real[0], ranges) == "" == tree_filter.outside(real[1], ranges)
@@ -134,7 +136,7 @@ def test_verdicts_do_not_depend_on_neighbours_and_any_size_will_do(trained):
   assert judge.how == "given by hand" and judge.threshold == 0.0
   tree, fov = tree_filter._real(judge.loaded.config, "fit")
   together = judge(tree, fov)
-  assert together == [judge(tree[i:i + 1], fov[i:i + 1])[0] for i in range(len(tree))]
+  assert together == [judge(tree[i : i + 1], fov[i : i + 1])[0] for i in range(len(tree))]
   assert all(v.accepted and v.reason == "" for v in together)
   large = np.repeat(np.repeat(tree, 2, 1), 2, 2)  # area averages bring it back exactly
   assert judge(large, np.repeat(np.repeat(fov, 2, 1), 2, 2)) == together

@@ -96,8 +96,12 @@ def test_vgg_features_do_not_depend_on_the_scale_of_the_weights(tmp_path):
   rng = np.random.default_rng(0)
   found = []
   for scale in (1.0, 50.0):
-    layers = {"block1_conv1/kernel": rng.normal(0, 0.01, (3, 3, 3, 64)), "block1_conv1/bias": np.zeros(64),
-              "block1_conv2/kernel": scale * rng.normal(0, 0.06, (3, 3, 64, 64)), "block1_conv2/bias": np.zeros(64)}
+    layers = {
+      "block1_conv1/kernel": rng.normal(0, 0.01, (3, 3, 3, 64)),
+      "block1_conv1/bias": np.zeros(64),
+      "block1_conv2/kernel": scale * rng.normal(0, 0.06, (3, 3, 64, 64)),
+      "block1_conv2/bias": np.zeros(64),
+    }
     np.savez(tmp_path / f"{scale}.npz", **{k: v.astype(np.float32) for k, v in layers.items()})
     found.append(features.extract(_pictures(3), features.extractor("vgg19", tmp_path / f"{scale}.npz")))
     rng = np.random.default_rng(0)

@@ -13,7 +13,7 @@ def _lines(offset=0):
   """Five lines, 3 px wide, and a disc of view."""
   tree = np.zeros((SIZE, SIZE), bool)
   for centre in (24, 44, 64, 84, 104):
-    tree[:, centre - 1 + offset:centre + 2 + offset] = True
+    tree[:, centre - 1 + offset : centre + 2 + offset] = True
   y, x = np.ogrid[:SIZE, :SIZE]
   fov = (y - 63.5) ** 2 + (x - 63.5) ** 2 <= 62**2
   return tree, fov
@@ -51,11 +51,13 @@ def test_label_between_the_vessels_is_no_better_than_chance():
 
 def test_no_vessels_at_all_is_chance():
   tree, fov = _lines()
-  found = [fidelity.measures(_photograph(np.zeros_like(tree), fov, noise=10, seed=seed), tree, fov)
-           for seed in range(8)]
+  found = [fidelity.measures(_photograph(np.zeros_like(tree), fov, noise=10, seed=seed), tree, fov) for seed in range(8)]
   means = {name: np.mean([f[name] for f in found]) for name in fidelity.MEASURES}
-  assert means == {"darker": pytest.approx(0.5, abs=0.02), "separation": pytest.approx(0.5, abs=0.02),
-                   "contrast": pytest.approx(0, abs=0.005)}
+  assert means == {
+    "darker": pytest.approx(0.5, abs=0.02),
+    "separation": pytest.approx(0.5, abs=0.02),
+    "contrast": pytest.approx(0, abs=0.005),
+  }
 
 
 def test_bright_vessels_are_below_chance():
@@ -93,7 +95,8 @@ def test_empty_and_full_trees_are_nan():
 def test_summary_places_labels_between_chance_and_real():
   def records(level):
     return [{"darker": level, "separation": level, "contrast": level} for _ in range(4)] + [
-      dict.fromkeys(fidelity.MEASURES, float("nan"))]
+      dict.fromkeys(fidelity.MEASURES, float("nan"))
+    ]
 
   found = fidelity.summary(records(0.8), records(0.5), records(0.9))
   assert found["separation"]["position"] == pytest.approx(0.75)

@@ -158,8 +158,17 @@ def test_floor_of_equal_halves():
 def test_compare_gives_all_with_floors():
   a, b = _sets(60, 60, shift=6)
   found = images.compare(a, b)
-  assert set(found) == {"frechet", "kernel", "frechet_matched", "frechet_floor", "kernel_floor", "precision",
-                        "recall", "density", "coverage"}
+  assert set(found) == {
+    "frechet",
+    "kernel",
+    "frechet_matched",
+    "frechet_floor",
+    "kernel_floor",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+  }
   assert found["frechet"].value > found["frechet_floor"].value
   assert found["kernel"].value > found["kernel_floor"].high
   assert found["frechet_matched"].num_a == found["frechet_floor"].num_a == 30

@@ -257,7 +257,15 @@ def test_second_observer_of_chase(real_eyes):
     rows.append(segmentation.scores(second, first))
   found = segmentation.summary(rows, 10)
   assert len(rows) == 28
-  expected = {"accuracy": 0.9695, "precision": 0.7965, "recall": 0.7677, "f1": 0.7765, "jaccard": 0.6353,
-              "kappa": 0.7603, "mcc": 0.7634, "cldice": 0.8349}
+  expected = {
+    "accuracy": 0.9695,
+    "precision": 0.7965,
+    "recall": 0.7677,
+    "f1": 0.7765,
+    "jaccard": 0.6353,
+    "kappa": 0.7603,
+    "mcc": 0.7634,
+    "cldice": 0.8349,
+  }
   for name, value in expected.items():
     assert found[name]["mean"] == pytest.approx(value, abs=1e-4), name

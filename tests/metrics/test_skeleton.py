@@ -65,7 +65,7 @@ def test_smoothing_keeps_lines_and_parabolas_and_end_points():
   both = np.concatenate([straight, bent])
   found = skeleton.smooth(both, np.array([60, 60]), np.array([False, False]), 3.0)
   np.testing.assert_allclose(found[:60], straight, atol=1e-9)
-  np.testing.assert_allclose(found[60 + 16:-16], bent[16:-16], atol=1e-3)
+  np.testing.assert_allclose(found[60 + 16 : -16], bent[16:-16], atol=1e-3)
   np.testing.assert_allclose(found[[60, -1]], bent[[0, -1]], atol=1e-9)
   noisy = straight + np.random.default_rng(0).normal(size=straight.shape)
   calm = skeleton.smooth(noisy, np.array([60]), np.array([False]), 3.0)

@@ -9,8 +9,7 @@ from retree_jax.metrics import two_sample
 
 def test_level_on_one_distribution():
   rng = np.random.default_rng(0)
-  p = [two_sample.energy_test(rng.standard_normal((12, 5)), rng.standard_normal((9, 5)), 99, seed)["p"]
-       for seed in range(300)]
+  p = [two_sample.energy_test(rng.standard_normal((12, 5)), rng.standard_normal((9, 5)), 99, seed)["p"] for seed in range(300)]
   # A valid test: p uniform, so about 5 % and 50 % lie below 0.05 and 0.5 (binomial deviations 1.3 and 2.9 %).
   assert np.mean(np.array(p) <= 0.05) == pytest.approx(0.05, abs=0.04)
   assert np.mean(np.array(p) <= 0.5) == pytest.approx(0.5, abs=0.09)

@@ -25,8 +25,9 @@ SHAPES = {
 def _drawn(shape, dtype=np.float64, seed=0):
   n, h, w, entering, leaving = shape
   rng = np.random.default_rng(seed)
-  return tuple(rng.standard_normal(s).astype(dtype) for s in ((n, h, w, entering), (3, 3, entering, leaving),
-                                                              (n, h, w, leaving)))
+  return tuple(
+    rng.standard_normal(s).astype(dtype) for s in ((n, h, w, entering), (3, 3, entering, leaving), (n, h, w, leaving))
+  )
 
 
 def _reference(x, kernel, g):
@@ -36,9 +37,9 @@ def _reference(x, kernel, g):
   out, of_padded, of_kernel = np.zeros_like(g), np.zeros_like(padded), np.zeros_like(kernel)
   for i in range(3):
     for j in range(3):
-      seen = padded[:, i:i + h, j:j + w]
+      seen = padded[:, i : i + h, j : j + w]
       out += seen @ kernel[i, j]
-      of_padded[:, i:i + h, j:j + w] += g @ kernel[i, j].T
+      of_padded[:, i : i + h, j : j + w] += g @ kernel[i, j].T
       of_kernel[i, j] = np.tensordot(seen, g, ((0, 1, 2), (0, 1, 2)))
   return out, of_padded[:, 1:-1, 1:-1], of_kernel
 
@@ -67,8 +68,10 @@ def test_every_form_is_the_direct_sum(shape):
 
 
 def test_the_bounds_choose_the_forms_that_the_shapes_are_named_after():
-  pays = {name: [convolution._winograd_pays(np.empty((n, h, w, c), np.float32), d, least) for least in (64, 128)]
-          for name, (n, h, w, c, d) in SHAPES.items()}
+  pays = {
+    name: [convolution._winograd_pays(np.empty((n, h, w, c), np.float32), d, least) for least in (64, 128)]
+    for name, (n, h, w, c, d) in SHAPES.items()
+  }
   assert pays.pop("winograd") == [True, True]
   assert pays.pop("winograd, kernel's gradient not") == [True, False]
   assert pays.pop("winograd, not square") == [True, False]
@@ -96,14 +99,25 @@ def test_the_gradient_of_a_gradient_is_the_direct_ones():
     def of(kernel):
       grad = jax.grad(lambda x: jnp.sum(jnp.tanh(conv(x, kernel))))(x)
       return jnp.sum(grad**2)
+
     return jax.jit(jax.grad(of))(kernel)
 
   np.testing.assert_allclose(penalty(_conv), penalty(convolution._direct), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [
-  {"strides": (2, 2)}, {"kernel_dilation": (2, 2)}, {"feature_group_count": 2}, {"padding": "VALID"}, {"kernel_size": (5, 5)},
-  {"dtype": jnp.bfloat16}, {"precision": "highest"}], ids=str)
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"strides": (2, 2)},
+    {"kernel_dilation": (2, 2)},
+    {"feature_group_count": 2},
+    {"padding": "VALID"},
+    {"kernel_size": (5, 5)},
+    {"dtype": jnp.bfloat16},
+    {"precision": "highest"},
+  ],
+  ids=str,
+)
 def test_anything_else_goes_to_xla_as_it_is(options):
   options = {"kernel_size": (3, 3), "padding": "SAME", **options}
   x = np.float32(_drawn((1, 8, 8, 4, 4))[0])

@@ -8,8 +8,17 @@ import pytest
 from retree_jax import models
 
 TINY = {
-  "name": "denoiser", "patch": 2, "detail": 4, "widths": (8, 12), "blocks": (1,), "attention": (-1,), "middle": 1,
-  "head_width": 4, "mlp_ratio": 2, "time_dim": 8}
+  "name": "denoiser",
+  "patch": 2,
+  "detail": 4,
+  "widths": (8, 12),
+  "blocks": (1,),
+  "attention": (-1,),
+  "middle": 1,
+  "head_width": 4,
+  "mlp_ratio": 2,
+  "time_dim": 8,
+}
 
 
 def awake(params):
@@ -46,8 +55,7 @@ def test_every_input_and_every_parameter_counts(tiny):
     assert np.abs(changed[1] - out[1]).max() > 1e-4
   network = models.build({**TINY, "out_channels": 2})
   gradients = jax.jit(jax.grad(lambda p: jnp.sum(network.apply(p, x, t, cond) ** 2)))(params)
-  dead = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(gradients)
-          if not np.abs(g).max() > 0]
+  dead = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(gradients) if not np.abs(g).max() > 0]
   assert not dead
 
 
@@ -81,12 +89,15 @@ def test_bfloat16_keeps_parameters_and_output_in_float32(tiny):
   assert convolutions and all(":bf16" in line for line in convolutions)
 
 
-@pytest.mark.parametrize("settings, multiple, size", [
-  ({"patch": 1}, 2, (6, 4)),
-  ({"patch": 4, "detail": 0}, 8, (8, 16)),
-  ({"patch": 2, "widths": (4, 8, 12), "blocks": (1, 2, 1), "attention": (1, 2), "middle": 0}, 8, (8, 8)),
-  ({"attention": (), "middle": 0, "detail": 0, "dropout": 0.5}, 4, (4, 4)),
-])
+@pytest.mark.parametrize(
+  "settings, multiple, size",
+  [
+    ({"patch": 1}, 2, (6, 4)),
+    ({"patch": 4, "detail": 0}, 8, (8, 16)),
+    ({"patch": 2, "widths": (4, 8, 12), "blocks": (1, 2, 1), "attention": (1, 2), "middle": 0}, 8, (8, 8)),
+    ({"attention": (), "middle": 0, "detail": 0, "dropout": 0.5}, 4, (4, 4)),
+  ],
+)
 def test_other_shapes_of_network(settings, multiple, size):
   network = models.build({**TINY, **settings})
   assert network.size_multiple == multiple
@@ -117,24 +128,26 @@ def test_dropout_needs_a_key_and_only_then_drops():
 def test_the_default_fits_its_images():
   network = models.build({"name": "denoiser", "dtype": "bfloat16"})
   network.check_size(256, 256)
-  shapes = jax.eval_shape(lambda: network.init(
-    jax.random.key(0), jnp.zeros((1, 256, 256, 1)), jnp.zeros(1)))
+  shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 256, 256, 1)), jnp.zeros(1)))
   assert 40e6 < sum(leaf.size for leaf in jax.tree.leaves(shapes)) < 120e6
 
 
-@pytest.mark.parametrize("settings, words", [
-  ({"patch": 3}, "'patch' of the denoiser must be 1, 2 or 4, not 3"),
-  ({"widths": ()}, "'widths' of the denoiser must name at least one level"),
-  ({"widths": (8, 0)}, "'widths' of the denoiser must name at least one level"),
-  ({"blocks": (1, 2, 3)}, "one for each of the 2 levels"),
-  ({"blocks": (0,)}, "all at least 1"),
-  ({"attention": (2,)}, "names level 2, but 'widths' has only 2: choose from 0 .finest. to 1, or -1"),
-  ({"head_width": 6}, "multiple of 4 that divides the width of every level with attention, but 6"),
-  ({"head_width": 8}, "but 8 does not for width 12"),
-  ({"time_dim": 0}, "'time_dim' of the denoiser must be at least 1"),
-  ({"middle": -1}, "'middle' of the denoiser must be 0 or more"),
-  ({"dropout": 1.0}, "'dropout' of the denoiser must lie in"),
-])
+@pytest.mark.parametrize(
+  "settings, words",
+  [
+    ({"patch": 3}, "'patch' of the denoiser must be 1, 2 or 4, not 3"),
+    ({"widths": ()}, "'widths' of the denoiser must name at least one level"),
+    ({"widths": (8, 0)}, "'widths' of the denoiser must name at least one level"),
+    ({"blocks": (1, 2, 3)}, "one for each of the 2 levels"),
+    ({"blocks": (0,)}, "all at least 1"),
+    ({"attention": (2,)}, "names level 2, but 'widths' has only 2: choose from 0 .finest. to 1, or -1"),
+    ({"head_width": 6}, "multiple of 4 that divides the width of every level with attention, but 6"),
+    ({"head_width": 8}, "but 8 does not for width 12"),
+    ({"time_dim": 0}, "'time_dim' of the denoiser must be at least 1"),
+    ({"middle": -1}, "'middle' of the denoiser must be 0 or more"),
+    ({"dropout": 1.0}, "'dropout' of the denoiser must lie in"),
+  ],
+)
 def test_bad_settings_are_answered_in_a_sentence(settings, words):
   with pytest.raises(ValueError, match=words):
     models.build({**TINY, **settings})

@@ -16,8 +16,7 @@ def test_patch_scores_are_the_originals(parity_dir, part):
   with np.load(parity_dir / "retree_network.npz", allow_pickle=False) as file:
     arrays = {k.removeprefix(f"{part}/"): file[k] for k in file if k.startswith(f"{part}/")}
   start = "state_dict/"
-  settings, params = torch_import.convert(
-    {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)})
+  settings, params = torch_import.convert({k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)})
   assert settings == {"name": "discriminator", "width": 8, "heads": 4, "head_width": 64, "depth": 1}
   network = models.build(settings)
   scores = jax.jit(network.apply)(params, arrays["x"].transpose(0, 2, 3, 1))

@@ -30,8 +30,7 @@ def _torch_reference(torch, state, image):
   tensors = {k: torch.from_numpy(v) for k, v in state.items()}
 
   def c(x, name, stride=1, padding=0):
-    t = {k: tensors[f"{name}.{k}"] for k in
-         ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")}
+    t = {k: tensors[f"{name}.{k}"] for k in ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")}
     x = F.conv2d(x, t["conv.weight"], stride=stride, padding=padding)
     x = F.batch_norm(x, t["bn.running_mean"], t["bn.running_var"], t["bn.weight"], t["bn.bias"], eps=0.001)
     return F.relu(x)
@@ -48,37 +47,67 @@ def _torch_reference(torch, state, image):
   x = F.max_pool2d(c(c(c(x, "Conv2d_1a_3x3", 2), "Conv2d_2a_3x3"), "Conv2d_2b_3x3", 1, 1), 3, 2)
   x = F.max_pool2d(c(c(x, "Conv2d_3b_1x1"), "Conv2d_4a_3x3"), 3, 2)
   for b in ("Mixed_5b", "Mixed_5c", "Mixed_5d"):
-    x = torch.cat([
-      chain(x, b, ("branch1x1",)), chain(x, b, ("branch5x5_1",), ("branch5x5_2", 1, 2)),
-      chain(x, b, ("branch3x3dbl_1",), ("branch3x3dbl_2", 1, 1), ("branch3x3dbl_3", 1, 1)),
-      chain(average(x), b, ("branch_pool",))], 1)
+    x = torch.cat(
+      [
+        chain(x, b, ("branch1x1",)),
+        chain(x, b, ("branch5x5_1",), ("branch5x5_2", 1, 2)),
+        chain(x, b, ("branch3x3dbl_1",), ("branch3x3dbl_2", 1, 1), ("branch3x3dbl_3", 1, 1)),
+        chain(average(x), b, ("branch_pool",)),
+      ],
+      1,
+    )
   b = "Mixed_6a"
-  x = torch.cat([
-    chain(x, b, ("branch3x3", 2)),
-    chain(x, b, ("branch3x3dbl_1",), ("branch3x3dbl_2", 1, 1), ("branch3x3dbl_3", 2)),
-    F.max_pool2d(x, 3, 2)], 1)
+  x = torch.cat(
+    [
+      chain(x, b, ("branch3x3", 2)),
+      chain(x, b, ("branch3x3dbl_1",), ("branch3x3dbl_2", 1, 1), ("branch3x3dbl_3", 2)),
+      F.max_pool2d(x, 3, 2),
+    ],
+    1,
+  )
   h, v = (0, 3), (3, 0)
   for b in ("Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"):
-    x = torch.cat([
-      chain(x, b, ("branch1x1",)),
-      chain(x, b, ("branch7x7_1",), ("branch7x7_2", 1, h), ("branch7x7_3", 1, v)),
-      chain(x, b, ("branch7x7dbl_1",), ("branch7x7dbl_2", 1, v), ("branch7x7dbl_3", 1, h),
-            ("branch7x7dbl_4", 1, v), ("branch7x7dbl_5", 1, h)),
-      chain(average(x), b, ("branch_pool",))], 1)
+    x = torch.cat(
+      [
+        chain(x, b, ("branch1x1",)),
+        chain(x, b, ("branch7x7_1",), ("branch7x7_2", 1, h), ("branch7x7_3", 1, v)),
+        chain(
+          x,
+          b,
+          ("branch7x7dbl_1",),
+          ("branch7x7dbl_2", 1, v),
+          ("branch7x7dbl_3", 1, h),
+          ("branch7x7dbl_4", 1, v),
+          ("branch7x7dbl_5", 1, h),
+        ),
+        chain(average(x), b, ("branch_pool",)),
+      ],
+      1,
+    )
   b = "Mixed_7a"
-  x = torch.cat([
-    chain(x, b, ("branch3x3_1",), ("branch3x3_2", 2)),
-    chain(x, b, ("branch7x7x3_1",), ("branch7x7x3_2", 1, h), ("branch7x7x3_3", 1, v), ("branch7x7x3_4", 2)),
-    F.max_pool2d(x, 3, 2)], 1)
+  x = torch.cat(
+    [
+      chain(x, b, ("branch3x3_1",), ("branch3x3_2", 2)),
+      chain(x, b, ("branch7x7x3_1",), ("branch7x7x3_2", 1, h), ("branch7x7x3_3", 1, v), ("branch7x7x3_4", 2)),
+      F.max_pool2d(x, 3, 2),
+    ],
+    1,
+  )
   for b in ("Mixed_7b", "Mixed_7c"):
     three = chain(x, b, ("branch3x3_1",))
     double = chain(x, b, ("branch3x3dbl_1",), ("branch3x3dbl_2", 1, 1))
     pool = average(x) if b == "Mixed_7b" else F.max_pool2d(x, 3, 1, 1)
-    x = torch.cat([
-      chain(x, b, ("branch1x1",)),
-      c(three, f"{b}.branch3x3_2a", 1, (0, 1)), c(three, f"{b}.branch3x3_2b", 1, (1, 0)),
-      c(double, f"{b}.branch3x3dbl_3a", 1, (0, 1)), c(double, f"{b}.branch3x3dbl_3b", 1, (1, 0)),
-      chain(pool, b, ("branch_pool",))], 1)
+    x = torch.cat(
+      [
+        chain(x, b, ("branch1x1",)),
+        c(three, f"{b}.branch3x3_2a", 1, (0, 1)),
+        c(three, f"{b}.branch3x3_2b", 1, (1, 0)),
+        c(double, f"{b}.branch3x3dbl_3a", 1, (0, 1)),
+        c(double, f"{b}.branch3x3dbl_3b", 1, (1, 0)),
+        chain(pool, b, ("branch_pool",)),
+      ],
+      1,
+    )
   return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
 

@@ -42,8 +42,11 @@ def test_every_form_and_its_gradients_are_the_textbooks(form):
   # The softmax's Jacobian is diag(w) - w w^T.
   of_weights = np.einsum("bqhd,bkhd->bhqk", g, v)
   of_scores = weights * (of_weights - np.sum(weights * of_weights, axis=-1, keepdims=True))
-  gradients = (np.einsum("bhqk,bkhd->bqhd", of_scores, k), np.einsum("bhqk,bqhd->bkhd", of_scores, q),
-               np.einsum("bhqk,bqhd->bkhd", weights, g))
+  gradients = (
+    np.einsum("bhqk,bkhd->bqhd", of_scores, k),
+    np.einsum("bhqk,bqhd->bkhd", of_scores, q),
+    np.einsum("bhqk,bqhd->bkhd", weights, g),
+  )
   for ours, truth in zip(backward(g), gradients, strict=True):
     np.testing.assert_allclose(ours, truth, rtol=1e-4, atol=1e-5)
 

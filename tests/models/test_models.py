@@ -11,8 +11,9 @@ from retree_jax.models import init_random, layers
 TINY = {"name": "superres", "factor": 2, "width": 4, "depth": 1, "vit_blocks": 0}
 
 
-@pytest.mark.parametrize("name", [
-  "paper_denoiser", "denoiser", "discriminator", "superres", "superres_discriminator", "segmenter"])
+@pytest.mark.parametrize(
+  "name", ["paper_denoiser", "denoiser", "discriminator", "superres", "superres_discriminator", "segmenter"]
+)
 def test_settings_build_the_same_network_again(name):
   settings = models.defaults(name)
   network = models.build({"name": name})
@@ -45,8 +46,12 @@ def test_initial_draws_are_uniform_and_independent():
   chi_square = np.sum((counts - n / 1024) ** 2) / (n / 1024)
   assert abs(chi_square - 1023) < 4 * np.sqrt(2 * 1023)
   centred = (draws - 0.5) * np.sqrt(12)
-  for a, b in ((centred[:, 1:], centred[:, :-1]), (centred[:, :, 1:], centred[:, :, :-1]),
-               (centred[1:], centred[:-1]), (centred[:, 64:], centred[:, :-64])):
+  for a, b in (
+    (centred[:, 1:], centred[:, :-1]),
+    (centred[:, :, 1:], centred[:, :, :-1]),
+    (centred[1:], centred[:-1]),
+    (centred[:, 64:], centred[:, :-64]),
+  ):
     assert abs(np.mean(a * b)) < 4.5 / np.sqrt(a.size)
   pairs = np.histogram2d(draws[:, :, ::2].ravel(), draws[:, :, 1::2].ravel(), 32, ((0, 1), (0, 1)))[0]
   expected = n / 2 / 1024
@@ -95,7 +100,7 @@ def test_folding_loses_nothing(block):
   x = jnp.arange(2 * 8 * 12 * 3.0).reshape(2, 8, 12, 3)
   folded = layers.space_to_depth(x, block)
   assert folded.shape == (2, 8 // block, 12 // block, 3 * block**2)
-  np.testing.assert_array_equal(np.sort(folded[1, 1, 1]), np.sort(x[1, block:2 * block, block:2 * block].ravel()))
+  np.testing.assert_array_equal(np.sort(folded[1, 1, 1]), np.sort(x[1, block : 2 * block, block : 2 * block].ravel()))
   np.testing.assert_array_equal(layers.depth_to_space(folded, block), x)
 
 
@@ -110,19 +115,22 @@ def test_film_norm_is_group_norm_then_film():
   np.testing.assert_allclose(out, normed * (1 + scale[:, None, None]) + shift[:, None, None], atol=2e-5)
 
 
-@pytest.mark.parametrize("settings, words", [
-  ({"name": "unet"}, "There is no network 'unet': set its name to one of denoiser, discriminator"),
-  ({}, "There is no network None"),
-  ({"name": "superres", "factr": 4}, "did you mean 'factor'\\? it has depth, dtype"),
-  ({"name": "superres", "factor": 4.0}, "must be a whole number, not 4.0; the default is 4"),
-  ({"name": "superres", "factor": True}, "must be a whole number"),
-  ({"name": "denoiser", "dropout": "0.1"}, "must be a number"),
-  ({"name": "denoiser", "remat": 1}, "must be True or False"),
-  ({"name": "denoiser", "widths": 64}, "must be a tuple of whole numbers"),
-  ({"name": "denoiser", "widths": (64, 128.5)}, "must be a tuple of whole numbers"),
-  ({"name": "segmenter", "dtype": "float16"}, "must be 'float32' or 'bfloat16'"),
-  ({"name": "segmenter", "norm": 8}, "must be a string"),
-])
+@pytest.mark.parametrize(
+  "settings, words",
+  [
+    ({"name": "unet"}, "There is no network 'unet': set its name to one of denoiser, discriminator"),
+    ({}, "There is no network None"),
+    ({"name": "superres", "factr": 4}, "did you mean 'factor'\\? it has depth, dtype"),
+    ({"name": "superres", "factor": 4.0}, "must be a whole number, not 4.0; the default is 4"),
+    ({"name": "superres", "factor": True}, "must be a whole number"),
+    ({"name": "denoiser", "dropout": "0.1"}, "must be a number"),
+    ({"name": "denoiser", "remat": 1}, "must be True or False"),
+    ({"name": "denoiser", "widths": 64}, "must be a tuple of whole numbers"),
+    ({"name": "denoiser", "widths": (64, 128.5)}, "must be a tuple of whole numbers"),
+    ({"name": "segmenter", "dtype": "float16"}, "must be 'float32' or 'bfloat16'"),
+    ({"name": "segmenter", "norm": 8}, "must be a string"),
+  ],
+)
 def test_bad_settings_are_answered_in_a_sentence(settings, words):
   with pytest.raises(ValueError, match=words):
     models.build(settings)
@@ -143,8 +151,18 @@ def test_misfits_are_answered_in_a_sentence():
 
 
 def test_a_condition_that_the_parameters_do_not_know_is_answered_in_a_sentence():
-  network = models.build({"name": "denoiser", "patch": 1, "widths": (8,), "blocks": (1,), "attention": (), "middle": 0,
-                          "head_width": 8, "time_dim": 8})
+  network = models.build(
+    {
+      "name": "denoiser",
+      "patch": 1,
+      "widths": (8,),
+      "blocks": (1,),
+      "attention": (),
+      "middle": 0,
+      "head_width": 8,
+      "time_dim": 8,
+    }
+  )
   x, t = jnp.zeros((2, 4, 4, 3)), jnp.zeros(2)
   params = network.init(jax.random.key(0), x, t)
   with pytest.raises(ValueError, match="do not fit the network 'denoiser' with an input of 3 channels and a condition"):

@@ -48,8 +48,14 @@ def computed(original):
 def test_settings_are_read_from_the_shapes(original):
   dim, time_dim, _, _, channels, _ = original.arrays["config"]
   assert original.settings == {
-    "name": "paper_denoiser", "dim": dim, "time_dim": time_dim, "out_channels": 3 if channels > 1 else 1,
-    "heads": 4, "head_width": 64, "depth": 1}
+    "name": "paper_denoiser",
+    "dim": dim,
+    "time_dim": time_dim,
+    "out_channels": 3 if channels > 1 else 1,
+    "heads": 4,
+    "head_width": 64,
+    "depth": 1,
+  }
 
 
 def test_forward_and_loss_are_the_originals(original, computed):
@@ -88,8 +94,7 @@ def test_one_ancestral_step_is_the_originals(original, computed):
 @pytest.mark.parametrize("channels", [1, 4])
 def test_it_has_as_many_parameters_as_the_paper(dim, millions, channels):
   network = models.build({"name": "paper_denoiser", "dim": dim, "out_channels": 3 if channels > 1 else 1})
-  shapes = jax.eval_shape(
-    lambda: network.init(jax.random.key(0), jnp.zeros((1, 64, 64, channels)), jnp.zeros(1)))
+  shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 64, 64, channels)), jnp.zeros(1)))
   count = sum(x.size for x in jax.tree.leaves(shapes))
   assert count / 1e6 == pytest.approx(millions, rel=3e-3)
 
@@ -141,12 +146,15 @@ def test_initial_parameters_are_pytorchs(tiny):
   assert params["vit_0"]["temperature_0"] == pytest.approx(np.log(8**-0.5))
 
 
-@pytest.mark.parametrize("settings, words", [
-  ({"dim": 100}, "multiple of 32"),
-  ({"time_dim": 15}, "even"),
-  ({"heads": 0}, "'heads' of the paper's denoiser must be at least 1"),
-  ({"out_channels": -1}, "'out_channels' of the paper's denoiser must be at least 1"),
-])
+@pytest.mark.parametrize(
+  "settings, words",
+  [
+    ({"dim": 100}, "multiple of 32"),
+    ({"time_dim": 15}, "even"),
+    ({"heads": 0}, "'heads' of the paper's denoiser must be at least 1"),
+    ({"out_channels": -1}, "'out_channels' of the paper's denoiser must be at least 1"),
+  ],
+)
 def test_bad_settings_are_answered_in_a_sentence(settings, words):
   with pytest.raises(ValueError, match=words):
     models.build({"name": "paper_denoiser", **settings})

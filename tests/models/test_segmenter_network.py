@@ -31,8 +31,7 @@ def test_untrained_it_says_a_tenth_is_vessel(tiny):
 def test_every_parameter_is_trained_and_pictures_do_not_see_each_other(tiny):
   network, params, x = tiny
   value, gradients = jax.jit(jax.value_and_grad(lambda p: jnp.sum(network.apply(p, x) ** 2)))(params)
-  dead = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(gradients)
-          if not np.abs(g).max() > 0]
+  dead = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(gradients) if not np.abs(g).max() > 0]
   assert np.isfinite(value) and not dead
   run = jax.jit(network.apply)
   logits, changed = run(params, x), run(params, x.at[0].mul(0.5))
@@ -90,15 +89,22 @@ def test_attention_gates_are_the_published_ones():
   # eq. 3: a 7x7 convolution of mean and maximum over the channels.
   maps = np.pad(np.stack([gated.mean(-1), gated.max(-1)], -1), ((0, 0), (3, 3), (3, 3), (0, 0)))
   kernel = np.asarray(params["where"]["kernel"])[..., 0]
-  where = np.array([[[np.sum(maps[b, i:i + 7, j:j + 7] * kernel) for j in range(6)] for i in range(5)]
-                    for b in range(2)])
+  where = np.array([[[np.sum(maps[b, i : i + 7, j : j + 7] * kernel) for j in range(6)] for i in range(5)] for b in range(2)])
   np.testing.assert_allclose(out, gated / (1 + np.exp(-where))[..., None], rtol=1e-4, atol=1e-5)
 
 
 def test_the_companion_network_has_its_published_size():
-  network = models.build({
-    "name": "segmenter", "widths": (64, 128, 256, 512), "bottleneck": (640, 768, 896, 1024), "patch": 1,
-    "norm": "instance", "attention": "cbam", "dropout": 0.0})
+  network = models.build(
+    {
+      "name": "segmenter",
+      "widths": (64, 128, 256, 512),
+      "bottleneck": (640, 768, 896, 1024),
+      "patch": 1,
+      "norm": "instance",
+      "attention": "cbam",
+      "dropout": 0.0,
+    }
+  )
   x = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
   params = jax.eval_shape(lambda: network.init(jax.random.key(0), x))
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6 == pytest.approx(64.8, abs=0.1)
@@ -117,14 +123,17 @@ def test_instance_norm_forgets_the_brightness_of_each_channel():
   np.testing.assert_allclose(block.apply({"params": louder}, x, False), out, atol=2e-3)
 
 
-@pytest.mark.parametrize("settings, words", [
-  ({"widths": ()}, "needs positive widths and bottleneck"),
-  ({"bottleneck": (0,)}, "needs positive widths and bottleneck"),
-  ({"patch": 4}, "'patch' of the segmenter is 4; use one of \\(1, 2\\)"),
-  ({"norm": "batch"}, "'norm' of the segmenter is 'batch'; use one of"),
-  ({"attention": "vit"}, "use one of \\('none', 'cbam'\\)"),
-  ({"dropout": -0.1}, "use at least 0, less than 1"),
-])
+@pytest.mark.parametrize(
+  "settings, words",
+  [
+    ({"widths": ()}, "needs positive widths and bottleneck"),
+    ({"bottleneck": (0,)}, "needs positive widths and bottleneck"),
+    ({"patch": 4}, "'patch' of the segmenter is 4; use one of \\(1, 2\\)"),
+    ({"norm": "batch"}, "'norm' of the segmenter is 'batch'; use one of"),
+    ({"attention": "vit"}, "use one of \\('none', 'cbam'\\)"),
+    ({"dropout": -0.1}, "use at least 0, less than 1"),
+  ],
+)
 def test_bad_settings_are_answered_in_a_sentence(settings, words):
   with pytest.raises(ValueError, match=words):
     models.build({**TINY, **settings})

@@ -9,8 +9,17 @@ from retree_jax import models
 from retree_jax.models import superres
 
 TINY = {
-  "name": "superres", "factor": 4, "width": 6, "depth": 1, "up_widths": (), "vit_blocks": 1, "vit_patch": 2,
-  "token_width": 8, "heads": 2, "head_width": 4}
+  "name": "superres",
+  "factor": 4,
+  "width": 6,
+  "depth": 1,
+  "up_widths": (),
+  "vit_blocks": 1,
+  "vit_patch": 2,
+  "token_width": 8,
+  "heads": 2,
+  "head_width": 4,
+}
 JUDGE = {"name": "superres_discriminator", "widths": (4, 6), "vit_blocks": 1, "heads": 1, "head_width": 4}
 
 
@@ -71,8 +80,7 @@ def test_photograph_and_tree_are_drawn_from_both(tiny):
 def test_every_parameter_is_trained(tiny):
   network, params, x = tiny
   gradients = jax.jit(jax.grad(lambda p: jnp.sum(network.apply(p, x) ** 2)))(params)
-  dead = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(gradients)
-          if not np.abs(g).max() > 0]
+  dead = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(gradients) if not np.abs(g).max() > 0]
   assert not dead
 
 
@@ -166,16 +174,19 @@ def test_detail_shows_the_discriminator_texture_and_hides_plain_colour():
   np.testing.assert_allclose(superres._above_mean(ramp[..., :3])[:, 1:-1], 0, atol=1e-6)  # a slope is no texture
 
 
-@pytest.mark.parametrize("settings, words", [
-  ({**TINY, "factor": 3}, "'factor' of superres is 3; use 2, 4 or 8"),
-  ({**TINY, "up_widths": (8,)}, "a factor of 4 doubles 2 times; give 2 widths"),
-  ({**TINY, "heads": 0}, "must be at least 1"),
-  ({**TINY, "depth": -1}, "at least 0"),
-  ({**JUDGE, "widths": ()}, "for instance widths \\(32, 64, 128\\)"),
-  ({**JUDGE, "vit_blocks": -1}, "vit_blocks at least 0"),
-  ({**JUDGE, "detail": -1.0}, "detail=-1.0 must be 0"),
-  ({**JUDGE, "detail": float("nan")}, "detail=nan must be 0"),
-])
+@pytest.mark.parametrize(
+  "settings, words",
+  [
+    ({**TINY, "factor": 3}, "'factor' of superres is 3; use 2, 4 or 8"),
+    ({**TINY, "up_widths": (8,)}, "a factor of 4 doubles 2 times; give 2 widths"),
+    ({**TINY, "heads": 0}, "must be at least 1"),
+    ({**TINY, "depth": -1}, "at least 0"),
+    ({**JUDGE, "widths": ()}, "for instance widths \\(32, 64, 128\\)"),
+    ({**JUDGE, "vit_blocks": -1}, "vit_blocks at least 0"),
+    ({**JUDGE, "detail": -1.0}, "detail=-1.0 must be 0"),
+    ({**JUDGE, "detail": float("nan")}, "detail=nan must be 0"),
+  ],
+)
 def test_bad_settings_are_answered_in_a_sentence(settings, words):
   with pytest.raises(ValueError, match=words):
     models.build(settings)

@@ -45,8 +45,7 @@ def test_published_format_gives_the_originals_numbers(torch, parity_dir, part):
   with np.load(parity_dir / "retree_network.npz", allow_pickle=False) as file:
     arrays = {k.removeprefix(f"{part}/"): file[k] for k in file if k.startswith(f"{part}/")}
   start = "state_dict/"
-  same_settings, same = torch_import.convert(
-    {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)})
+  same_settings, same = torch_import.convert({k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)})
   assert settings == same_settings
   jax.tree.map(np.testing.assert_array_equal, params, same)
   if part == "tree":  # the other one's numbers are compared in test_paper.py
@@ -60,8 +59,9 @@ def test_the_transcription_is_the_original_too(torch, transcription, parity_dir)
   with np.load(parity_dir / "retree_network.npz", allow_pickle=False) as file:
     for part in ("fundus", "discriminator_fundus"):
       arrays = {k.removeprefix(f"{part}/"): file[k] for k in file if k.startswith(f"{part}/")}
-      state_dict = {k.removeprefix("state_dict/"): torch.from_numpy(v) for k, v in arrays.items()
-                    if k.startswith("state_dict/")}
+      state_dict = {
+        k.removeprefix("state_dict/"): torch.from_numpy(v) for k, v in arrays.items() if k.startswith("state_dict/")
+      }
       x = torch.from_numpy(arrays["x"])
       if part == "fundus":
         network = transcription.Denoiser(256, 64, channels=4)
@@ -73,21 +73,25 @@ def test_the_transcription_is_the_original_too(torch, transcription, parity_dir)
         np.testing.assert_allclose(network(*given), arrays["output"], rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("dim, time_dim, channels, depth, heads, size", [
-  (32, 6, 4, 2, 1, (32, 16)),
-  (96, 32, 1, 1, 3, (16, 48)),
-])
+@pytest.mark.parametrize(
+  "dim, time_dim, channels, depth, heads, size", [(32, 6, 4, 2, 1, (32, 16)), (96, 32, 1, 1, 3, (16, 48))]
+)
 def test_other_widths_depths_and_sizes(torch, transcription, dim, time_dim, channels, depth, heads, size):
   torch.manual_seed(dim)
   original = transcription.Denoiser(dim, time_dim, channels, depth, heads)
   with torch.no_grad():
     for value in original.parameters():  # the norms' ones and zeros would hide a mistaken place
       value += 0.1 * torch.randn_like(value) if value.ndim < 2 else 0
-  settings, params = torch_import.convert(
-    {f"module.{name}": value for name, value in arrays_of(original).items()})
+  settings, params = torch_import.convert({f"module.{name}": value for name, value in arrays_of(original).items()})
   assert settings == {
-    "name": "paper_denoiser", "dim": dim, "time_dim": time_dim, "out_channels": 3 if channels > 1 else 1,
-    "heads": heads, "head_width": 64, "depth": depth}
+    "name": "paper_denoiser",
+    "dim": dim,
+    "time_dim": time_dim,
+    "out_channels": 3 if channels > 1 else 1,
+    "heads": heads,
+    "head_width": 64,
+    "depth": depth,
+  }
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
   x, t = torch.randn(2, channels, *size), torch.tensor([3, 700])
   with torch.no_grad():
@@ -115,8 +119,9 @@ def state_dict(transcription):
 
 def test_files_as_the_original_saves_them(torch, state_dict, tmp_path):
   tensors = {f"module.{k}": torch.from_numpy(v).double() for k, v in state_dict.items()}
-  torch.save({"state_dict": tensors, "optimizer": {"state": {}, "param_groups": [{"lr": 3e-4}]}, "epoch": 3},
-             tmp_path / "whole.pth.tar")
+  torch.save(
+    {"state_dict": tensors, "optimizer": {"state": {}, "param_groups": [{"lr": 3e-4}]}, "epoch": 3}, tmp_path / "whole.pth.tar"
+  )
   torch.save(tensors, tmp_path / "bare.pth", _use_new_zipfile_serialization=False)
   for name in ("whole.pth.tar", "bare.pth"):
     read = torch_import.read(tmp_path / name)
@@ -136,8 +141,7 @@ class Malicious:
 
 def test_a_file_cannot_run_code(torch, tmp_path):
   trace = tmp_path / "trace"
-  torch.save({"state_dict": {"initial.0.weight": torch.zeros(1)}, "optimizer": Malicious(trace)},
-             tmp_path / "evil.pth.tar")
+  torch.save({"state_dict": {"initial.0.weight": torch.zeros(1)}, "optimizer": Malicious(trace)}, tmp_path / "evil.pth.tar")
   (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Malicious(trace)))
   for name in ("evil.pth.tar", "evil.pkl"):
     with pytest.raises(ValueError, match="damaged or no PyTorch checkpoint of plain tensors .* could run code"):
@@ -151,7 +155,7 @@ def test_damaged_files_are_answered_in_a_sentence(torch, state_dict, tmp_path, m
     torch_import.read(path)
   torch.save({"state_dict": {k: torch.from_numpy(v) for k, v in state_dict.items()}}, path)
   whole = path.read_bytes()
-  for damaged in (whole[:len(whole) // 2], b"", b"no checkpoint at all"):
+  for damaged in (whole[: len(whole) // 2], b"", b"no checkpoint at all"):
     path.write_bytes(damaged)
     with pytest.raises(ValueError, match="is damaged or no PyTorch checkpoint"):
       torch_import.read(path)
@@ -170,21 +174,24 @@ def changed(state_dict, **changes):
   return {k: v for k, v in new.items() if v is not None}
 
 
-@pytest.mark.parametrize("changes, words", [
-  ({"last__conv__bias": None}, "last.conv.bias is missing in this checkpoint"),
-  ({"initial__0__weight": None}, "initial.0.weight is missing"),
-  ({"transformer_blocks__1__layers__0__1__fn__fn__net__0__bias": None}, "net.0.bias is missing"),
-  ({"initial__9__weight": np.zeros(3)}, "initial.9.weight is not one that the original has"),
-  ({"last__conv__weight": np.zeros((1, 1, 3, 3))}, "last.conv.weight .* shape \\(1, 1, 3, 3\\), which does not fit"),
-  ({"bottleneck_blocks__0__double_conv__0__weight": np.zeros(7)}, "shape \\(7,\\), which does not fit"),
-  ({"bottleneck_blocks__0__double_conv__0__weight": np.zeros((16, 8, 1, 1))}, "network with dim 32, time_dim 8"),
-  ({"initial__0__weight": np.zeros((2, 1, 3, 3))}, "dim 64"),
-  ({"initial__0__weight": np.zeros(2)}, "initial.0.weight .* the original has 4 axes"),
-  ({"transformer_blocks__0__layers__0__0__fn__fn__to_out__0__weight": np.zeros((4, 100))}, "is 100 wide"),
-  ({"initial__1__bias": np.array([np.nan])}, "initial.1.bias .* not finite numbers"),
-  ({"initial__1__bias": "three"}, "initial.1.bias .* not finite numbers"),
-  ({"bottleneck_blocks__0__double_conv__0__weight": None}, "no checkpoint of the original's"),
-])
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"last__conv__bias": None}, "last.conv.bias is missing in this checkpoint"),
+    ({"initial__0__weight": None}, "initial.0.weight is missing"),
+    ({"transformer_blocks__1__layers__0__1__fn__fn__net__0__bias": None}, "net.0.bias is missing"),
+    ({"initial__9__weight": np.zeros(3)}, "initial.9.weight is not one that the original has"),
+    ({"last__conv__weight": np.zeros((1, 1, 3, 3))}, "last.conv.weight .* shape \\(1, 1, 3, 3\\), which does not fit"),
+    ({"bottleneck_blocks__0__double_conv__0__weight": np.zeros(7)}, "shape \\(7,\\), which does not fit"),
+    ({"bottleneck_blocks__0__double_conv__0__weight": np.zeros((16, 8, 1, 1))}, "network with dim 32, time_dim 8"),
+    ({"initial__0__weight": np.zeros((2, 1, 3, 3))}, "dim 64"),
+    ({"initial__0__weight": np.zeros(2)}, "initial.0.weight .* the original has 4 axes"),
+    ({"transformer_blocks__0__layers__0__0__fn__fn__to_out__0__weight": np.zeros((4, 100))}, "is 100 wide"),
+    ({"initial__1__bias": np.array([np.nan])}, "initial.1.bias .* not finite numbers"),
+    ({"initial__1__bias": "three"}, "initial.1.bias .* not finite numbers"),
+    ({"bottleneck_blocks__0__double_conv__0__weight": None}, "no checkpoint of the original's"),
+  ],
+)
 def test_damaged_state_dicts_are_answered_in_a_sentence(state_dict, changes, words):
   with pytest.raises(ValueError, match=words):
     torch_import.convert(changed(state_dict, **changes))

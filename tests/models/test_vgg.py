@@ -30,8 +30,12 @@ def _images(seed=1, shape=(2, 24, 40, 3)):
 def _as_torch_names(arrays):
   """torchvision's position of each layer, counted here independently of the module."""
   positions = dict(zip(vgg.LAYERS, (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34), strict=True))
-  return {f"features.{positions[k.split('/')[0]]}.{'weight' if k.endswith('kernel') else 'bias'}":
-            (np.ascontiguousarray(v.transpose(3, 2, 0, 1)) if v.ndim == 4 else v) for k, v in arrays.items()}
+  return {
+    f"features.{positions[k.split('/')[0]]}.{'weight' if k.endswith('kernel') else 'bias'}": (
+      np.ascontiguousarray(v.transpose(3, 2, 0, 1)) if v.ndim == 4 else v
+    )
+    for k, v in arrays.items()
+  }
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +103,10 @@ def test_caffe_convention_is_bgr_minus_mean(three_blocks):
   pixels = (images + 1)[..., ::-1] * 127.5 - np.array([103.939, 116.779, 123.68], np.float32)
   padded = np.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)))
   kernel = arrays["block1_conv1/kernel"]
-  expected = sum(np.einsum("bhwi,io->bhwo", padded[:, y:y + 24, x:x + 40], kernel[y, x])
-                 for y in range(3) for x in range(3)) + arrays["block1_conv1/bias"]
+  expected = (
+    sum(np.einsum("bhwi,io->bhwo", padded[:, y : y + 24, x : x + 40], kernel[y, x]) for y in range(3) for x in range(3))
+    + arrays["block1_conv1/bias"]
+  )
   params = vgg.load_weights(three_blocks)
   found = vgg.features(params, images, ("conv1_1", "block1_conv1"), precision="highest")
   np.testing.assert_allclose(found["conv1_1"], expected, rtol=1e-4, atol=1e-2)

@@ -66,6 +66,7 @@ def test_files_are_the_same_again_and_hold_no_nan(alike, tmp_path):
     document.write(alike, tmp_path / folder)
   for name in ("report.html", "report.md", "report.json"):
     assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
   def refuse(constant):
     raise AssertionError(constant)
 
@@ -77,8 +78,11 @@ def test_files_are_the_same_again_and_hold_no_nan(alike, tmp_path):
 
 def test_spoiled_sets_are_found_out(sets):
   """Labels of other eyes, photographs of another colour, vessels twice as many."""
-  spoiled = {"image": sets["a"]["image"][..., ::-1].copy(), "tree": np.roll(sets["a"]["tree"], 1, axis=0),
-             "fov": sets["a"]["fov"]}
+  spoiled = {
+    "image": sets["a"]["image"][..., ::-1].copy(),
+    "tree": np.roll(sets["a"]["tree"], 1, axis=0),
+    "fov": sets["a"]["fov"],
+  }
   spoiled["tree"] = np.maximum(spoiled["tree"], spoiled["tree"][:, :, ::-1])
   levels = _verdicts(evaluate.evaluate(spoiled, sets["b"], size=(SIDE, SIDE), pictures=False))
   assert (levels["photographs"], levels["trees"], levels["vessels"], levels["labels"]) == ("bad",) * 4
@@ -160,9 +164,13 @@ def test_bad_arrays(sets):
   good = sets["a"]
   broken = good["image"].astype(np.float32)
   broken[3, 4, 5] = np.nan
-  for arrays, words in (({**good, "image": broken}, "NaN"), ({**good, "image": good["image"] / 255.0}, "uint8"),
-                        ({"tree": good["tree"]}, "no 'image'"), ({**good, "tree": good["tree"][:5]}, "belong"),
-                        ({f: v[:0] for f, v in good.items()}, "empty")):
+  for arrays, words in (
+    ({**good, "image": broken}, "NaN"),
+    ({**good, "image": good["image"] / 255.0}, "uint8"),
+    ({"tree": good["tree"]}, "no 'image'"),
+    ({**good, "tree": good["tree"][:5]}, "belong"),
+    ({f: v[:0] for f, v in good.items()}, "empty"),
+  ):
     with pytest.raises(ValueError, match=words):
       evaluate.evaluate(arrays, good)
   with pytest.raises(ValueError, match="no vessel mask"):
@@ -211,8 +219,21 @@ def test_one_set_of_folders_is_known_however_it_is_written(sets, tmp_path, capsy
     assert found["real"]["count"] == found["train"]["count"] == (4 if "+" in real else 2)
   capsys.readouterr()
   # Otherwise every eye counts, also those that --num leaves out.
-  assert _run("--generated", generated, "--real", f"folder:{one}", "--train", f"folder:{one}+folder:{two}",
-              "--num", "2", "--out", tmp_path / "no") == 2
+  assert (
+    _run(
+      "--generated",
+      generated,
+      "--real",
+      f"folder:{one}",
+      "--train",
+      f"folder:{one}+folder:{two}",
+      "--num",
+      "2",
+      "--out",
+      tmp_path / "no",
+    )
+    == 2
+  )
   assert "4 of the 4 real eyes are training eyes too" in capsys.readouterr().err
   assert not (tmp_path / "no").exists()
 
@@ -228,8 +249,24 @@ def test_command_takes_features_of_a_network_whose_weights_the_user_has(sets, tm
   real, distances = _folder(tmp_path / "real", sets["b"]), {}
   for name, eyes in (("alike", sets["a"]), ("inverted", {**sets["b"], "image": 255 - sets["b"]["image"]})):
     folder, out = _folder(tmp_path / name, eyes), tmp_path / f"report_{name}"
-    assert _run("--generated", folder, "--real", real, "--size", SIDE, "--features", "vgg19",
-                "--feature_weights", tmp_path / "vgg19.npz", "--nopictures", "--out", out) == 0
+    assert (
+      _run(
+        "--generated",
+        folder,
+        "--real",
+        real,
+        "--size",
+        SIDE,
+        "--features",
+        "vgg19",
+        "--feature_weights",
+        tmp_path / "vgg19.npz",
+        "--nopictures",
+        "--out",
+        out,
+      )
+      == 0
+    )
     found = json.loads((out / "report.json").read_text())
     assert found["settings"]["features"]["photographs"] == "vgg19 means of relu1_2"
     distances[name] = found["distances"]["photographs"]["kernel"]["value"]
@@ -244,18 +281,19 @@ def test_command_says_what_is_wrong_in_one_line(sets, tmp_path, capsys):
   odd = _folder(tmp_path / "odd", part)
   writing.write_png(odd / "masks" / "eye1.png", np.zeros((50, 60), np.uint8))
   for arguments, words in (
-      ((), "--generated is missing"),
-      (("--generated", pairs), "--real is missing"),
-      (("--generated", pairs, "--real", tmp_path / "nowhere"), "does not exist"),
-      (("--generated", alone, "--real", pairs), "masks/"),
-      (("--generated", tmp_path / "empty", "--real", pairs), "images/"),
-      (("--generated", odd, "--real", pairs), "50x60"),
-      (("--generated", pairs, "--real", pairs, "--features", "inception"), "weights"),
-      (("--generated", pairs, "--real", pairs, "--features", "odd"), "scattering"),
-      (("--generated", pairs, "--real", pairs, "--size", "9"), "--size"),
-      (("--generated", pairs, "--real", pairs, "--segmenter", tmp_path / "empty"), "checkpoint"),
-      (("--generated", pairs, "--real", pairs, "stray"), "stray"),
-      (("--generated", pairs, "--real", pairs, "--sice", "64"), "sice")):
+    ((), "--generated is missing"),
+    (("--generated", pairs), "--real is missing"),
+    (("--generated", pairs, "--real", tmp_path / "nowhere"), "does not exist"),
+    (("--generated", alone, "--real", pairs), "masks/"),
+    (("--generated", tmp_path / "empty", "--real", pairs), "images/"),
+    (("--generated", odd, "--real", pairs), "50x60"),
+    (("--generated", pairs, "--real", pairs, "--features", "inception"), "weights"),
+    (("--generated", pairs, "--real", pairs, "--features", "odd"), "scattering"),
+    (("--generated", pairs, "--real", pairs, "--size", "9"), "--size"),
+    (("--generated", pairs, "--real", pairs, "--segmenter", tmp_path / "empty"), "checkpoint"),
+    (("--generated", pairs, "--real", pairs, "stray"), "stray"),
+    (("--generated", pairs, "--real", pairs, "--sice", "64"), "sice"),
+  ):
     assert _run(*arguments, "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert words in error[-1] and error[-1].startswith("error: ") and "Traceback" not in "".join(error), error

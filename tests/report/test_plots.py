@@ -14,7 +14,7 @@ def test_grid_lays_pictures_out_in_rows():
   assert sheet.shape == (2 * 5 - 2, 3 * 7 - 2, 3) and sheet.dtype == np.uint8  # three columns, the next above sqrt(5)
   for i in range(5):
     top, left = 5 * (i // 3), 7 * (i % 3)
-    assert (sheet[top:top + 3, left:left + 5] == 10 * (i + 1)).all()
+    assert (sheet[top : top + 3, left : left + 5] == 10 * (i + 1)).all()
   assert (sheet[3:5] == 255).all() and (sheet[:, 5:7] == 255).all()  # gaps
   assert (sheet[5:, 14:] == 255).all()  # the empty cell
   assert plots.grid(pictures(4), columns=4, gap=0).shape == (3, 20, 3)
@@ -37,4 +37,5 @@ def test_errors_are_coloured_by_kind():
   image = np.full((1, 4, 3), 100, np.uint8)
   prediction, target = np.array([[1, 0, 1, 0]], bool), np.array([[1, 1, 0, 0]], bool)
   np.testing.assert_array_equal(
-      plots.errors(image, prediction, target)[0], [[255] * 3, [255, 60, 60], [60, 120, 255], [40] * 3])
+    plots.errors(image, prediction, target)[0], [[255] * 3, [255, 60, 60], [60, 120, 255], [40] * 3]
+  )

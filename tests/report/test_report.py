@@ -46,31 +46,65 @@ def _mean(value, count=40):
 def _result(count=40, p=0.6, precision=0.9, ks_p=0.8, darker=0.95, position=0.97, shift=(0, 0), names=("one", "two")):
   """A made-up comparison of `count` generated with `count` real eyes."""
   rng = np.random.default_rng(0)
-  trees = {side: [{"name": names[0], **{n: float(rng.normal(5, 1)) for n in vessels.BIOMARKERS}} for _ in range(count)]
-           for side in ("generated", "real")}
-  entry = {"wasserstein": 0.1, "wasserstein_normalised": 0.1, "ks": 0.2, "ks_p": ks_p, "mean_a": 5.0, "std_a": 1.0,
-           "mean_b": 5.1, "std_b": 1.0, "matched": {"value": 0.2, "low": 0.1, "high": 0.3},
-           "floor": {"value": 0.2, "low": 0.1, "high": 0.3}, "count": count // 2}
-  measures = {name: {"generated": _mean(darker, count), "real": _mean(0.97, count), "shuffled": _mean(0.45, count),
-                     "position": position} for name in fidelity.MEASURES}
+  trees = {
+    side: [{"name": names[0], **{n: float(rng.normal(5, 1)) for n in vessels.BIOMARKERS}} for _ in range(count)]
+    for side in ("generated", "real")
+  }
+  entry = {
+    "wasserstein": 0.1,
+    "wasserstein_normalised": 0.1,
+    "ks": 0.2,
+    "ks_p": ks_p,
+    "mean_a": 5.0,
+    "std_a": 1.0,
+    "mean_b": 5.1,
+    "std_b": 1.0,
+    "matched": {"value": 0.2, "low": 0.1, "high": 0.3},
+    "floor": {"value": 0.2, "low": 0.1, "high": 0.3},
+    "count": count // 2,
+  }
+  measures = {
+    name: {"generated": _mean(darker, count), "real": _mean(0.97, count), "shuffled": _mean(0.45, count), "position": position}
+    for name in fidelity.MEASURES
+  }
   picture = np.full((64, 64, 3), 90, np.uint8)
   shown = [{"name": name, "image": picture, "tree": picture[..., :1], "fov": picture[..., :1]} for name in names]
-  distances = {"frechet": _measurement(2.0, 1.0, 3.0, count), "kernel": _measurement(0.1, -0.1, 0.3, count),
-               "kernel_floor": _measurement(0.0, -0.2, 0.2, count // 2), "precision": _measurement(precision, 0, 1, count),
-               "coverage": _measurement(precision, 0, 1, count)}
+  distances = {
+    "frechet": _measurement(2.0, 1.0, 3.0, count),
+    "kernel": _measurement(0.1, -0.1, 0.3, count),
+    "kernel_floor": _measurement(0.0, -0.2, 0.2, count // 2),
+    "precision": _measurement(precision, 0, 1, count),
+    "coverage": _measurement(precision, 0, 1, count),
+  }
   test = {"energy": 0.1, "p": p, "count_a": count, "count_b": count}
   return {
     "format": document.FORMAT,
-    "settings": {"size": [256, 256], "features": {"photographs": "scattering", "trees": "scattering"}, "num": None,
-                 "seed": 0, "segmenter": None},
+    "settings": {
+      "size": [256, 256],
+      "features": {"photographs": "scattering", "trees": "scattering"},
+      "num": None,
+      "seed": 0,
+      "segmenter": None,
+    },
     "sets": {"generated": {"title": "made", "count": count}, "real": {"title": "real", "count": count}},
-    "notes": ["Take care."], "distances": {"photographs": distances, "trees": distances},
+    "notes": ["Take care."],
+    "distances": {"photographs": distances, "trees": distances},
     "tests": {"photographs": test, "trees": test},
-    "vessels": {"definitions": {n: list(d) for n, d in vessels.BIOMARKERS.items()}, "trees": trees,
-                "distances": {name: dict(entry) for name in vessels.BIOMARKERS}},
-    "fidelity": {"definitions": {n: list(d) for n, d in fidelity.MEASURES.items()}, "measures": measures,
-                 "shift": {"generated": list(shift), "real": [0, 0]}, "pairs": {"generated": [], "real": []}},
-    "segmenter": None, "privacy": None, "pictures": {"generated": shown, "real": shown}}
+    "vessels": {
+      "definitions": {n: list(d) for n, d in vessels.BIOMARKERS.items()},
+      "trees": trees,
+      "distances": {name: dict(entry) for name in vessels.BIOMARKERS},
+    },
+    "fidelity": {
+      "definitions": {n: list(d) for n, d in fidelity.MEASURES.items()},
+      "measures": measures,
+      "shift": {"generated": list(shift), "real": [0, 0]},
+      "pairs": {"generated": [], "real": []},
+    },
+    "segmenter": None,
+    "privacy": None,
+    "pictures": {"generated": shown, "real": shown},
+  }
 
 
 def _told(**changes):
@@ -133,8 +167,10 @@ def test_holm():
   """p-values 0.001, 0.01, 0.02, 0.2 of four: 0.05/4, 0.05/3, 0.05/2 let three pass; with 0.03 the third stops it."""
   result = _result()
   part = result["vessels"]
-  part["distances"] = {n: dict(part["distances"][n], ks_p=p)
-                       for n, p in zip(("density", "length", "width", "loops"), (0.02, 0.001, 0.2, 0.01), strict=True)}
+  part["distances"] = {
+    n: dict(part["distances"][n], ks_p=p)
+    for n, p in zip(("density", "length", "width", "loops"), (0.02, 0.001, 0.2, 0.01), strict=True)
+  }
   assert document.differing(result) == (["density", "length", "loops"], ["density", "length", "width", "loops"])
   part["distances"]["density"]["ks_p"] = 0.03
   assert document.differing(result)[0] == ["length", "loops"]
@@ -150,12 +186,28 @@ def test_segmenter_verdicts():
     return found["level"]
 
   assert [level(*pair) for pair in ((0.78, 0.8), (0.7, 0.8), (0.5, 0.8), (0.9, 0.8), (0.3, 0.3))] == [
-    "good", "caution", "bad", "caution", "unknown"]
+    "good",
+    "caution",
+    "bad",
+    "caution",
+    "unknown",
+  ]
 
 
-@pytest.mark.parametrize(("value", "text"), [
-  (0, "0"), (1.23456, "1.23"), (-0.5, "−0.500"), (1234.5, "1234"), (0.000774, "0.000774"), (3e-9, "3.00e-09"),
-  (float("nan"), "–"), (None, "–"), (0.9999, "1.00")])
+@pytest.mark.parametrize(
+  ("value", "text"),
+  [
+    (0, "0"),
+    (1.23456, "1.23"),
+    (-0.5, "−0.500"),
+    (1234.5, "1234"),
+    (0.000774, "0.000774"),
+    (3e-9, "3.00e-09"),
+    (float("nan"), "–"),
+    (None, "–"),
+    (0.9999, "1.00"),
+  ],
+)
 def test_numbers(value, text):
   assert parts.number(value) == text
 
@@ -163,8 +215,10 @@ def test_numbers(value, text):
 def test_histogram_draws_shares():
   """Two samples in two bins: bars and outline have the heights of the shares."""
   svg = parts.histogram([0, 0, 0, 1], [1, 1, float("nan")], "thing", "px", bins=2)
-  points = [[tuple(map(float, p.split(","))) for p in re.search(f'{c}" points="([^"]*)"', svg)[1].split()]
-            for c in ("real-fill", "made-line")]
+  points = [
+    [tuple(map(float, p.split(","))) for p in re.search(f'{c}" points="([^"]*)"', svg)[1].split()]
+    for c in ("real-fill", "made-line")
+  ]
   heights = [[92 - line[i][1] for i in (1, 3)] for line in points]
   assert heights[0] == pytest.approx([63, 21], abs=0.1) and heights[1] == pytest.approx([0, 84], abs=0.1)
   assert "real mean 0.250 over 4 eyes, generated mean 1.00 over 2 eyes" in svg

@@ -1,6 +1,6 @@
 """Builds a TFDS data set from what you downloaded:
 
-    python -m retree_jax.data.builders NAME ARCHIVE_OR_FOLDER [--data_dir DIR]
+python -m retree_jax.data.builders NAME ARCHIVE_OR_FOLDER [--data_dir DIR]
 """
 
 import argparse

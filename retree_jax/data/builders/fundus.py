@@ -54,12 +54,20 @@ class _Fundus(tfds.core.GeneratorBasedBuilder):
   def _info(self):
     def picture(channels):
       return tfds.features.Image(shape=(None, None, channels))
+
     tree = {"tree": picture(1)} if self.LABELLED else {}
     return tfds.core.DatasetInfo(
-        builder=self, description=f"{self.TITLE} for retree_jax.", homepage=self.HOMEPAGE, citation=self.CITATION,
-        license=self.LICENCE, disable_shuffling=True, metadata=tfds.core.MetadataDict(names={}, unlabelled=[]),
-        features=tfds.features.FeaturesDict({
-            "name": tfds.features.Text(), "label": tfds.features.Text(), "image": picture(3), "fov": picture(1), **tree}))
+      builder=self,
+      description=f"{self.TITLE} for retree_jax.",
+      homepage=self.HOMEPAGE,
+      citation=self.CITATION,
+      license=self.LICENCE,
+      disable_shuffling=True,
+      metadata=tfds.core.MetadataDict(names={}, unlabelled=[]),
+      features=tfds.features.FeaturesDict(
+        {"name": tfds.features.Text(), "label": tfds.features.Text(), "image": picture(3), "fov": picture(1), **tree}
+      ),
+    )
 
   def _eyes(self, files) -> layouts.Splits:
     observer = self.builder_config.name if self.builder_config else "first"
@@ -91,8 +99,10 @@ class _Fundus(tfds.core.GeneratorBasedBuilder):
         tree = _mask(eye.tree) if eye.tree else 0 * fov
         for kind, mask in (("vessel mask", tree), ("field of view", fov)):
           if mask.shape[:2] != image.shape[:2]:
-            raise ValueError(f"The {kind} of {eye.name} has the size {mask.shape[:2]} but its photograph {image.shape[:2]}: "
-                             "download the set again.")
+            raise ValueError(
+              f"The {kind} of {eye.name} has the size {mask.shape[:2]} but its photograph {image.shape[:2]}: "
+              "download the set again."
+            )
         example["tree"] = writing.png_bytes(tree)
       yield number, example
 
@@ -117,6 +127,7 @@ def _unpack(archive: pathlib.Path, into: pathlib.Path) -> pathlib.Path:
   Raises:
     ValueError: it is damaged, or names files outside itself.
   """
+
   def write(name, file):
     path = into / name
     if into.resolve() not in path.resolve().parents:
@@ -171,8 +182,10 @@ def _configs(**descriptions: str):
   return [tfds.core.BuilderConfig(name=name, description=text) for name, text in descriptions.items()]
 
 
-OBSERVERS = {"first": "First observer's masks (the usual truth).",
-             "second": "Second observer's masks, to measure human agreement."}
+OBSERVERS = {
+  "first": "First observer's masks (the usual truth).",
+  "second": "Second observer's masks, to measure human agreement.",
+}
 
 
 class ChaseDb1(_Fundus):
@@ -180,8 +193,10 @@ class ChaseDb1(_Fundus):
 
   TITLE, LICENCE = "CHASE_DB1", "CC BY 4.0"
   HOMEPAGE = "https://researchdata.kingston.ac.uk/96/"
-  CITATION = ("Fraz et al., An ensemble classification-based approach applied to retinal blood vessel segmentation, "
-              "IEEE Trans. Biomed. Eng. 59(9), 2012")
+  CITATION = (
+    "Fraz et al., An ensemble classification-based approach applied to retinal blood vessel segmentation, "
+    "IEEE Trans. Biomed. Eng. 59(9), 2012"
+  )
   BUILDER_CONFIGS = _configs(**OBSERVERS)
   layout = staticmethod(layouts.chase_db1)
 
@@ -209,8 +224,10 @@ class Stare(_Fundus):
 
   TITLE, LICENCE = "STARE", "none stated: ask the authors before you pass the photographs on"
   HOMEPAGE = "https://cecas.clemson.edu/~ahoover/stare/"
-  CITATION = ("Hoover et al., Locating blood vessels in retinal images by piecewise threshold probing of a matched filter "
-              "response, IEEE Trans. Med. Imaging 19(3), 2000")
+  CITATION = (
+    "Hoover et al., Locating blood vessels in retinal images by piecewise threshold probing of a matched filter "
+    "response, IEEE Trans. Med. Imaging 19(3), 2000"
+  )
   BUILDER_CONFIGS = _configs(**OBSERVERS)
   layout = staticmethod(layouts.stare)
 
@@ -263,8 +280,10 @@ def prepare(name: str, downloaded, data_dir=None) -> pathlib.Path:
     raise ValueError(f"There is no builder for {name!r}: write one of {known}.")
   path = pathlib.Path(downloaded).expanduser()
   if not path.exists():
-    raise ValueError(f"{path} does not exist: download {builder_class.TITLE} from {builder_class.HOMEPAGE} and give the file "
-                     "or folder that you got.")
+    raise ValueError(
+      f"{path} does not exist: download {builder_class.TITLE} from {builder_class.HOMEPAGE} and give the file "
+      "or folder that you got."
+    )
   if path.is_file() and not _is_archive(path):
     raise ValueError(f"{path} is no archive: give a folder, or a file that ends in {', '.join(ARCHIVES)}.")
   where = None if data_dir is None else str(pathlib.Path(data_dir).expanduser())

@@ -99,8 +99,9 @@ def drive(files: Sequence[pathlib.Path], observer: str = "first") -> Splits:
   fovs = _found(files, r"mask/(?P<eye>\d\d_(?:training|test))_mask\.gif")
   training = {eye: path for eye, path in images.items() if eye.endswith("training")}
   _complete("DRIVE", 40, images, **{"field of view (mask)": fovs})
-  _complete("DRIVE's training part", 20, training, **{"vessel mask (1st_manual)": {
-      eye: 0 for eye in training if eye[:2] in trees}})
+  _complete(
+    "DRIVE's training part", 20, training, **{"vessel mask (1st_manual)": {eye: 0 for eye in training if eye[:2] in trees}}
+  )
   eyes = [Eye(name, path, trees.get(name[:2]), fovs[name]) for name, path in images.items()]
   return {"train": [eye for eye in eyes if eye.name in training], "test": [eye for eye in eyes if eye.name not in training]}
 
@@ -136,8 +137,10 @@ def photographs(files: Sequence[pathlib.Path], observer: str = "first") -> Split
     test = {name for name, parts in side.items() if parts[-1] == "test"}
   else:
     test = set(splits.hold_out(found)[1])
-  return {split: [Eye(name, path) for name, path in found.items() if (name in test) == (split == "test")]
-          for split in ("train", "test")}
+  return {
+    split: [Eye(name, path) for name, path in found.items() if (name in test) == (split == "test")]
+    for split in ("train", "test")
+  }
 
 
 def eyeq(files: Sequence[pathlib.Path], observer: str = "first", worst: int = 0) -> Splits:
@@ -164,7 +167,9 @@ def eyeq(files: Sequence[pathlib.Path], observer: str = "first", worst: int = 0)
       raise ValueError(f"{path} is no list of EyeQ: it needs the columns image and quality (0, 1 or 2).") from None
     missing = [name for name in chosen if name not in images]
     if missing:
-      raise ValueError(f"{path.name} names {folders.some(missing)}, for which there is no photograph: "
-                       "unpack EyePACS beside it, or use the set eyepacs, which takes what is there.")
+      raise ValueError(
+        f"{path.name} names {folders.some(missing)}, for which there is no photograph: "
+        "unpack EyePACS beside it, or use the set eyepacs, which takes what is there."
+      )
     splits[split] = [Eye(name, images[name]) for name in chosen]
   return splits

@@ -93,10 +93,7 @@ def _view(rng, fovea, kind=None):
   if kind == "disc":
     return View(kind, (0.8 + 0.9 * jitter[0], 0.9 * jitter[1]), 14.3 + 0.7 * size, 1.0)
   return View(
-    kind,
-    (0.72 * fovea[0] + 1.2 * jitter[0], 0.5 * fovea[1] + 0.8 * jitter[1]),
-    22.5 + 1.2 * size,
-    kept if cut < 0.6 else 1.0,
+    kind, (0.72 * fovea[0] + 1.2 * jitter[0], 0.5 * fovea[1] + 0.8 * jitter[1]), 22.5 + 1.2 * size, kept if cut < 0.6 else 1.0
   )
 
 
@@ -135,9 +132,7 @@ def _chosen_view(seed, kind):
   if kind is None:
     return eye_anatomy, eye_anatomy.view
   if kind not in VIEWS:
-    raise ValueError(
-      f"view of a phantom eye must be one of {', '.join(VIEWS)}, or None for the seed's own, not {kind!r}."
-    )
+    raise ValueError(f"view of a phantom eye must be one of {', '.join(VIEWS)}, or None for the seed's own, not {kind!r}.")
   return eye_anatomy, _view(_streams(seed)[1], eye_anatomy.fovea, kind)
 
 
@@ -269,9 +264,7 @@ def _vessel_layers(eye_anatomy, view, height, width, factor):
         layer,
         strips,
         share,
-        lambda r, share=share, depth=depth: max(
-          1, min(255, int(255 * depth * (r + 0.27) / share / (0.375 * scale)))
-        ),
+        lambda r, share=share, depth=depth: max(1, min(255, int(255 * depth * (r + 0.27) / share / (0.375 * scale)))),
       )
     layers.append(layer)
   reflex = Image.new("L", big[::-1])

@@ -31,11 +31,7 @@ def photograph(rng, eye_anatomy, view, x, y, artery, vein, reflex):
 
   # Illumination: vignette, a gradient across the field, slow unevenness.
   tilt = rng.uniform(0, 2 * math.pi)
-  lean = (
-    rng.uniform(0.0, 0.16)
-    * (np.cos(tilt) * (x - view.centre[0]) + np.sin(tilt) * (y - view.centre[1]))
-    / view.radius
-  )
+  lean = rng.uniform(0.0, 0.16) * (np.cos(tilt) * (x - view.centre[0]) + np.sin(tilt) * (y - view.centre[1])) / view.radius
   light = 1 - rng.uniform(0.10, 0.32) * fundus**2 - 0.1 * fundus**6 + lean
   light = light * (1 + 0.05 * _cloud(rng, view, x, y, side, 14.0))
 
@@ -51,9 +47,7 @@ def photograph(rng, eye_anatomy, view, x, y, artery, vein, reflex):
 
   fx, fy = x - eye_anatomy.fovea[0], y - eye_anatomy.fovea[1]
   fovea = np.hypot(fx, fy * 1.05)
-  macula = rng.uniform(0.10, 0.22) * np.exp(-((fovea / 3.4) ** 2)) + rng.uniform(0.08, 0.2) * np.exp(
-    -((fovea / 1.2) ** 2)
-  )
+  macula = rng.uniform(0.10, 0.22) * np.exp(-((fovea / 3.4) ** 2)) + rng.uniform(0.08, 0.2) * np.exp(-((fovea / 1.2) ** 2))
   yellow = 0.25 * np.exp(-((fovea / 4.0) ** 2))
   from_disc = np.hypot(x, y)
   # Nerve fibres: a faint sheen along the arcades, strongest near the disc.
@@ -70,9 +64,7 @@ def photograph(rng, eye_anatomy, view, x, y, artery, vein, reflex):
   # Vessels absorb by Beer-Lambert, green most; veins hold less oxygen and look darker in red too.
   strength = rng.uniform(0.9, 1.2)
   over_disc = _soft(from_disc - 0.9 * eye_anatomy.disc_radius, 0.3) * 0.25
-  for channel, (in_artery, in_vein, shine) in enumerate(
-    ((0.20, 0.50, 0.10), (0.95, 1.10, 0.22), (0.80, 0.90, 0.12))
-  ):
+  for channel, (in_artery, in_vein, shine) in enumerate(((0.20, 0.50, 0.10), (0.95, 1.10, 0.22), (0.80, 0.90, 0.12))):
     depth = in_artery * artery + in_vein * vein
     picture[..., channel] *= np.exp(-strength * (1 - over_disc) * depth) * (1 + shine * reflex)
   picture *= light[..., None]
@@ -95,9 +87,7 @@ def _paint_disc(rng, picture, eye_anatomy, view, x, y):
   picture *= (1 + glow)[..., None]
   if rng.random() < 0.35:  # a pale crescent of bare choroid or sclera on the temporal side
     pale = _soft(np.hypot((x - 0.14 * radius) * tall**0.5, y / tall**0.5) - 1.06 * radius, 0.12)
-    picture *= (1 + rng.uniform(0.15, 0.4) * pale)[..., None] * np.array(
-      [1.0, 1.1, 1.15], np.float32
-    ) ** pale[..., None]
+    picture *= (1 + rng.uniform(0.15, 0.4) * pale)[..., None] * np.array([1.0, 1.1, 1.15], np.float32) ** pale[..., None]
   base = np.median(picture[::8, ::8], axis=(0, 1))
   rim_red = min(base[0] * rng.uniform(1.15, 1.35), 252)
   rim = np.array([rim_red, rim_red * rng.uniform(0.52, 0.64), rim_red * rng.uniform(0.16, 0.32)])

@@ -34,15 +34,9 @@ from retree_jax.data.phantom import shape
 STEP = 0.5  # length of one growth step, degrees
 DISC_RADIUS = 2.75  # mean; 5.5 degrees is about 1.7 mm
 FOVEA = (15.5, -1.6)  # mean position: 15.5 degrees temporal of the disc and a little below it
-FOVEAL_ZONE = (
-  1.2  # radius around the fovea that no vessel enters, degrees (growth keeps further away, see grow_kind)
-)
+FOVEAL_ZONE = 1.2  # radius around the fovea that no vessel enters, degrees (growth keeps further away, see grow_kind)
 DOMAIN = (10.5, 0.0, 26.5, 25.0)  # centre x, y and semi-axes of the ellipse that vessels grow in
-PASSES = (
-  (5.2, 3.6, 0.12),
-  (3.3, 2.5, 0.20),
-  (2.2, 1.75, 0.30),
-)  # attractors' spacing, kill distance, share of sprouting nodes
+PASSES = ((5.2, 3.6, 0.12), (3.3, 2.5, 0.20), (2.2, 1.75, 0.30))  # attractors' spacing, kill distance, share of sprouting nodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +126,7 @@ def _trunks(rng, kind, fovea):
       return base + int(np.argmin(np.abs(np.abs(arcade[:16, 1]) - degrees)))
 
     nasal_fork = at_height(rng.uniform(1.3, 2.6))
-    nasal = attach(
-      _branch(rng, position[nasal_fork], math.radians(rng.normal(116, 8)), side, rng.uniform(9, 18)),
-      nasal_fork,
-    )
+    nasal = attach(_branch(rng, position[nasal_fork], math.radians(rng.normal(116, 8)), side, rng.uniform(9, 18)), nasal_fork)
     if rng.random() < 0.8:  # a second nasal branch, near the horizontal
       fork = nasal + int(rng.integers(1, 5))
       attach(_branch(rng, position[fork], math.radians(rng.normal(152, 9)), side, rng.uniform(8, 15)), fork)
@@ -165,9 +156,7 @@ def _flow(points, fovea):
   from the disc.
   """
   inside = ((points[:, 0] - fovea[0] + 2) / 10.0) ** 2 + ((points[:, 1] - fovea[1]) / 7.0) ** 2 < 1
-  flow = np.where(
-    inside[:, None], np.asarray(fovea) - points, points - np.clip(points[:, :1] * [0.6, 0], 0, 7)
-  )
+  flow = np.where(inside[:, None], np.asarray(fovea) - points, points - np.clip(points[:, :1] * [0.6, 0], 0, 7))
   return flow / np.maximum(np.hypot(*flow.T), 1e-9)[:, None]
 
 

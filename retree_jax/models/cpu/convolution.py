@@ -21,8 +21,18 @@ def layer(features: int, **kw) -> nn.Conv:
   return nn.Conv(features, (3, 3), padding=1, conv_general_dilated=conv_general_dilated, **kw)
 
 
-def conv_general_dilated(x: jax.Array, kernel: jax.Array, strides, padding, *, lhs_dilation=None, rhs_dilation=None,
-                         dimension_numbers=None, feature_group_count: int = 1, precision=None) -> jax.Array:
+def conv_general_dilated(
+  x: jax.Array,
+  kernel: jax.Array,
+  strides,
+  padding,
+  *,
+  lhs_dilation=None,
+  rhs_dilation=None,
+  dimension_numbers=None,
+  feature_group_count: int = 1,
+  precision=None,
+) -> jax.Array:
   """`jax.lax.conv_general_dilated`, for `flax.linen.Conv(conv_general_dilated=...)`.
 
   What this module speeds up is a float32 convolution 3x3 of stride 1 that keeps the size; any other goes to `jax.lax`.
@@ -37,11 +47,20 @@ def conv_general_dilated(x: jax.Array, kernel: jax.Array, strides, padding, *, l
   """
   dilated = {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))} != {1}
   keeps_size = padding == "SAME" if isinstance(padding, str) else [tuple(p) for p in padding] == [(1, 1), (1, 1)]
-  if (x.ndim == 4 and kernel.shape[:2] == (3, 3) and tuple(strides) == (1, 1) and keeps_size and not dilated
-      and feature_group_count == 1 and precision is None and x.dtype == kernel.dtype == jnp.float32):
+  if (
+    x.ndim == 4
+    and kernel.shape[:2] == (3, 3)
+    and tuple(strides) == (1, 1)
+    and keeps_size
+    and not dilated
+    and feature_group_count == 1
+    and precision is None
+    and x.dtype == kernel.dtype == jnp.float32
+  ):
     return _conv3x3(x, kernel)
-  return lax.conv_general_dilated(x, kernel, strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
-                                  feature_group_count, precision=precision)
+  return lax.conv_general_dilated(
+    x, kernel, strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, precision=precision
+  )
 
 
 # Below: x [B, H, W, C], kernel [3, 3, C, D], g [B, H, W, D] the gradient with respect to the output; all float32.
@@ -119,7 +138,7 @@ def _of_kernel_by_product(x, g):
   """Every pixel's neighbourhood [B H W, 9 C] against g: the result lies as the kernel does."""
   h, w, leaving = g.shape[1:]
   padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  around = jnp.concatenate([padded[:, i:i + h, j:j + w] for i in range(3) for j in range(3)], axis=-1)
+  around = jnp.concatenate([padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], axis=-1)
   product = lax.dot_general(around.reshape(-1, around.shape[-1]), g.reshape(-1, leaving), (((0,), (0,)), ((), ())))
   return product.reshape(3, 3, -1, leaving)
 
@@ -135,8 +154,8 @@ def _of_kernel_by_sliding(x, g):
   if strips > 1:
     height, rows = h // strips, (0, 0)
     moving = jnp.pad(moving, ((0, 0), (1, 1), (0, 0), (0, 0)))
-    moving = jnp.concatenate([moving[:, k * height:(k + 1) * height + 2] for k in range(strips)])
-    window = jnp.concatenate([window[:, k * height:(k + 1) * height] for k in range(strips)])
+    moving = jnp.concatenate([moving[:, k * height : (k + 1) * height + 2] for k in range(strips)])
+    window = jnp.concatenate([window[:, k * height : (k + 1) * height] for k in range(strips)])
   numbers = lax.conv_dimension_numbers(moving.shape, window.shape, ("CHWN", "IHWO", "NHWC"))
   out = lax.conv_general_dilated(moving, window, (1, 1), (rows, (1, 1)), dimension_numbers=numbers)
   return jnp.transpose(out[:, ::-1, ::-1], (1, 2, 3, 0)) if turned else jnp.transpose(out, (1, 2, 0, 3))

@@ -18,8 +18,9 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
   def product(u, v):
     return lax.dot_general(u.reshape(-1, entering), v, (((1,), (0,)), ((), ())))
 
-  products = [[product(u, v) for u, v in zip(us, vs, strict=True)]
-              for us, vs in zip(_inputs(x), _both_axes(_kernel, kernel), strict=True)]
+  products = [
+    [product(u, v) for u, v in zip(us, vs, strict=True)] for us, vs in zip(_inputs(x), _both_axes(_kernel, kernel), strict=True)
+  ]
   out = _turn([_output(row) for row in products], _output)  # [2][2] of [B H/2 W/2, D]
   rows = [jnp.stack([pixel.reshape(b, h // 2, w // 2, leaving) for pixel in row], axis=3) for row in out]
   return jnp.stack(rows, axis=2).reshape(b, h, w, leaving)
@@ -35,8 +36,7 @@ def kernel_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
   def product(u, v):
     return lax.dot_general(u.reshape(-1, entering), v.reshape(-1, leaving), (((0,), (0,)), ((), ())))
 
-  products = [[product(u, v) for u, v in zip(us, vs, strict=True)]
-              for us, vs in zip(_inputs(x), gradients, strict=True)]
+  products = [[product(u, v) for u, v in zip(us, vs, strict=True)] for us, vs in zip(_inputs(x), gradients, strict=True)]
   out = _turn([_kernel_transposed(row) for row in products], _kernel_transposed)
   return jnp.stack([jnp.stack(row) for row in out])
 
@@ -49,7 +49,7 @@ def _inputs(x):
 
 def _input(x, axis):
   """B^T d along one axis, for every window of four at steps of two."""
-  pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1:])
+  pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
   even, odd = (lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in range(2))
   num = even.shape[axis]
   d0, d1 = (lax.slice_in_dim(part, 0, num - 1, axis=axis) for part in (even, odd))

@@ -68,14 +68,18 @@ def convert(state: Mapping[str, np.ndarray], path: str = "the state dict") -> di
       if key not in state:
         raise ValueError(f"{path} lacks {key}: it is not the FID network pt_inception-2015-12-05.")
       if np.shape(state[key]) != shape:
-        raise ValueError(f"{path}: {key} should have shape {shape}, found {np.shape(state[key])}: it is not "
-                         "the FID network pt_inception-2015-12-05 (torchvision's inception_v3 differs).")
+        raise ValueError(
+          f"{path}: {key} should have shape {shape}, found {np.shape(state[key])}: it is not "
+          "the FID network pt_inception-2015-12-05 (torchvision's inception_v3 differs)."
+        )
       if not np.isfinite(state[key]).all():
         raise ValueError(f"{path}: {key} is not finite: the file is damaged.")
     kernel, gamma, beta, mean, variance = (np.asarray(state[key], np.float64) for key in wanted)
     scale = gamma / np.sqrt(variance + _EPSILON)  # folded in float64, so that folding costs no accuracy
-    params[name] = {"kernel": (kernel.transpose(2, 3, 1, 0) * scale).astype(np.float32),
-                    "bias": (beta - mean * scale).astype(np.float32)}
+    params[name] = {
+      "kernel": (kernel.transpose(2, 3, 1, 0) * scale).astype(np.float32),
+      "bias": (beta - mean * scale).astype(np.float32),
+    }
   return params
 
 
@@ -86,8 +90,7 @@ def shapes() -> dict[str, tuple[int, int, int, int]]:
   def record(name, x, channels, kernel, stride=1, padding="SAME"):
     found[name] = (*kernel, x.shape[-1], channels)
     weights = jnp.zeros((*kernel, x.shape[-1], channels))
-    return jax.lax.conv_general_dilated(
-      x, weights, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.lax.conv_general_dilated(x, weights, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
   jax.eval_shape(lambda x: _network(x, record), jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32))
   return found
@@ -110,8 +113,9 @@ def features(params: Mapping, images: jax.Array, preprocessing: str = "tensorflo
   if preprocessing not in PREPROCESSING:
     raise ValueError(f"Inception preprocessing {preprocessing!r} is unknown: write tensorflow or pytorch.")
   if jnp.ndim(images) != 4 or jnp.shape(images)[-1] != 3:
-    raise ValueError(f"Inception takes images [batch, height, width, 3], not {jnp.shape(images)}: "
-                     "repeat a single channel three times.")
+    raise ValueError(
+      f"Inception takes images [batch, height, width, 3], not {jnp.shape(images)}: repeat a single channel three times."
+    )
   x = resize(jnp.asarray(images, jnp.float32), SIZE, SIZE, half_pixel=preprocessing == "pytorch")
   if preprocessing == "tensorflow":
     x = ((x + 1) * 127.5 - 128) / 128
@@ -119,8 +123,8 @@ def features(params: Mapping, images: jax.Array, preprocessing: str = "tensorflo
   def conv(name, x, channels, kernel, stride=1, padding="SAME"):
     # Reported numbers: no TF32 or bfloat16 passes, which move distances between machines.
     x = jax.lax.conv_general_dilated(
-      x, params[name]["kernel"], (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"),
-      precision="highest")
+      x, params[name]["kernel"], (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
+    )
     return jax.nn.relu(x + params[name]["bias"])
 
   return _network(x, conv)

@@ -59,8 +59,13 @@ def load_weights(path: str | os.PathLike, convention: str | None = None) -> dict
   if not os.path.isfile(path):
     raise ValueError(f"No VGG19 weights at {path}: give the path of a .npz, .h5 or .pth file.")
   suffix = os.path.splitext(path)[1].lower()
-  readers = {".npz": weight_files.read_npz, ".h5": _read_h5, ".hdf5": _read_h5, ".pth": weight_files.read_torch,
-             ".pt": weight_files.read_torch}
+  readers = {
+    ".npz": weight_files.read_npz,
+    ".h5": _read_h5,
+    ".hdf5": _read_h5,
+    ".pth": weight_files.read_torch,
+    ".pt": weight_files.read_torch,
+  }
   if suffix not in readers:
     raise ValueError(f"VGG19 weights {path} end in {suffix!r}: known are .npz, .h5 and .pth.")
   return _assemble(readers[suffix](path), path, convention)
@@ -109,8 +114,9 @@ def features(
     ValueError: unknown layer, a layer deeper than the weights at hand, images not [B, H, W, 3], or too small.
   """
   if jnp.ndim(images) != 4 or jnp.shape(images)[-1] != 3:
-    raise ValueError(f"VGG19 takes images [batch, height, width, 3], not {jnp.shape(images)}: "
-                     "repeat a single channel three times.")
+    raise ValueError(
+      f"VGG19 takes images [batch, height, width, 3], not {jnp.shape(images)}: repeat a single channel three times."
+    )
   if isinstance(layers, str):
     layers = (layers,)
   wanted = {}  # canonical name -> names as asked for
@@ -118,8 +124,10 @@ def features(
     wanted.setdefault(_canonical(name, params), []).append(name)
   depth = max((int(name[-3]) if "_" in name else int(name[-1]) + 1) for name in wanted) if wanted else 1
   if min(jnp.shape(images)[1:3]) < 2 ** (depth - 1):
-    raise ValueError(f"Images of {jnp.shape(images)[1:3]} pixels are too small for {list(layers)}: "
-                     f"their sides must be at least {2 ** (depth - 1)}.")
+    raise ValueError(
+      f"Images of {jnp.shape(images)[1:3]} pixels are too small for {list(layers)}: "
+      f"their sides must be at least {2 ** (depth - 1)}."
+    )
   found = {}
   x = preprocess(params, images).astype(dtype)
   for block, count in enumerate(CONVOLUTIONS, 1):
@@ -128,8 +136,8 @@ def features(
         break
       group = params[f"block{block}_conv{index}"]
       x = jax.lax.conv_general_dilated(
-        x, jnp.asarray(group["kernel"], dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=precision)
+        x, jnp.asarray(group["kernel"], dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision
+      )
       x = x + jnp.asarray(group["bias"], dtype)
       if f"conv{block}_{index}" in wanted:
         found[f"conv{block}_{index}"] = x
@@ -165,11 +173,15 @@ def _canonical(name: str, params: Mapping) -> str:
   block = int(match[1] or match[3]) if match else 0
   index = int(match[2] or CONVOLUTIONS[min(block, 5) - 1]) if match else 0
   if not (1 <= block <= 5 and 1 <= index <= CONVOLUTIONS[block - 1]):
-    raise ValueError(f"VGG19 has no layer {name!r}: write relu1_1, relu1_2, relu2_1 ... relu5_4, or conv1_1 "
-                     "... before the ReLU, or pool1 ... pool5.")
+    raise ValueError(
+      f"VGG19 has no layer {name!r}: write relu1_1, relu1_2, relu2_1 ... relu5_4, or conv1_1 "
+      "... before the ReLU, or pool1 ... pool5."
+    )
   if f"block{block}_conv{index}" not in params:
-    raise ValueError(f"Layer {name!r} is deeper than these VGG19 weights, which end at "
-                     f"{available(params)[-1]}: ask for an earlier layer or load all five blocks.")
+    raise ValueError(
+      f"Layer {name!r} is deeper than these VGG19 weights, which end at "
+      f"{available(params)[-1]}: ask for an earlier layer or load all five blocks."
+    )
   return short
 
 
@@ -239,8 +251,9 @@ def _read_h5(path: str) -> dict[str, np.ndarray]:
   try:
     import h5py
   except ImportError as error:
-    raise ValueError(f"Reading {path} needs h5py: pip install 'retree-jax[keras-weights]', or convert it to "
-                     ".npz on a machine that has it.") from error
+    raise ValueError(
+      f"Reading {path} needs h5py: pip install 'retree-jax[keras-weights]', or convert it to .npz on a machine that has it."
+    ) from error
   found: dict[str, np.ndarray] = {}
 
   def visit(name, item):

@@ -16,8 +16,9 @@ def read_npz(path: str) -> dict[str, np.ndarray]:
     with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
       return {name: file[name] for name in file.files}
   except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, AttributeError) as error:
-    raise ValueError(f"Cannot read {path} as .npz: it is damaged or holds objects instead of plain arrays "
-                     f"({error}).") from error
+    raise ValueError(
+      f"Cannot read {path} as .npz: it is damaged or holds objects instead of plain arrays ({error})."
+    ) from error
 
 
 def read_torch(path: str) -> dict[str, np.ndarray]:
@@ -36,13 +37,16 @@ def read_torch(path: str) -> dict[str, np.ndarray]:
   try:
     import torch
   except ImportError as error:
-    raise ValueError(f"Reading {path} needs PyTorch: pip install 'retree-jax[torch]', or convert it to .npz "
-                     "on a machine that has it.") from error
+    raise ValueError(
+      f"Reading {path} needs PyTorch: pip install 'retree-jax[torch]', or convert it to .npz on a machine that has it."
+    ) from error
   try:
     loaded = torch.load(path, map_location="cpu", weights_only=True)
   except Exception as error:  # torch raises a dozen types here, pickle's own among them
-    raise ValueError(f"Cannot read {path}: it is damaged or no PyTorch checkpoint of plain tensors ({type(error).__name__}); "
-                     "only such are read, since others could run code: save its state_dict alone.") from error
+    raise ValueError(
+      f"Cannot read {path}: it is damaged or no PyTorch checkpoint of plain tensors ({type(error).__name__}); "
+      "only such are read, since others could run code: save its state_dict alone."
+    ) from error
   loaded = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
   tensors = {k: v for k, v in loaded.items() if isinstance(v, torch.Tensor)} if isinstance(loaded, Mapping) else {}
   if not tensors:
