@@ -19,7 +19,7 @@ class Centreline:
   Attributes:
     points: [n, 2] float32 (row, column) in pixels, measured from the frame's upper left corner: the first
       pixel's centre is (0.5, 0.5). Paths that meet at a fork share its point; a closed path repeats its first.
-    sizes: [k] int, points per path; every size is at least 1, and a path of one point is a vessel of one pixel.
+    sizes: [k] int, points per path, at least 1.
   """
 
   points: np.ndarray
@@ -87,6 +87,9 @@ class Centreline:
 def centreline(mask) -> Centreline:
   """Finds the centrelines of a vessel mask at its own size, without the spurs that rough walls cause.
 
+  Dots, pieces that are less than three times as long as wide, have none: they are no vessels but slips of the pen
+  or optic discs, and show at a lower resolution if they are large enough for it, and not otherwise.
+
   About a second for 2336x3504 pixels and 0.7 MB: keep the result where a mask is used more than once.
 
   Args:
@@ -96,8 +99,12 @@ def centreline(mask) -> Centreline:
     ValueError: if `mask` is not a two-valued map.
   """
   found = skeleton.trace(mask)
-  paths = [np.concatenate([s.points, s.points[:1]]) if s.closed else s.points for s in found.segments]
-  paths += list(found.nodes[:, None])  # a blob whose branches are all spurs has a node and no path
+  paths = [
+    np.concatenate([s.points, s.points[:1]]) if s.closed else s.points
+    for s in found.segments
+    # A skeleton ends half a width before the wall, at both ends.
+    if s.closed or max(s.start, s.end) >= 0 or s.length() > 4 * np.median(s.half_widths)
+  ]
   points = np.concatenate(paths) + 0.5 if paths else np.zeros((0, 2))
   return Centreline(points.astype(np.float32), np.array([len(path) for path in paths], np.int32))
 
