@@ -51,7 +51,7 @@ class Centreline:
       points = points[kept]
     return Centreline(((points - box[:2]) * scale).astype(np.float32), sizes)
 
-  def through_mesh(self, mesh, steps: int = 8) -> "Centreline":
+  def through_mesh(self, mesh, steps: int = 5) -> "Centreline":
     """Where the paths lie after Pillow's `Image.transform(..., MESH, mesh)`.
 
     A mesh says for each point of the output where it comes from. The opposite is found by iteration with the
