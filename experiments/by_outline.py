@@ -1,10 +1,10 @@
-"""Generated eyes against real ones of the same outline: whole discs, and discs that the camera cuts above and below.
+"""Generated and real eyes compared within each outline: whole discs, and discs cut by the camera above and below.
 
     python -m experiments.by_outline --generated pairs --real folder:data/CHASE_DB1+folder:data/HRF --out by_outline.md
 
-Cameras differ in what they show and graders in what they trace. Where a set mixes cameras, distances and means over all of it
-also measure in which shares it mixes them; within an outline they do not. The test split of --real is used. Kernel distances
-are over scattering features; the floor is what random halves of the real eyes score against each other.
+Cameras differ in what they show, and graders in what they trace. In a set that mixes cameras, distances and means over the
+whole set also depend on the proportions of the mixture; within one outline they do not. The test split of --real is used.
+Kernel distances use scattering features; the floor is the distance between random halves of the real eyes.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from retree_jax.cli import errors
 from retree_jax.data import pipeline, sources, writing
 from retree_jax.metrics import vessels
 
-WHOLE = 0.95  # height over width of a field of view, from which on it counts as whole
-OUTLINES = {"whole": True, "cut": False}  # what `is_whole` says of each
+WHOLE = 0.95  # least ratio of height to width of a field of view that counts as whole
+OUTLINES = {"whole": True, "cut": False}  # the result of `is_whole` for each
 MARKS = {
   "density": "{:.3f}",
   "length": "{:.0f}",
@@ -27,11 +27,11 @@ MARKS = {
   "fractal_dimension": "{:.2f}",
   "components": "{:.0f}",
 }
-LEAST = 4  # eyes on either side, below which there is nothing to compare
+LEAST = 4  # smallest number of eyes on either side for a comparison
 
 
 def is_whole(fov: np.ndarray) -> bool:
-  """Whether a field of view, uint8 [H, W, 1], is about as high as it is wide."""
+  """Whether the height of a field of view, uint8 [H, W, 1], is at least `WHOLE` times its width."""
   rows, columns = np.nonzero(fov[..., 0] >= 128)
   return bool(len(rows)) and np.ptp(rows) + 1 >= WHOLE * (np.ptp(columns) + 1)
 
@@ -48,11 +48,11 @@ def table(generated: dict[str, np.ndarray], real: dict[str, np.ndarray]) -> str:
   """The comparison as a Markdown table.
 
   Args:
-    generated, real: uint8 "image" [N, H, W, 3], "tree" and "fov" [N, H, W, 1]; each side has its own N.
+    generated, real: uint8 "image" [N, H, W, 3], "tree" and "fov" [N, H, W, 1]; N may differ between the two.
 
   Returns:
-    A row for each outline, with numbers where both sides have at least `LEAST` eyes; vessel measures as "generated (real)", in
-    pixels and degrees.
+    One row for each outline, with numbers where both sides have at least `LEAST` eyes. Vessel measures are given as
+    "generated (real)", in pixels and degrees.
   """
   titles = [
     "outline",
@@ -87,18 +87,18 @@ def table(generated: dict[str, np.ndarray], real: dict[str, np.ndarray]) -> str:
 
 
 def _mean(values, form: str) -> str:
-  """Their mean; a dash where no tree has the measure (a tree without forks has no angles)."""
+  """The mean of the finite values; a dash if there is none (a tree without forks has no branching angles)."""
   known = [v for v in values if np.isfinite(v)]
   return form.format(np.mean(known)) if known else "–"
 
 
 def main() -> None:
-  """Reads the flags."""
+  """Runs the command line."""
   p = argparse.ArgumentParser(prog="python -m experiments.by_outline", description=__doc__.split("\n\n")[0])
   p.add_argument("--generated", required=True, help="folder of generated pairs")
-  p.add_argument("--real", required=True, help="source of real pairs; its test split is used")
+  p.add_argument("--real", required=True, help="source of real pairs (its test split)")
   p.add_argument("--size", type=int, default=512, help="side at which eyes are compared")
-  p.add_argument("--out", help="file to write the table to, which is printed in any case")
+  p.add_argument("--out", help="file to write the table to; the table is always printed")
   args = p.parse_args()
   text = table(fitted(f"folder:{args.generated}", "all", args.size), fitted(args.real, "test", args.size))
   print(text)

@@ -2,10 +2,10 @@
 
     python -m experiments.figures --generated out --real folder:data/CHASE_DB1+folder:data/HRF --out docs
 
-pairs.png: generated photographs above, their trees below. real_and_generated.png: held-out real eyes above, generated ones
-below, each photograph with its tree. No choosing: the first pairs of the generated set, and evenly spaced held-out eyes.
-detail.png: the middles of the same photographs, not shrunk. closest.png: of all generated photographs the ones nearest to a
-training eye, and below each that eye, turned and zoomed as it fits best (`retree_jax.metrics.privacy`).
+pairs.png: generated photographs above their trees. real_and_generated.png: held-out real pairs above generated pairs. The
+pairs are not selected by eye: the first pairs of the generated set, and evenly spaced held-out pairs. detail.png: the centres
+of the same photographs at full resolution. closest.png: the generated photographs nearest to a training eye above those eyes,
+rotated and scaled to the best match (`retree_jax.metrics.privacy`).
 """
 
 import argparse
@@ -20,12 +20,12 @@ from retree_jax.data import pipeline, sources, writing
 from retree_jax.metrics import privacy
 from retree_jax.report import measure
 
-GAP = 4  # white pixels between pictures
-FULL = 512  # side in pixels of the eyes whose middles are shown as they are
+GAP = 4  # white pixels between images
+FULL = 512  # side in pixels of the photographs whose centres are shown at full resolution
 
 
 def sheet(rows: list[list[np.ndarray]], side: int) -> np.ndarray:
-  """Rows of uint8 pictures [H, W, 1 or 3] as one uint8 picture, each fitted to side × side."""
+  """Combines rows of images, uint8 [H, W, 1 or 3], into one uint8 image of side × side cells."""
 
   def cell(picture):
     grey = picture[..., 0] if picture.shape[-1] == 1 else picture
@@ -36,7 +36,7 @@ def sheet(rows: list[list[np.ndarray]], side: int) -> np.ndarray:
 
 
 def load(spec: str, split: str, num: int, side: int, spread: bool) -> tuple[list, list]:
-  """(photographs, trees) of `num` pairs: the first, or evenly spaced ones."""
+  """(photographs, trees) of the first `num` pairs, or of `num` evenly spaced pairs with `spread`."""
   source = sources.open_source(spec, split=split, fields=("image", "tree"))
   count = min(num, len(source))
   rows = np.linspace(0, len(source) - 1, count).astype(int) if spread else np.arange(count)
@@ -46,7 +46,7 @@ def load(spec: str, split: str, num: int, side: int, spread: bool) -> tuple[list
 
 
 def closest(generated: str, real: str, num: int, side: int) -> list[list[np.ndarray]]:
-  """The `num` generated photographs nearest to a training eye, and those eyes: two rows, the nearest first."""
+  """Two rows: the `num` generated photographs nearest to a training eye, nearest first, and those training eyes."""
   opened = [
     sources.open_source(spec, split=split, fields=("image",))
     for spec, split in ((generated, "all"), (real, "train"), (real, "test"))
@@ -61,18 +61,18 @@ def closest(generated: str, real: str, num: int, side: int) -> list[list[np.ndar
 
 
 def middles(pictures: list[np.ndarray], side: int) -> list[np.ndarray]:
-  """The middle side × side pixels of each."""
+  """The central side × side pixels of each image."""
   corner = [(s - side) // 2 for s in pictures[0].shape[:2]]
   return [p[corner[0] : corner[0] + side, corner[1] : corner[1] + side] for p in pictures]
 
 
 def main() -> None:
-  """Draws the pictures."""
+  """Runs the command line."""
   p = argparse.ArgumentParser(prog="python -m experiments.figures", description=__doc__.split("\n\n")[0])
   p.add_argument("--generated", required=True, help="folder of generated pairs")
-  p.add_argument("--real", help="source of real pairs: its test split is shown, and its train split beside what comes nearest")
-  p.add_argument("--num", type=int, default=6, help="pairs in a row, or as many as there are")
-  p.add_argument("--side", type=int, default=192, help="pixels of a picture")
+  p.add_argument("--real", help="source of real pairs: the test split is shown, and the train split searched for nearest eyes")
+  p.add_argument("--num", type=int, default=6, help="largest number of pairs in a row")
+  p.add_argument("--side", type=int, default=192, help="side of a cell in pixels")
   p.add_argument("--out", required=True, help="folder to write")
   args = p.parse_args()
   out = pathlib.Path(args.out)

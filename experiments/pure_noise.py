@@ -1,11 +1,11 @@
-"""What a diffusion stage sees in pure noise, which holds nothing: it should be the mean eye, whatever the noise.
+"""The prediction of a diffusion stage from pure noise, which should be the mean training eye for every noise sample.
 
     python -m experiments.pure_noise --stage tree            # a workdir or the name of shipped weights
 
-Where the last time step is pure noise (`config.diffusion.zero_terminal_snr`), the best prediction there is the mean of the
-training data. What differs from one noise to the next was never learnt, and is what the first sampling step starts from.
-Prints, for each field that the stage makes, the mean of the prediction over pixels and noises, and its spread: the standard
-deviation over noises of the means of 8×8 blocks. Units of [0, 1]. A stage with a condition is given an empty tree in a whole
+If the last time step is pure noise (`config.diffusion.zero_terminal_snr`), the optimal prediction there is the mean of the
+training data. Any variation between noise samples is an error, and the first sampling step starts from it. Prints, for each
+field that the stage generates, the mean of the prediction over pixels and noise samples, and its spread: the standard deviation
+over noise samples of the means of 8×8 blocks. Values lie in [0, 1]. A stage with a condition receives an empty tree in a whole
 disc.
 """
 
@@ -27,15 +27,15 @@ _BLOCK = 8  # pixels
 
 
 def predicted(loaded, num: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
-  """What a stage predicts from pure noise.
+  """Predictions of a stage from pure noise.
 
   Args:
     loaded: `checkpoint.Loaded` of a diffusion stage.
-    num: number of noises.
-    seed: root of the noises.
+    num: number of noise samples.
+    seed: seed of the noise samples.
 
   Returns:
-    Each field of `config.data.target`, float32 [num, H, W, C] in about [0, 1].
+    For each field of `config.data.target`, float32 [num, H, W, C], approximately in [0, 1].
   """
   config = loaded.config
   size, target = tuple(config.data.image_size), tuple(config.data.target)
@@ -56,7 +56,7 @@ def predicted(loaded, num: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def spread(pictures: np.ndarray) -> float:
-  """Standard deviation over pictures [N, H, W, C] of their blocks' means, root mean square over the blocks."""
+  """Standard deviation over images [N, H, W, C] of block means, as root mean square over blocks."""
   n, h, w, c = pictures.shape
   pictures = pictures[:, : h - h % _BLOCK, : w - w % _BLOCK]
   blocks = pictures.reshape(n, h // _BLOCK, _BLOCK, w // _BLOCK, _BLOCK, c).mean((2, 4))
@@ -64,18 +64,19 @@ def spread(pictures: np.ndarray) -> float:
 
 
 def main() -> None:
-  """Reads the flags and prints a table."""
+  """Runs the command line."""
   p = argparse.ArgumentParser(prog="python -m experiments.pure_noise", description=__doc__.split("\n\n")[0])
   p.add_argument("--stage", required=True, help="workdir or name of a tree or fundus stage")
-  p.add_argument("--num", type=int, default=16, help="number of noises")
+  p.add_argument("--num", type=int, default=16, help="number of noise samples")
   args = p.parse_args()
   if args.num < 2:
-    raise ValueError(f"--num={args.num} has no spread: give at least 2")
+    raise ValueError(f"--num={args.num} is too small for a standard deviation: use 2 or more")
   loaded = checkpoint.load(args.stage)
   if loaded.config.stage not in ("tree", "fundus"):
-    raise ValueError(f"the {loaded.config.stage} stage {args.stage} paints nothing from noise: give a tree or fundus stage")
+    stage = loaded.config.stage
+    raise ValueError(f"{args.stage} is a {stage} stage, which does not start from noise: give a tree or fundus stage")
   found = predicted(loaded, args.num)
-  print("| field | mean | spread over noises |\n|---|---|---|")
+  print("| field | mean | spread over noise samples |\n|---|---|---|")
   for field, pictures in found.items():
     print(f"| {field} | {pictures.mean():.3f} | {spread(pictures):.3f} |")
 

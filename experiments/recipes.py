@@ -1,13 +1,13 @@
-"""The paper's recipe against ours at equal time, and its repetitive training technique (RTT) on and off at equal steps.
+"""The paper's recipe against ours with equal training time, and its repetitive training technique (RTT) on and off.
 
     python -m experiments.recipes --real folder:data/CHASE_DB1+folder:data/HRF --minutes 20 --out runs/recipes
 
-Four trainings of 64×64 trees on the train split of --real: the paper's network and loss with RTT for --minutes; the same
-without RTT for as many optimizer steps as the first took; ours (`tree.py:tiny`) for --minutes; ours for half of them on
-phantom trees and from there for the other half on real ones. Then --num trees of each, by its own sampler, against the
-held-out trees, and the held-out loss, which compares within the paper's two and within our two. Run it on an otherwise idle
-machine: the clock is part of the comparison. Writes recipes.json, recipes.md and recipes.png, the first trees of each, a row
-each in the order of the table.
+Four models of 64×64 trees are trained on the train split of --real: the paper's network and loss with RTT for --minutes; the
+same without RTT for the same number of optimizer steps; ours (`tree.py:tiny`) for --minutes; ours for half of the time on
+phantom trees, then for the other half on real trees. Then --num trees are sampled from each with its own sampler and compared
+with the held-out trees. The held-out loss is comparable within the paper's two models and within ours. Run it on an otherwise
+idle machine, because time is part of the comparison. Writes recipes.json, recipes.md, and recipes.png with the first trees of
+each model, one row per model in the order of the table.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SHOWN = 8  # trees in a row of the picture
 
 
 def arms(args) -> dict[str, list[tuple[str, ...]]]:
-  """Name → flags of `retree_jax.main`, of the trainings that follow each other, the last one in `folder_name(name)`."""
+  """{name: flags of `retree_jax.main` for each training in order}; the last training runs in `folder_name(name)`."""
   paper = ("--config", "configs/tree.py:paper", f"--config.model.dim={args.dim}")
   tiny = ("--config", "configs/tree.py:tiny", "--config.train.num_steps=1000000")
   quiet = (
@@ -51,7 +51,7 @@ def arms(args) -> dict[str, list[tuple[str, ...]]]:
 
 
 def optimizer_steps(workdir) -> int:
-  """Optimizer steps of a run with RTT: batches times the mean number of repetitions, from its metrics.jsonl."""
+  """Optimizer steps of a run with RTT, from metrics.jsonl: number of batches times mean number of repetitions."""
   total, before = 0.0, 0
   for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines():
     values = json.loads(line)
@@ -62,7 +62,7 @@ def optimizer_steps(workdir) -> int:
 
 
 def run(args, say=print) -> dict:
-  """Trains what is not trained yet, samples, and writes recipes.json and recipes.md."""
+  """Runs the missing trainings, samples, and writes recipes.json, recipes.md and recipes.png."""
   out = pathlib.Path(args.out)
   path = out / "recipes.json"
   found = json.loads(path.read_text()) if path.exists() else {}
@@ -79,7 +79,7 @@ def run(args, say=print) -> dict:
           ("-m", "retree_jax.main", "--workdir", str(workdir), *flags, *steps), budget, lambda took: None
         )
         if code:
-          raise RuntimeError(f"the training of '{name}' failed (exit code {code}): its message stands above")
+          raise RuntimeError(f"the training of '{name}' failed (exit code {code}): see its message above")
       entry["seconds"] = round(time.monotonic() - start, 1)
       entry["batches"] = checkpoint.load(workdir, step="latest").step
       entry["optimizer_steps"] = optimizer_steps(workdir) if name == "paper, RTT" else entry["batches"]
@@ -102,7 +102,7 @@ def run(args, say=print) -> dict:
 
 
 def folder_name(arm: str) -> str:
-  """Where an arm is trained: "paper, RTT" → "paper_RTT"."""
+  """The folder of an arm: "paper, RTT" → "paper_RTT"."""
   return arm.replace(", ", "_").replace(" ", "_")
 
 
@@ -132,13 +132,13 @@ def markdown(found: dict) -> str:
 
 
 def main() -> None:
-  """Reads the flags."""
+  """Runs the command line."""
   p = argparse.ArgumentParser(prog="python -m experiments.recipes", description=__doc__.split("\n\n")[0])
-  p.add_argument("--real", required=True, help="source of real pairs: train split to learn from, test split to compare with")
-  p.add_argument("--minutes", type=float, default=20, help="time of the trainings that are matched in time")
+  p.add_argument("--real", required=True, help="source of real pairs: trained on the train split, compared with the test split")
+  p.add_argument("--minutes", type=float, default=20, help="training time in minutes")
   p.add_argument("--dim", type=int, default=512, help="width of the paper's network (the original's: 4096)")
   p.add_argument("--num", type=int, default=32, help="trees per recipe")
-  p.add_argument("--seed", type=int, default=0, help="root of all randomness")
+  p.add_argument("--seed", type=int, default=0, help="seed")
   p.add_argument("--out", required=True, help="folder to write")
   run(p.parse_args())
 

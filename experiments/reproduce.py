@@ -1,13 +1,13 @@
-"""The whole chain, from folders of eyes to a table: what a user with their own eyes runs.
+"""The whole chain, from folders of eyes to a report.
 
     python -m experiments.reproduce --labelled data/CHASE_DB1,data/HRF --photographs data/IDRiD --out runs/chain
     python -m experiments.reproduce --out runs/phantom --preset tiny            # no data: phantom retinas, CPU minutes
 
 segmenter → labels for the photographs that have none → tree stage → tree filter → fundus stage → super-resolution →
-generated set → report and validation. Every step is one of the project's own commands, printed before it runs; rerunning the
-same line goes on where it stopped, also inside a training. Each training has a budget in minutes (--budget changes them); it
-stops there, saves, and the chain goes on with what it has learnt. --piece_minutes ends the whole script after so long, for
-machines that are lent in pieces.
+generated set → report and validation. Every step is one of the project's own commands and is printed before it runs. Rerunning
+the same command resumes the chain, also within a training. Each training has a budget in minutes (--budget changes it); when it
+is used up the training saves and stops, and the chain continues with the result. --piece_minutes stops the whole script after
+that time, for machines with limited sessions.
 """
 
 import argparse
@@ -22,43 +22,22 @@ import time
 
 from retree_jax.data import writing
 
-# Minutes of training per stage. "coarse": minutes that the tree stage first spends at half its size, where a step costs a
-# quarter: it learns there where vessels go, and at full size how thin they are. "validation": its flags.
-PRESETS = {
-  "tiny": {
-    "variant": ":tiny",
-    "segmentation": 2,
-    "tree": 4,
-    "filter": 2,
-    "fundus": 4,
-    "superres": 4,
-    "num": 16,
-    "validation": ("--steps", "150", "--seeds", "1"),
-  },
-  "cpu": {
-    "variant": ":cpu",
-    "segmentation": 40,
-    "tree": 60,
-    "filter": 10,
-    "fundus": 90,
-    "superres": 40,
-    "num": 200,
-    "coarse": 40,
-    "validation": ("--steps", "500"),
-  },
-  "default": {
-    "variant": "",
-    "segmentation": 3,
-    "tree": 7,
-    "filter": 1,
-    "fundus": 9,
-    "superres": 5,
-    "num": 1000,
-    "validation": ("--steps", "2000"),
-  },
-}
 STAGES = ("segmentation", "tree", "filter", "fundus", "superres")
-_GRACE_S = 120  # between the request to stop and the kill: a checkpoint has to be written
+
+
+def _preset(variant: str, minutes: tuple[float, ...], **more) -> dict:
+  """Config variant, minutes of training for each of `STAGES`, and: "num" pairs to generate; "validation", flags of that step;
+  "coarse", minutes that the tree stage first trains at half its size, where a step costs a quarter. There it learns where
+  vessels run; at full size it learns the thin ones."""
+  return {"variant": variant, **dict(zip(STAGES, minutes, strict=True)), **more}
+
+
+PRESETS = {
+  "tiny": _preset(":tiny", (2, 4, 2, 4, 4), num=16, validation=("--steps", "150", "--seeds", "1")),
+  "cpu": _preset(":cpu", (40, 60, 10, 90, 40), num=200, validation=("--steps", "500"), coarse=40),
+  "default": _preset("", (3, 7, 1, 9, 5), num=1000, validation=("--steps", "2000")),
+}
+_GRACE_S = 120  # seconds between the request to stop and the kill, enough to write a checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +45,9 @@ class Step:
   """One command of the chain.
 
   Attributes:
-    name: unique, stands in the log and in chain.json.
+    name: unique name in the log and in chain.json.
     command: arguments after `python`.
-    minutes: budget of a training, which is asked to save and stop there; None = until it ends.
+    minutes: time after which a training is asked to save and stop; None = no limit.
   """
 
   name: str
@@ -83,21 +62,15 @@ def plan(args) -> list[Step]:
   labelled = "+".join(f"folder:{p}" for p in args.labelled) or "phantom:200"
   run = {stage: str(out / stage) for stage in STAGES}
 
+  def stage_command(stage, *more):
+    config = f"configs/{stage}.py{preset['variant']}"
+    return ("-m", "retree_jax.main", "--config", config, "--workdir", run[stage], *more)
+
   def training(stage, *more):
-    return Step(
-      f"train {stage}",
-      (
-        "-m",
-        "retree_jax.main",
-        "--config",
-        f"configs/{stage}.py{preset['variant']}",
-        "--workdir",
-        run[stage],
-        f"--config.seed={args.seed}",
-        *more,
-      ),
-      minutes[stage],
-    )
+    return Step(f"train {stage}", stage_command(stage, f"--config.seed={args.seed}", *more), minutes[stage])
+
+  def generate(name, *more):
+    return Step(name, ("-m", "retree_jax.generate", "--tree", run["tree"], *more))
 
   def source(spec):
     return f"--config.data.source={spec}"
@@ -105,110 +78,43 @@ def plan(args) -> list[Step]:
   steps = [training("segmentation", source(labelled))]
   pairs, names = labelled, _label_names(args.photographs)
   for folder in args.photographs:
-    found = out / "labels" / names[folder]
-    steps.append(
-      Step(
-        f"label {folder}",
-        (
-          "-m",
-          "retree_jax.main",
-          "--config",
-          f"configs/segmentation.py{preset['variant']}",
-          "--workdir",
-          run["segmentation"],
-          "--mode",
-          "sample",
-          "--input",
-          folder,
-          "--out",
-          str(found),
-        ),
-      )
-    )
-    # Predicted labels count half: they show colours and lesions that the few labelled eyes do not have.
+    labels = str(out / "labels" / names[folder])
+    command = stage_command("segmentation", "--mode", "sample", "--input", folder, "--out", labels)
+    steps.append(Step(f"label {folder}", command))
+    # Expert labels are drawn twice as often as predicted ones, which show colours and lesions that few labelled eyes have.
     pairs = "+".join(f"{spec}*2" for spec in labelled.split("+")) if pairs == labelled else pairs
-    pairs += f"+folder:{found}"
-  trees, drawn = str(out / "generated_trees"), str(max(200, preset["num"]))
+    pairs += f"+folder:{labels}"
+  trees, drawn, generated = str(out / "generated_trees"), str(max(200, preset["num"])), str(out / "pairs")
   fine = ()
   if "coarse" in preset:
     half = str(out / "tree_coarse")
-    coarse = training(
-      "tree", source(labelled), "--config.data.image_size=(64,64)", "--config.train.batch_size=16", "--workdir", half
-    )
+    size = ("--config.data.image_size=(64,64)", "--config.train.batch_size=16")
+    coarse = training("tree", source(labelled), *size, "--workdir", half)
     steps.append(dataclasses.replace(coarse, name="train tree, coarse", minutes=args.budget.get("coarse", preset["coarse"])))
     # Twice the size: more noise for the same signal at the coarse scales (Hoogeboom et al. 2301.11093).
     fine = (f"--config.train.start_from={half}", "--config.diffusion.shift=2.0")
+  weights = [f"--config.loss.perceptual_weights={args.vgg19}"] if args.vgg19 else []
+  models = [word for stage in ("filter", "fundus", "superres") for word in (f"--{stage}", run[stage])]
+  report = ("--generated", generated, "--real", labelled, "--train", labelled, "--segmenter", run["segmentation"])
   steps += [
     training("tree", source(labelled), *fine),
-    Step(
-      "trees for the filter",
-      ("-m", "retree_jax.generate", "--tree", run["tree"], "--num", drawn, "--seed", "1", "--out", trees),
-    ),
+    generate("trees for the filter", "--num", drawn, "--seed", "1", "--out", trees),
     training("filter", source(labelled), f"--config.data.generated={trees}"),
     training("fundus", source(pairs)),
-    training("superres", source(labelled), *([f"--config.loss.perceptual_weights={args.vgg19}"] if args.vgg19 else [])),
-    Step(
-      "generate",
-      (
-        "-m",
-        "retree_jax.generate",
-        "--tree",
-        run["tree"],
-        "--filter",
-        run["filter"],
-        "--fundus",
-        run["fundus"],
-        "--superres",
-        run["superres"],
-        "--num",
-        str(args.num or preset["num"]),
-        "--out",
-        str(out / "pairs"),
-      ),
-    ),
-    Step(
-      "report",
-      (
-        "-m",
-        "retree_jax.evaluate",
-        "--generated",
-        str(out / "pairs"),
-        "--real",
-        labelled,
-        "--train",
-        labelled,
-        "--segmenter",
-        run["segmentation"],
-        "--out",
-        str(out / "report"),
-      ),
-    ),
+    training("superres", source(labelled), *weights),
+    generate("generate", *models, "--num", str(args.num or preset["num"]), "--out", generated),
+    Step("report", ("-m", "retree_jax.evaluate", *report, "--out", str(out / "report"))),
   ]
   if args.validate:
-    # Trained on each set, tested on all of them.
+    # Train on each set and test on all of them.
     sets = [part for spec in labelled.split("+") for part in ("--real", spec, "--test", spec)]
-    steps.append(
-      Step(
-        "validation",
-        (
-          "-m",
-          "experiments.validation",
-          "--config",
-          f"configs/segmentation.py{preset['variant']}",
-          *sets,
-          "--generated",
-          str(out / "pairs"),
-          *preset["validation"],
-          "--out",
-          str(out / "validation"),
-        ),
-      )
-    )
+    flags = ("--config", f"configs/segmentation.py{preset['variant']}", *sets, "--generated", generated, *preset["validation"])
+    steps.append(Step("validation", ("-m", "experiments.validation", *flags, "--out", str(out / "validation"))))
   return steps
 
 
 def _label_names(folders: list[str]) -> dict[str, str]:
-  """One name for the labels of each folder: its own, numbered where two folders are called the same."""
+  """The name of the labels of each folder: the folder's name, numbered if two folders share it."""
   found = {}
   for folder in folders:
     name = pathlib.Path(folder).resolve().name
@@ -224,15 +130,15 @@ def run_chain(steps: list[Step], out, deadline: float = float("inf"), say=print)
 
   Args:
     steps: from `plan`.
-    out: folder of the chain; `chain.json` there remembers what is done and how long each training ran.
-    deadline: `time.monotonic()` after which everything stops, saved.
+    out: folder of the chain; `chain.json` in it records finished steps and the time spent in each training.
+    deadline: value of `time.monotonic()` after which the current step saves and everything stops.
     say: called with lines for the log.
 
   Returns:
-    True when the whole chain is done, False when the deadline came first.
+    True if the whole chain is done, False if the deadline came first.
 
   Raises:
-    RuntimeError: a step failed, or one that is done was done with other arguments; what was done stays done.
+    RuntimeError: a step failed, or a finished step was run with other arguments. Finished steps stay finished.
   """
   path = pathlib.Path(out) / "chain.json"
   log = json.loads(path.read_text()) if path.exists() else {}
@@ -242,8 +148,8 @@ def run_chain(steps: list[Step], out, deadline: float = float("inf"), say=print)
     if entry["done"]:
       if entry["command"] != command:
         raise RuntimeError(
-          f"the step '{step.name}' of {out} was done with other arguments (`{' '.join(entry['command'])}`): "
-          "give those again, or another folder with --out"
+          f"the step '{step.name}' of {out} was run with other arguments (`{' '.join(entry['command'])}`): "
+          "use the same arguments, or another folder with --out"
         )
       continue
     entry["command"] = command
@@ -259,19 +165,22 @@ def run_chain(steps: list[Step], out, deadline: float = float("inf"), say=print)
       writing.write_json(path, log)
 
     code, stopped = run_command(step.command, min(budget, allowed), note)
-    # Stopped by the deadline rather than by its own budget: go on with it next time.
+    # A step stopped by the deadline rather than by its own budget is continued next time.
     entry["done"] = code == 0 and not (stopped and allowed < budget)
     writing.write_json(path, log)
     if code:
-      raise RuntimeError(f"the step '{step.name}' failed (exit code {code}): its message stands above; mend it and rerun")
+      raise RuntimeError(f"the step '{step.name}' failed (exit code {code}): see its message above, correct it and rerun")
     if not entry["done"]:
       return False
   return True
 
 
 def run_command(command, seconds: float, note) -> tuple[int, bool]:
-  """(exit code, whether it was asked to stop). Calls note(seconds so far) now and then, so that a kill of this script loses a
-  few seconds of the account and nothing of the training. Ctrl-C stops the step too, saved."""
+  """Runs `python COMMAND`; returns (exit code, whether it was asked to stop).
+
+  `note(seconds so far)` is called every few seconds, so that a kill of this script loses little of the recorded time and
+  nothing of the training. Ctrl-C also asks the step to save and stop.
+  """
   start = time.monotonic()
   process = subprocess.Popen([sys.executable, *command])
   stopped = False
@@ -290,9 +199,9 @@ def run_command(command, seconds: float, note) -> tuple[int, bool]:
     process.send_signal(signal.SIGTERM)
     process.wait()
     raise
-  # A step that has nothing to save ends by the signal: that is no failure.
-  code = 0 if stopped and process.returncode == -signal.SIGTERM else process.returncode
-  return code, stopped
+  # A step that was asked to stop ends by the signal or, after saving, with the exit code 128 + 15: not a failure.
+  obeyed = stopped and process.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM)
+  return 0 if obeyed else process.returncode, stopped
 
 
 def _budget(text: str) -> dict[str, float]:
@@ -304,7 +213,7 @@ def _budget(text: str) -> dict[str, float]:
     try:
       found[stage] = float(value)
     except ValueError:
-      raise argparse.ArgumentTypeError(f"{part!r} names no minutes: write e.g. {stage}=30") from None
+      raise argparse.ArgumentTypeError(f"{part!r} has no number of minutes: write for example {stage}=30") from None
   return found
 
 
@@ -312,16 +221,18 @@ def parser() -> argparse.ArgumentParser:
   """The flags."""
   p = argparse.ArgumentParser(prog="python -m experiments.reproduce", description=__doc__.split("\n\n")[0])
   folders = lambda text: [part for part in text.split(",") if part]  # noqa: E731
-  p.add_argument("--labelled", type=folders, default=[], help="pair folders (images/, masks/), comma-separated; none = phantom")
+  p.add_argument(
+    "--labelled", type=folders, default=[], help="folders of pairs (images/, masks/), comma-separated; default: phantom"
+  )
   p.add_argument("--photographs", type=folders, default=[], help="folders of photographs without masks, comma-separated")
   p.add_argument("--out", required=True, help="folder of the chain")
-  p.add_argument("--preset", choices=PRESETS, default="cpu", help="size of the models and time of their training")
+  p.add_argument("--preset", choices=PRESETS, default="cpu", help="size of the models and their training times")
   p.add_argument("--budget", type=_budget, default={}, help="minutes per stage, e.g. tree=30,fundus=60")
   p.add_argument("--num", type=int, default=0, help="pairs to generate (default: the preset's)")
-  p.add_argument("--seed", type=int, default=0, help="root of all randomness of the trainings")
+  p.add_argument("--seed", type=int, default=0, help="seed of the trainings")
   p.add_argument("--vgg19", default="", help="VGG19 weights (.pth, .h5, .npz) for the perceptual loss")
   p.add_argument("--validate", action="store_true", help="also run experiments.validation on the generated set")
-  p.add_argument("--piece_minutes", type=float, default=0, help="stop, saved, after so many minutes")
+  p.add_argument("--piece_minutes", type=float, default=0, help="save and stop after this many minutes")
   return p
 
 
@@ -330,7 +241,7 @@ def main() -> int:
   args = parser().parse_args()
   missing = [p for p in (*args.labelled, *args.photographs) if not pathlib.Path(p).is_dir()]
   if missing:
-    print(f"error: {missing[0]} is no folder: name existing ones", file=sys.stderr)
+    print(f"error: {missing[0]} is not a folder: give existing folders", file=sys.stderr)
     return 2
   deadline = time.monotonic() + 60 * args.piece_minutes if args.piece_minutes else float("inf")
   try:
@@ -339,12 +250,12 @@ def main() -> int:
     print(f"error: {error}", file=sys.stderr)
     return 1
   except KeyboardInterrupt:
-    print("stopped by the keyboard; rerun the same command to go on", file=sys.stderr)
+    print("interrupted; rerun the same command to continue", file=sys.stderr)
     return 130
   print(
     f"\nThe chain is complete: {args.out}/report/report.html"
     if finished
-    else "\nStopped, saved: rerun the same command to go on"
+    else "\nSaved and stopped: rerun the same command to continue"
   )
   return 0
 

@@ -3,11 +3,11 @@
     python -m experiments.sampling_table --tree runs/tree --fundus runs/fundus --real folder:data/CHASE_DB1+folder:data/HRF \\
         --steps 5,10,20,50,full --guidance 1,1.5,2,3 --num 32 --out runs/tables
 
-Trees are drawn from noise; photographs are painted over the held-out trees of --real, so that they can be compared with the
-photographs those trees were traced in. Distances are unbiased kernel distances to the held-out eyes over scattering features,
-which need no weights and so compare with nothing published; the floor is what two halves of the real eyes score. Separation
-is how far the photograph's green channel knows the tree (`retree_jax.metrics.fidelity`): 0.5 is chance. Rows are written as
-they come, and a rerun skips what is there.
+Trees are sampled from noise. Photographs are generated for the held-out trees of --real, so that they can be compared with the
+photographs in which those trees were traced. Distances are unbiased kernel distances to the held-out eyes over scattering
+features; these need no weights, and are not comparable with published distances. The floor is the distance between two halves
+of the real eyes. Separation measures how well the green channel of the photograph predicts the tree
+(`retree_jax.metrics.fidelity`); 0.5 is chance. Each row is written when it is finished, and a rerun skips finished rows.
 """
 
 import argparse
@@ -29,16 +29,16 @@ MARKS = ("density", "components", "fractal_dimension")
 
 
 def heldout(source: str, size, fields) -> dict[str, np.ndarray]:
-  """The test split of a source, fitted to `size`: uint8 fields [N, H, W, C]."""
+  """The test split of a source at `size`: uint8 fields [N, H, W, C]."""
   opened = sources.open_source(source, split="test", fields=("image", "tree"), size=tuple(size))
   return next(iter(pipeline.evaluation_batches(opened, size=tuple(size), batch_size=len(opened), fields=fields)))
 
 
 def settings(steps: str) -> list[tuple[str, dict]]:
-  """(sampler, its config fields) for a list like "5,10,full"; "full" is the ancestral sampler over every time step.
+  """(sampler, config fields) for a list such as "5,10,full"; "full" is the ancestral sampler over every time step.
 
   Raises:
-    ValueError: neither a number nor "full".
+    ValueError: an entry is neither a number of steps nor "full".
   """
   found = []
   for part in filter(None, steps.split(",")):
@@ -52,10 +52,10 @@ def settings(steps: str) -> list[tuple[str, dict]]:
 
 
 def scales(guidance: str) -> list[str]:
-  """The guidance scales of a list like "1,1.5,2".
+  """The guidance scales in a list such as "1,1.5,2".
 
   Raises:
-    ValueError: something that is no number, or a negative one.
+    ValueError: an entry is not a finite number of at least 0.
   """
   found = [part.strip() for part in guidance.split(",") if part.strip()]
   for part in found:
@@ -64,43 +64,43 @@ def scales(guidance: str) -> list[str]:
     except ValueError:
       good = False
     if not good:
-      raise ValueError(f"--guidance: {part!r} is no guidance scale: write numbers from 0, e.g. 1,1.5,2")
+      raise ValueError(f"--guidance: {part!r} is not a guidance scale: write numbers of at least 0, e.g. 1,1.5,2")
   return found
 
 
 def sample(loaded, changes: dict, count: int, condition=None) -> tuple[dict[str, np.ndarray], float]:
-  """(fields, seconds per sample without compiling) of samples 0 to count - 1."""
+  """Samples 0 to count - 1, as (fields, seconds per sample without compilation)."""
   config = loaded.config.copy_and_resolve_references()
   config.sampler.update(changes)
   sampler = Sampler(config, loaded.network)
   first = None if condition is None else {f: v[:1] for f, v in condition.items()}
-  sampler(loaded.params, np.arange(1), first)  # compiles the one program of all counts
+  sampler(loaded.params, np.arange(1), first)  # compiles; one program serves every count
   start = time.perf_counter()
   made = sampler(loaded.params, np.arange(count), condition)
   return made, (time.perf_counter() - start) / count
 
 
 def distance(real: np.ndarray, made: np.ndarray) -> dict:
-  """Kernel distance of two sets of pictures over scattering features, with its interval."""
+  """Kernel distance between two sets of images over scattering features, with its interval."""
   extractor = features.extractor("scattering")
   found = images.kernel_distance(features.extract(real, extractor), features.extract(made, extractor))
   return {**_as_json(found), "real": len(real), "generated": len(made)}
 
 
 def floor(real: np.ndarray) -> dict:
-  """Kernel distance of halves of one set."""
+  """Kernel distance between halves of one set."""
   found = images.floor(features.extract(real, features.extractor("scattering")))
   return _as_json(found)
 
 
 def _as_json(measurement) -> dict:
-  """Value and interval; None for an interval that so few images do not give."""
+  """Value and interval; the interval is None if there are too few images."""
   low, high = ((float(x) if np.isfinite(x) else None) for x in (measurement.low, measurement.high))
   return {"value": float(measurement.value), "low": low, "high": high}
 
 
 def tree_row(loaded, changes, count, real) -> dict:
-  """One row of the trees' table."""
+  """One row of the table of trees."""
   made, seconds = sample(loaded, changes, count)
   marks = [[vessels.biomarkers(t[..., 0] >= 128) for t in trees] for trees in (made["tree"], real["tree"])]
   means = [{k: float(np.nanmean([m[k] for m in side])) for k in MARKS} for side in marks]
@@ -108,7 +108,7 @@ def tree_row(loaded, changes, count, real) -> dict:
 
 
 def fundus_row(loaded, changes, real, count) -> dict:
-  """One row of the photographs' table: held-out trees painted, evenly spaced, so that each of several sets has its share."""
+  """One row of the table of photographs, made for evenly spaced held-out trees so that every joined set is represented."""
   painted = np.linspace(0, len(real["tree"]) - 1, count).round().astype(int)
   trees, fovs = real["tree"][painted], real["fov"][painted]
   made, seconds = sample(loaded, changes, count, {f: real[f][painted] for f in loaded.config.data.condition})
@@ -133,11 +133,11 @@ def _mean_colour(pictures, fov):
 
 
 def tables(args, say=print) -> dict:
-  """Computes what is missing in args.out/sampling.json, writes it and sampling.md, returns the tables."""
+  """Computes the rows missing in args.out/sampling.json, writes it and sampling.md, and returns the tables."""
   if not (args.tree or args.fundus):
-    raise ValueError("there is no stage to sample: give --tree, --fundus or both")
+    raise ValueError("no stage to sample from: give --tree, --fundus or both")
   if args.num < 2:
-    raise ValueError(f"--num={args.num} leaves nothing to compare: give at least 2")
+    raise ValueError(f"--num={args.num} is too small for a comparison: use 2 or more")
   rows, guidance = settings(args.steps), scales(args.guidance)
   path = pathlib.Path(args.out) / "sampling.json"
   found = json.loads(path.read_text()) if path.exists() else {}
@@ -216,21 +216,21 @@ def _marks(m):
 
 
 def interval(d: dict) -> str:
-  """A distance with its interval."""
+  """A distance and its interval as text."""
   if d["low"] is None:
     return f"{d['value']:.3g}"
   return f"{d['value']:.3g} [{d['low']:.3g}, {d['high']:.3g}]"
 
 
 def main() -> None:
-  """Reads the flags."""
+  """Runs the command line."""
   p = argparse.ArgumentParser(prog="python -m experiments.sampling_table", description=__doc__.split("\n\n")[0])
   p.add_argument("--tree", help="workdir or name of the tree stage")
   p.add_argument("--fundus", help="workdir or name of the fundus stage")
-  p.add_argument("--real", required=True, help="source of real pairs; its test split is used")
+  p.add_argument("--real", required=True, help="source of real pairs (its test split)")
   p.add_argument("--steps", default="5,10,20,50,full", help="numbers of steps; 'full' = the ancestral sampler")
   p.add_argument("--guidance", default="1,1.5,2,3", help="guidance scales")
-  p.add_argument("--num", type=int, default=32, help="trees per row, and at most so many photographs")
+  p.add_argument("--num", type=int, default=32, help="number of trees in a row, and largest number of photographs")
   p.add_argument("--out", required=True, help="folder to write")
   tables(p.parse_args())
 

@@ -1,11 +1,11 @@
-"""Trained stages as the weights inside the package: averaged parameters at 16 bits, under a name.
+"""Exports trained stages as the weights inside the package: averaged parameters in bfloat16, under a name.
 
     python -m experiments.ship tree=runs/chain/tree fundus=runs/chain/fundus superres=runs/chain/superres
 
-Afterwards `retree_jax.checkpoint.load("tree")` and `python -m retree_jax.generate --num 16 --out out` use them. The last
-checkpoint of each run is taken, unless --step says otherwise. Paths of the machine that trained them are cut down to their
-last part. A tree filter's bounds and the probability at which super-resolution cuts its trees are chosen here, on the data that
-the run's config names.
+Afterwards `retree_jax.checkpoint.load("tree")` and `python -m retree_jax.generate --num 16 --out out` use them. The latest
+checkpoint of each run is exported unless --step selects another. Folders in the config are reduced to their last component, so
+that no path of the training machine is published. The bounds of a tree filter and the vessel threshold of super-resolution are
+chosen here, on the data that the run's config names.
 """
 
 import argparse
@@ -23,7 +23,7 @@ WEIGHTS = pathlib.Path(retree_jax.__file__).parent / "weights"
 
 
 def without_paths(value):
-  """A config's values with folders cut down to their names: "folder:/a/CHASE*2+folder:/b/HRF" → "folder:CHASE*2+folder:HRF"."""
+  """Config values with folders reduced to their names: "folder:/a/CHASE*2+folder:/b/HRF" → "folder:CHASE*2+folder:HRF"."""
   if isinstance(value, dict):
     return {k: without_paths(v) for k, v in value.items()}
   if isinstance(value, str) and "/" in value:
@@ -32,7 +32,7 @@ def without_paths(value):
 
 
 def ship(name: str, path, step="latest", folder=WEIGHTS, sampler=None) -> int:
-  """Writes folder/name from the run in `path`, with other fields of `config.sampler` if given; returns its size in bytes."""
+  """Exports the run in `path` to folder/name, with changed fields of `config.sampler` if given. Returns the size in bytes."""
   loaded = checkpoint.load(path, step=step)
   given = loaded.config.copy_and_resolve_references()
   loaded.config.update(without_paths(loaded.config.to_dict()))
@@ -45,7 +45,7 @@ def ship(name: str, path, step="latest", folder=WEIGHTS, sampler=None) -> int:
     loaded.config.sampler.update(sampler or {})
   out = pathlib.Path(folder) / name
   checkpoint.export(loaded, out)
-  # Orbax notes here where it wrote, for people to read; the mark is the file itself.
+  # Orbax writes the absolute path into this file; only its existence matters.
   (out / "commit_success.txt").write_text("Checkpoint commit was successful\n")
   if given.stage == "filter":
     tree_filter.choose_bounds(out, given)
@@ -53,16 +53,16 @@ def ship(name: str, path, step="latest", folder=WEIGHTS, sampler=None) -> int:
 
 
 def main() -> None:
-  """Ships what the arguments name."""
+  """Runs the command line."""
   p = argparse.ArgumentParser(prog="python -m experiments.ship", description=__doc__.split("\n\n")[0])
   p.add_argument("runs", nargs="+", metavar="NAME=WORKDIR", help="name of the weights and the run they come from")
   p.add_argument("--step", default="latest", help="checkpoint: latest, best or a step")
-  p.add_argument("--guidance", type=float, help="default guidance scale of the fundus stage, in place of the config's")
+  p.add_argument("--guidance", type=float, help="default guidance scale of the fundus stage, instead of the config's")
   args = p.parse_args()
   for pair in args.runs:
     name, _, path = pair.partition("=")
     if not re.fullmatch(r"[a-z0-9_]+", name) or not path:
-      raise ValueError(f"{pair!r} is no NAME=WORKDIR: write for example tree=runs/tree")
+      raise ValueError(f"{pair!r} is not NAME=WORKDIR: write for example tree=runs/tree")
     changes = {"guidance": args.guidance} if args.guidance is not None and name == "fundus" else {}
     print(f"{name}: {ship(name, path, args.step, sampler=changes) / 2**20:.1f} MiB", flush=True)
 

@@ -1,22 +1,23 @@
-"""What are generated pairs worth to somebody who has a few labelled eyes? Segmenters on equal terms, tested on real eyes.
+"""What generated pairs add to a few labelled eyes: segmenters trained with equal numbers of steps, tested on real eyes.
 
     python -m experiments.validation --real PATH --generated data/retree --test PATH --out runs/validation
 
-Arms, all of the same network and the same number of optimizer steps:
+The arms share one network and one number of optimizer steps:
 
-    real           real pairs alone, everyday augmentation
+    real           real pairs alone, default augmentation
     generated      generated pairs alone
     both           each batch half real, half generated
     finetune       half of the steps on generated pairs, then half on real ones
-    real_strong    real pairs alone, with the strong augmentation of the config: what costs nothing and may do as well
+    real_strong    real pairs alone, with the config's strong augmentation: the cheapest alternative to generated pairs
 
-Every arm is scored on the held-out split of the real set and on the test splits of all `--test` sets, by both protocols of
-`retree_jax.metrics.segmentation`. Nothing is chosen on a test split: the last step counts, the threshold is fixed. Fidelity:
-the `real` segmenters, applied to generated photographs that no arm was trained on, against those photographs' own trees.
+Every arm is scored on the test split of the real set and on the test splits of all `--test` sets, with both protocols of
+`retree_jax.metrics.segmentation`. Nothing is selected on a test split: the last step is used, the threshold is fixed. Label
+fidelity: the `real` segmenters are applied to generated photographs that no arm was trained on, and scored against the trees
+of those photographs.
 
-Give `--real` several times to repeat the experiment with each (train on CHASE_DB1, test on HRF, and the reverse). PATH may be
-any source spec of `retree_jax.data.sources`. Rerunning the same command goes on where it stopped; with `--minutes` no new
-training begins after so much time, and the table says which runs it holds.
+Give `--real` several times to repeat the experiment with each set (train on CHASE_DB1, test on HRF, and the reverse). PATH may
+be any source spec of `retree_jax.data.sources`. Rerunning the same command resumes it. With `--minutes`, no new training starts
+after that time, and the table lists the runs that are missing.
 """
 
 import dataclasses
@@ -49,12 +50,12 @@ class Plan:
   Attributes:
     name: of the real set; names its folder.
     real: source spec of the real pairs.
-    generated: source spec of the generated pairs, one source.
+    generated: source spec of the generated pairs, a single source.
     tests: {name: source spec} of the sets to test on; their test splits are used.
     arms: some of `ARMS`.
-    seeds: roots of the runs' randomness.
+    seeds: seeds of the runs.
     steps: optimizer steps of every arm.
-    fidelity: generated photographs to measure the fidelity on; 0 = none.
+    fidelity: number of generated photographs for the label fidelity; 0 = none.
   """
 
   name: str
@@ -71,13 +72,13 @@ class Plan:
     if unknown or not self.arms:
       raise ValueError(f"there is no arm {unknown[0] if unknown else ''!r}: use some of {', '.join(ARMS)}")
     if self.steps < 2:
-      raise ValueError(f"--steps={self.steps} trains nothing: use 2 or more")
+      raise ValueError(f"--steps={self.steps} is too small: use 2 or more")
     if not self.seeds:
-      raise ValueError("--seeds is 0: use 1 or more, 3 to see a spread")
+      raise ValueError("--seeds is 0: use 1 or more, and at least 3 for a standard deviation")
 
 
 def phases(plan: Plan, arm: str, config) -> list[tuple[str, object]]:
-  """The trainings of an arm, one after another, each starting from the one before: [(name, config)], `plan.steps` in all.
+  """The trainings of an arm, in order, each initialised from the one before: [(name, config)], `plan.steps` steps in total.
 
   Args:
     plan: the experiment.
@@ -113,7 +114,7 @@ def phases(plan: Plan, arm: str, config) -> list[tuple[str, object]]:
 
 
 def even_mixture(real: str, generated: str) -> str:
-  """A source spec that draws real and generated pairs equally often, however many there are of each.
+  """A source spec from which real and generated pairs are drawn equally often, whatever their numbers.
 
   Raises:
     ValueError: `generated` is several sources, or has a weight of its own.
@@ -128,24 +129,24 @@ def even_mixture(real: str, generated: str) -> str:
 
 
 def run(plan: Plan, config, out, deadline: float = float("inf")) -> dict:
-  """Trains and scores what is not done yet, writes results.json and RESULTS.md into `out`/NAME, returns the results.
+  """Trains and scores what is missing, writes results.json and RESULTS.md into `out`/NAME, and returns the results.
 
   Args:
     plan: the experiment.
     config: config of the segmentation stage.
     out: local folder.
-    deadline: of `time.monotonic()`, after which no training begins.
+    deadline: value of `time.monotonic()` after which no training starts.
 
   Raises:
     ValueError: sources that cannot be opened, or an `out` that holds another experiment.
   """
   out = pathlib.Path(out) / plan.name
   _claim(out, plan, config)
-  # Opened before hours of training, so that a wrong path is noticed now.
+  # Open every source before hours of training, so that a wrong path is reported now.
   tests = {name: sources.open_source(spec, split="test", fields=("image", "tree")) for name, spec in plan.tests.items()}
   for spec in (plan.real, plan.generated):
     sources.open_source(spec, split="train", fields=("image", "tree"))
-  for seed in plan.seeds:  # outside: whatever the time allows, the arms have the same seeds
+  for seed in plan.seeds:  # outer loop, so that all arms have the same seeds when time runs out
     for arm in plan.arms:
       if not _finish(plan, arm, seed, config, tests, out, deadline):
         break
@@ -156,7 +157,7 @@ def run(plan: Plan, config, out, deadline: float = float("inf")) -> dict:
 
 
 def _finish(plan, arm, seed, config, tests, out, deadline) -> bool:
-  """Trains and scores one arm with one seed, unless that is done; False if there was no time for it."""
+  """Trains and scores one arm with one seed unless that is done. Returns False if the deadline has passed."""
   from retree_jax import train
 
   scores = out / "scores" / f"{arm}-{seed}.json"
@@ -201,14 +202,14 @@ class _First:
 
 
 def _scored(loaded, source) -> dict:
-  """Means over the photographs by protocol, and the F1 score of each."""
+  """Means over the photographs for each protocol, and the F1 score of every photograph."""
   full = segmenter.score_source(loaded, source)
   means = {p: {m: full[p]["all"]["per_image"][m]["mean"] for m in _METRICS} for p in segmenter.PROTOCOLS}
   return {**means, "images": {name: f1["native"] for name, f1 in full["images"].items()}}
 
 
 def _claim(out, plan, config) -> None:
-  """Makes sure that a folder holds this experiment and no other; seeds and arms may be added later."""
+  """Checks that a folder holds this experiment or none; seeds and arms may be added later."""
   facts = dataclasses.asdict(plan) | {"config": checkpoint.to_json(config)}
   facts = {k: v for k, v in json.loads(json.dumps(facts)).items() if k not in ("arms", "seeds")}
   path = out / "experiment.json"
@@ -221,13 +222,13 @@ def _claim(out, plan, config) -> None:
 
 
 def collect(plan: Plan, out: pathlib.Path) -> dict:
-  """The results of what is done.
+  """The results of the finished runs.
 
   {"plan", "seeds": {arm: seeds}, "scores": {test: {arm: {protocol: {metric: {"mean", "std", "values"}}}}},
   "gain": {test: {arm: difference to `real` with its interval}}, "fidelity": {metric: ...} or None}.
 
-  Spread is over seeds. A gain is the mean over photographs of the difference of F1 (native protocol), each photograph's
-  averaged over the seeds that both arms have, with a 95 % bootstrap interval over photographs.
+  The standard deviation is over seeds. The gain is the mean over photographs of the difference in F1 (native protocol),
+  averaged for each photograph over the seeds that both arms have, with a 95 % bootstrap interval over photographs.
   """
   done = {}
   for arm in plan.arms:
@@ -267,7 +268,7 @@ def collect(plan: Plan, out: pathlib.Path) -> dict:
 
 
 def _spread(values: Sequence[float]) -> dict:
-  """Mean and standard deviation (n - 1) over seeds; the deviation of one seed is None."""
+  """Mean and standard deviation (n - 1) over seeds; the deviation is None for a single seed."""
   known = [v for v in values if v is not None]
   return {
     "mean": float(np.mean(known)) if known else None,
@@ -286,9 +287,9 @@ def markdown(results: dict) -> str:
   lines = [
     f"# What generated pairs are worth: {plan['name']}",
     "",
-    f"Trained on {plan['name']} and on generated pairs, {plan['steps']} optimizer steps in every arm. "
-    "Mean ± standard deviation over seeds of the mean over photographs; gain: F1 minus that of `real`, per "
-    "photograph, with a 95 % bootstrap interval over photographs.",
+    f"Trained on {plan['name']} and on generated pairs with {plan['steps']} optimizer steps in every arm. "
+    "Mean over photographs, ± standard deviation over seeds. Gain: F1 minus that of `real` on the same "
+    "photographs, with a 95 % bootstrap interval over photographs.",
   ]
   for test, arms in results["scores"].items():
     lines += [
@@ -309,8 +310,8 @@ def markdown(results: dict) -> str:
       "",
       "## Fidelity of the generated labels",
       "",
-      f"Segmenters of the arm `real`, applied to {fidelity['photographs']} generated photographs that no arm was "
-      "trained on, against the trees these were painted from; below, the same on the first test set.",
+      f"Segmenters of the arm `real` on {fidelity['photographs']} generated photographs that no arm was trained on, "
+      "scored against the trees of those photographs. Second row: the same segmenters on the first test set.",
       "",
       "| | F1 in FOV | AUC in FOV | clDice in FOV | MCC in FOV |",
       "|---|---|---|---|---|",
@@ -323,7 +324,7 @@ def markdown(results: dict) -> str:
     if len(s) < len(plan["seeds"])
   ]
   if missing:
-    lines += ["", f"Not finished: {', '.join(missing)}. Rerun the same command to go on."]
+    lines += ["", f"Not finished: {', '.join(missing)}. Rerun the same command to continue."]
   return "\n".join(lines) + "\n"
 
 
@@ -342,7 +343,7 @@ def _gain(value: dict | None) -> str:
 
 
 def _spec(path: str) -> str:
-  """A source spec as it is, a path as "folder:PATH"."""
+  """Returns a source spec unchanged, and a path as "folder:PATH"."""
   return path if path.partition(":")[0] in ("phantom", "folder", "tfds") else f"folder:{path}"
 
 
@@ -356,16 +357,16 @@ def define_flags() -> flags.FlagValues:
   config_flags.DEFINE_config_file(
     "config", "configs/segmentation.py:cpu", "Config of the segmenters.", lock_config=True, flag_values=f
   )
-  flags.DEFINE_multi_string("real", [], "Real pairs to train on; repeat it to do the experiment with each.", flag_values=f)
+  flags.DEFINE_multi_string("real", [], "Real pairs to train on; repeat it to run the experiment with each.", flag_values=f)
   flags.DEFINE_string("generated", None, "Generated pairs.", flag_values=f)
-  flags.DEFINE_multi_string("test", [], "Another real set to test on; its test split is used. May be repeated.", flag_values=f)
+  flags.DEFINE_multi_string("test", [], "Another real set to test on (its test split); may be repeated.", flag_values=f)
   flags.DEFINE_string("out", "runs/validation", "Folder for runs, scores and tables.", flag_values=f)
   flags.DEFINE_list("arms", list(ARMS), "Arms to run.", flag_values=f)
   flags.DEFINE_integer("seeds", 3, "Number of seeds.", lower_bound=1, flag_values=f)
   flags.DEFINE_integer("steps", 1000, "Optimizer steps of every arm.", lower_bound=2, flag_values=f)
-  flags.DEFINE_float("minutes", None, "Begin no training after so many minutes.", lower_bound=0, flag_values=f)
+  flags.DEFINE_float("minutes", None, "Start no training after this many minutes.", lower_bound=0, flag_values=f)
   flags.DEFINE_integer(
-    "fidelity", 50, "Generated photographs to measure the fidelity on; 0 = none.", lower_bound=0, flag_values=f
+    "fidelity", 50, "Number of generated photographs for the label fidelity; 0 = none.", lower_bound=0, flag_values=f
   )
   flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=f)
   return f
@@ -379,7 +380,7 @@ def main() -> None:
     print(f"{__doc__}\n{f.get_help()}")
     return
   if not f.real or not f.generated:
-    raise ValueError("--real and --generated are needed: name two folders of pairs")
+    raise ValueError("--real or --generated is missing: name a folder of real pairs and a folder of generated pairs")
   cpu.dispatch_inline()
   deadline = time.monotonic() + 60 * f.minutes if f.minutes is not None else float("inf")
   for real in map(_spec, f.real):

@@ -47,8 +47,8 @@ def test_samples_see_noise_of_their_own():
 @pytest.mark.parametrize(
   "arguments, sentence",
   [
-    (("--stage", "superres"), "the superres stage superres paints nothing from noise"),
-    (("--stage", "tree", "--num", "1"), "--num=1 has no spread"),
+    (("--stage", "superres"), "superres is a superres stage, which does not start from noise"),
+    (("--stage", "tree", "--num", "1"), "--num=1 is too small for a standard deviation"),
   ],
 )
 def test_bad_arguments_get_one_sentence(arguments, sentence, monkeypatch, capsys):

@@ -81,7 +81,7 @@ def test_the_plan_labels_photographs_before_they_are_painted(tmp_path, monkeypat
 
 def test_what_was_done_with_other_arguments_is_not_taken_for_done(tmp_path):
   assert reproduce.run_chain([training("train", tmp_path / "a", 0)], tmp_path, say=lambda text: None)
-  with pytest.raises(RuntimeError, match="(?s)'train' of .* was done with other arguments .*another folder with --out"):
+  with pytest.raises(RuntimeError, match="(?s)'train' of .* was run with other arguments .*another folder with --out"):
     reproduce.run_chain([training("train", tmp_path / "b", 0)], tmp_path, say=lambda text: None)
   assert not (tmp_path / "b").exists()
 

@@ -59,7 +59,7 @@ def test_steps_are_read():
     sampling_table.settings("many")
   assert sampling_table.scales("1, 1.5,") == ["1", "1.5"]
   for wrong in ("1,x", "-1", "nan", "inf"):
-    with pytest.raises(ValueError, match="is no guidance scale"):
+    with pytest.raises(ValueError, match="is not a guidance scale"):
       sampling_table.scales(wrong)
 
 
@@ -67,8 +67,8 @@ def test_steps_are_read():
   "arguments, sentence",
   [
     ((), "no stage to sample: give --tree"),
-    (("--tree", "tree", "--num", "1"), "--num=1 leaves nothing to compare"),
-    (("--tree", "tree", "--guidance", "x"), "'x' is no guidance scale"),
+    (("--tree", "tree", "--num", "1"), "--num=1 is too small for a comparison"),
+    (("--tree", "tree", "--guidance", "x"), "'x' is not a guidance scale"),
   ],
 )
 def test_bad_arguments_get_one_sentence(arguments, sentence, tmp_path, monkeypatch, capsys):
