@@ -117,7 +117,7 @@ def test_every_flag_of_the_plan_is_one_of_its_command(preset, tmp_path, monkeypa
 @pytest.mark.parametrize(
   "arguments, sentence",
   [
-    (["--labelled", "nowhere", "--out", "x"], "nowhere is no folder"),
+    (["--labelled", "nowhere", "--out", "x"], "nowhere is not a folder"),
     (["--budget", "trees=3", "--out", "x"], "stage 'trees' is unknown"),
     (["--budget", "tree=long", "--out", "x"], "names no minutes"),
   ],

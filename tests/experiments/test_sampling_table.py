@@ -66,7 +66,7 @@ def test_steps_are_read():
 @pytest.mark.parametrize(
   "arguments, sentence",
   [
-    ((), "no stage to sample: give --tree"),
+    ((), "no stage to sample from: give --tree"),
     (("--tree", "tree", "--num", "1"), "--num=1 is too small for a comparison"),
     (("--tree", "tree", "--guidance", "x"), "'x' is not a guidance scale"),
   ],
