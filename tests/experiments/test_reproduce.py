@@ -119,7 +119,7 @@ def test_every_flag_of_the_plan_is_one_of_its_command(preset, tmp_path, monkeypa
   [
     (["--labelled", "nowhere", "--out", "x"], "nowhere is not a folder"),
     (["--budget", "trees=3", "--out", "x"], "stage 'trees' is unknown"),
-    (["--budget", "tree=long", "--out", "x"], "names no minutes"),
+    (["--budget", "tree=long", "--out", "x"], "has no number of minutes"),
   ],
 )
 def test_bad_arguments_get_one_sentence(arguments, sentence, monkeypatch, capsys):
