@@ -1,14 +1,15 @@
-"""What a set of pairs is worth: generated eyes against real ones, as a report that people and scripts can read.
+"""Compares generated pairs with real ones, and writes a report that people and scripts can read.
 
     python -m retree_jax.evaluate --generated data/retree --real data/CHASE_DB1 --out report
     python -m retree_jax.evaluate --generated data/retree --real data/CHASE_DB1 --train data/CHASE_DB1 --out report
     python -m retree_jax.evaluate --generated data/retree --real HELD_OUT --train TRAINED_ON --segmenter runs/segment
         --features inception --feature_weights inception.npz --out report
 
-Writes report.html (one file, with pictures), report.md and report.json (`retree_jax.report` says what is in it).
---real must be eyes that the generator never saw: they are what it is compared with, and what the audit calls "not
-copied". With --train, the set the generator was trained on, the audit looks for copies; where both are one folder,
-its train and test splits are used. `evaluate` does the same on sources or arrays, for notebooks."""
+Writes report.html (one file, with pictures), report.md and report.json; `retree_jax.report.files` describes their contents.
+--real must be eyes that the generator never saw: generated eyes are compared with them, and the privacy audit takes its
+threshold from them. --train is the set on which the generator was trained; with it the audit looks for copies. Where --real
+and --train are the same folder, its test and train splits are used. In a notebook, call `evaluate` on sources or arrays.
+"""
 
 import importlib
 import pathlib
@@ -17,66 +18,72 @@ import sys
 from absl import flags
 
 from retree_jax.cli import errors
-from retree_jax.data import sources
 
+# As in `data.sources` and `metrics.features`, which would make --help wait for SciPy and JAX; a test compares them.
+SPLITS = ("train", "test", "all", "fit", "validation")
 FEATURES = ("scattering", "inception", "vgg19")
 
 
 def __getattr__(name: str):
-  """`retree_jax.evaluate.evaluate`, from `report.evaluation`, loaded at its first use."""
+  """Loads `evaluate` and `vessel_floors` from `report.evaluation` when they are first used."""
   if name in ("evaluate", "vessel_floors"):
     return getattr(importlib.import_module("retree_jax.report.evaluation"), name)
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def define_flags() -> flags.FlagValues:
-  """The command's flags, apart from the global ones: importing this file must not claim names there."""
+  """The command's flags, in a set of their own: importing this file defines no global flags."""
   f = flags.FlagValues()
-  flags.DEFINE_string("generated", None, "Folder of generated pairs (images/, masks/).", flag_values=f)
-  flags.DEFINE_string("real", None, "Folder of real pairs that the generator was not trained on.", flag_values=f)
-  flags.DEFINE_string("train", None, "Folder that the generator was trained on: turns the privacy audit on.", flag_values=f)
+  flags.DEFINE_string("generated", None, "Folder of generated pairs, with images/ and masks/.", flag_values=f)
+  flags.DEFINE_string("real", None, "Folder of real pairs on which the generator was not trained.", flag_values=f)
+  flags.DEFINE_string("train", None, "Folder on which the generator was trained; adds the privacy audit.", flag_values=f)
   flags.DEFINE_enum(
-    "real_split", None, sources.SPLITS, "Part of --real (default: all, or test if --train is the same folder).", flag_values=f
+    "real_split", None, SPLITS, "Split of --real to use (default: all; test if --train is the same folder).", flag_values=f
   )
   flags.DEFINE_enum(
-    "train_split", None, sources.SPLITS, "Part of --train (default: all, or train if --real is the same folder).", flag_values=f
+    "train_split", None, SPLITS, "Split of --train to use (default: all; train if --real is the same folder).", flag_values=f
   )
-  flags.DEFINE_string("segmenter", None, "Workdir or name of a segmentation stage trained on real eyes.", flag_values=f)
-  flags.DEFINE_enum("features", "scattering", FEATURES, "What image distances are taken over.", flag_values=f)
-  flags.DEFINE_string("feature_weights", None, "Weights file of inception or vgg19.", flag_values=f)
+  flags.DEFINE_string(
+    "segmenter",
+    None,
+    "Workdir or name of a segmentation stage trained on real eyes; adds the comparison of its predictions with the labels.",
+    flag_values=f,
+  )
+  flags.DEFINE_enum("features", "scattering", FEATURES, "Features on which image distances are computed.", flag_values=f)
+  flags.DEFINE_string("feature_weights", None, "Weights file; needed for --features inception and vgg19.", flag_values=f)
   flags.DEFINE_integer(
     "size",
     None,
-    "Side at which eyes are compared (default: the largest of 512, 256, 128 and 64 at which no set is enlarged).",
+    "Height and width in pixels at which eyes are compared (default: the largest of 512, 256, 128 and 64 at which no set has "
+    "to be enlarged).",
     flag_values=f,
   )
-  flags.DEFINE_integer("num", None, "At most so many eyes of each set, drawn at random.", flag_values=f)
-  flags.DEFINE_integer("seed", 0, "Of every random choice.", lower_bound=0, flag_values=f)
+  flags.DEFINE_integer("num", None, "Use at most this many eyes of each set, drawn at random.", flag_values=f)
+  flags.DEFINE_integer("seed", 0, "Seed of every random choice.", lower_bound=0, flag_values=f)
   flags.DEFINE_boolean(
     "pictures",
     True,
-    "Show photographs and file names; --nopictures for a report that can be shared when they may not.",
+    "Show photographs and file names; use --nopictures for a report to be shared where the photographs may not be.",
     flag_values=f,
   )
-  flags.DEFINE_string("out", "report", "Folder to write to; a bucket will do.", flag_values=f)
+  flags.DEFINE_string("out", "report", "Folder to write to, on a disk or in a bucket.", flag_values=f)
   return f
 
 
 def main(argv: list[str] | None = None) -> None:
-  """Parses the flags, compares and writes the report."""
+  """Parses the flags, compares the sets and writes the report."""
   argv = sys.argv if argv is None else argv
   f = define_flags()
   rest = errors.parse(f, argv)
   if rest[1:]:
-    raise ValueError(f"{rest[1]!r} stands alone on the command line: write --generated DIR --real DIR; see --help")
+    raise ValueError(f"{rest[1]!r} does not belong to a flag: write --generated DIR --real DIR; see --help")
   for name in ("generated", "real"):
     if not f[name].value:
       raise ValueError(f"--{name} is missing: give the folder of {name} pairs, with images/ and masks/ inside")
-  from retree_jax.report import document, evaluation
+  from retree_jax.report import evaluation, files, sets
 
-  opened = evaluation.open_sets(f.generated, f.real, f.train, f.real_split, f.train_split)
   result = evaluation.evaluate(
-    **opened,
+    **sets.open_sets(f.generated, f.real, f.train, f.real_split, f.train_split),
     size=None if f.size is None else (f.size, f.size),
     num=f.num,
     features=f.features,
@@ -84,9 +91,9 @@ def main(argv: list[str] | None = None) -> None:
     segmenter=f.segmenter,
     seed=f.seed,
     pictures=f.pictures,
-    say=lambda text: print(text, file=sys.stderr, flush=True),
+    log=lambda text: print(text, file=sys.stderr, flush=True),
   )
-  document.write(result, f.out)
+  files.write(result, f.out)
   for verdict in result["verdicts"]:
     print(f"{verdict['question']} {verdict['answer']}")
   print(f"written: {pathlib.PurePath(f.out) / 'report.html'}, report.md, report.json")

@@ -18,7 +18,7 @@ from retree_jax import checkpoint, keys, sharding, tasks
 from retree_jax.config import validate
 from retree_jax.data import pipeline, sources, transforms
 from retree_jax.report import plots
-from retree_jax.report.metric_logging import Writers
+from retree_jax.report.metric_logging import MetricLogger
 from retree_jax.state import TrainState, with_parameters
 
 
@@ -68,7 +68,7 @@ def train(config, workdir, *, arrays: Mapping[str, np.ndarray] | None = None, de
     iterator.set_state(position)
   step = int(state.step)
   checkpoint.claim_workdir(workdir, config)  # not before: a run that could not start leaves no trace
-  writers = Writers(workdir, step, config.log.tensorboard, config.train.num_steps)
+  writers = MetricLogger(workdir, step, config.log.tensorboard, config.train.num_steps)
   if restored is not None:
     writers.say(f"Resumed from step {step} of {workdir}")
   elif jax.process_index() == 0:

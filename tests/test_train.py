@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from retree_jax import checkpoint, keys, models, sharding, state, tasks, train
-from retree_jax.report import metric_logging
+from retree_jax.report.metric_logging import MetricLogger
 from retree_jax.tasks import diffusion
 from retree_jax.train import NotFiniteError
 from tests import small
@@ -99,14 +99,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_last_good_checkp
 
 def test_sigterm_saves_says_so_and_the_run_goes_on_where_it_was(toy, tmp_path, monkeypatch, capfd):
   whole = run(tmp_path / "whole", train__num_steps=6)
-  progress = metric_logging.Writers.progress
-  monkeypatch.setattr(metric_logging.Writers, "progress", lambda self, step: step == 3 and os.kill(os.getpid(), signal.SIGTERM))
+  progress = MetricLogger.progress
+  monkeypatch.setattr(MetricLogger, "progress", lambda self, step: step == 3 and os.kill(os.getpid(), signal.SIGTERM))
   before = signal.getsignal(signal.SIGTERM)
   stopped = run(tmp_path / "stopped", train__num_steps=6)
   assert int(stopped.step) == 3 and checkpoint.load(tmp_path / "stopped", step="latest").step == 3
   assert "Stopped by a signal at step 3; rerun the same command to go on" in capfd.readouterr().err
   assert signal.getsignal(signal.SIGTERM) == before
-  monkeypatch.setattr(metric_logging.Writers, "progress", progress)
+  monkeypatch.setattr(MetricLogger, "progress", progress)
   small.assert_same(run(tmp_path / "stopped", train__num_steps=6), whole)
   assert "Resumed from step 3" in capfd.readouterr().err
 

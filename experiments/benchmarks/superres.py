@@ -181,15 +181,6 @@ def table(result: dict) -> str:
   return "\n".join(lines)
 
 
-def _without_nan(value):
-  """None in place of numbers that JSON does not know, such as the spread of a single eye."""
-  if isinstance(value, dict):
-    return {k: _without_nan(v) for k, v in value.items()}
-  if isinstance(value, list):
-    return [_without_nan(v) for v in value]
-  return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
 def main(arguments=None) -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--superres", required=True, help="workdir or name of the stage")
@@ -203,7 +194,7 @@ def main(arguments=None) -> None:
     f"{result['seconds_per_pair']:.2f} s per pair\n\n{table(result)}"
   )
   if options.out:
-    writing.write_json(pathlib.Path(options.out), _without_nan(result))
+    writing.write_json(pathlib.Path(options.out), writing.json_values(result))
 
 
 if __name__ == "__main__":

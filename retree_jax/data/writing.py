@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import uuid
 from collections.abc import Iterable
@@ -65,11 +66,22 @@ def write_text(path, text: str) -> None:
   write_bytes(path, text.encode())
 
 
+def json_values(value):
+  """Nested dicts, lists and tuples as JSON can hold them: NumPy scalars become Python's, NaN and infinity None."""
+  if isinstance(value, dict):
+    return {str(key): json_values(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [json_values(item) for item in value]
+  if isinstance(value, np.generic):
+    value = value.item()
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path, value) -> None:
   """`write_bytes` of indented JSON.
 
   Raises:
-    ValueError: NaN or infinity somewhere in it, which JSON cannot hold.
+    ValueError: NaN or infinity somewhere in it, which JSON cannot hold; see `json_values`.
   """
   write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 

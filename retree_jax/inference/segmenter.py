@@ -2,7 +2,6 @@
 
 import filecmp
 import json
-import math
 import pathlib
 import shutil
 from collections.abc import Iterable, Sequence
@@ -286,7 +285,7 @@ def score_cases(cases, parts: dict[str, Sequence[int]], protocols=PROTOCOLS, thr
         "per_image": metrics.summary([scored[i] for i in rows]),
         "pooled": metrics.pooled(*map(list, zip(*chosen, strict=True)), threshold),
       }
-  return _without_nan(result)
+  return writing.json_values(result)
 
 
 def _parts(source) -> dict[str, list[int]]:
@@ -297,10 +296,3 @@ def _parts(source) -> dict[str, list[int]]:
     parts[title] = list(range(start, start + len(part)))
     start += len(part)
   return parts
-
-
-def _without_nan(value):
-  """NaN as None, which JSON can hold."""
-  if isinstance(value, dict):
-    return {k: _without_nan(v) for k, v in value.items()}
-  return None if isinstance(value, float) and not math.isfinite(value) else value

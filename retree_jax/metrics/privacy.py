@@ -19,7 +19,6 @@ are taken without colour too, and compared under the eight flips and quarter tur
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -142,8 +141,8 @@ class Audit:
       "unclear": f"{found}, but {self.num_heldout} held-out images are too few to calibrate the threshold.",
     }[self.verdict]
 
-  def to_json(self) -> dict:
-    """Everything as plain Python values that JSON can hold; NaN becomes None."""
+  def to_dict(self) -> dict:
+    """Everything as nested dicts and lists; `retree_jax.data.writing.json_values` makes JSON of them."""
     spaces = {}
     for name, space in self.spaces.items():
       spaces[name] = {
@@ -166,21 +165,19 @@ class Audit:
         },
         "closest": [dataclasses.asdict(pair) for pair in space.closest()],
       }
-    return _plain(
-      {
-        "verdict": self.verdict,
-        "sentence": self.sentence,
-        "num_generated": self.num_generated,
-        "num_train": self.num_train,
-        "num_heldout": self.num_heldout,
-        "percentile": PERCENTILE,
-        "ratio": RATIO,
-        "copies": dataclasses.asdict(self.copies),
-        "copied": np.flatnonzero(self.copied).tolist(),
-        "spaces": spaces,
-        "notes": list(self.notes),
-      }
-    )
+    return {
+      "verdict": self.verdict,
+      "sentence": self.sentence,
+      "num_generated": self.num_generated,
+      "num_train": self.num_train,
+      "num_heldout": self.num_heldout,
+      "percentile": PERCENTILE,
+      "ratio": RATIO,
+      "copies": dataclasses.asdict(self.copies),
+      "copied": np.flatnonzero(self.copied).tolist(),
+      "spaces": spaces,
+      "notes": list(self.notes),
+    }
 
 
 def audit(
@@ -377,13 +374,3 @@ def _judged(name, nearest, distance, poses, control, to_heldout, closer) -> Spac
     copied,
     mean_with_interval(closer),
   )
-
-
-def _plain(value):
-  if isinstance(value, dict):
-    return {str(key): _plain(item) for key, item in value.items()}
-  if isinstance(value, list | tuple):
-    return [_plain(item) for item in value]
-  if isinstance(value, np.generic):
-    value = value.item()
-  return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,21 +1,19 @@
-"""Generated eyes against real ones: what `python -m retree_jax.evaluate` measures, on sources or arrays."""
+"""Compares generated pairs of photograph and vessel tree with real ones."""
 
 import dataclasses
 import math
-import pathlib
+from collections.abc import Callable
 
 import numpy as np
 
-from retree_jax.data import sources
 from retree_jax.metrics import features as feature_metrics
-from retree_jax.metrics import fidelity, images, privacy, two_sample, vessels
+from retree_jax.metrics import fidelity, images, two_sample, vessels
 from retree_jax.metrics.intervals import mean_with_interval
-from retree_jax.report import document, measure, plots
+from retree_jax.report import files, measure, privacy, sets, verdicts
 
-FEATURES = feature_metrics.EXTRACTORS
 _SHOWN = 8  # pairs of each set in the report's pictures
-_PICTURE = 256  # their side
-_REPEATS = 200  # random splits behind the floors of the vessel measures
+_SIDE = 256  # of these pictures, in pixels
+_SPLITS = 200  # random splits from which the floors of the vessel measures are taken
 
 
 def evaluate(
@@ -30,43 +28,41 @@ def evaluate(
   segmenter=None,
   seed: int = 0,
   pictures: bool = True,
-  say=lambda text: None,
+  log: Callable[[str], None] = lambda text: None,
 ) -> dict:
   """Compares generated pairs with real ones.
 
   Args:
     generated: pairs: a source of `retree_jax.data.sources`, a spec ("folder:PATH"), a folder, or arrays
-      {"image": uint8 [N, H, W, 3], "tree": uint8 [N, H, W, 1], optional "fov"}.
-    real: pairs that the generator was not trained on, likewise.
-    train: what it was trained on, likewise; trees are not needed. None leaves the privacy audit out.
-    size: (height, width) to which every eye's field of view is fitted before anything is measured. None takes
+      {"image": uint8 [N, H, W, 3], "tree": uint8 [N, H, W, 1], optional "fov": uint8 [N, H, W, 1]}.
+    real: pairs on which the generator was not trained, given in the same way.
+    train: the set on which it was trained, given in the same way; trees are optional. None omits the privacy audit.
+    size: (height, width) in pixels to which every eye's field of view is fitted before anything is measured. None takes
       the largest of 512, 256, 128 and 64 at which no set has to be enlarged.
-    num: at most so many eyes of each set, drawn at random.
-    features: one of `FEATURES`.  feature_weights: file for "inception" and "vgg19".
-    segmenter: `checkpoint.Loaded` of the segmentation stage, or its path or name; trained on real eyes.
+    num: at most this many eyes of each set, drawn at random; None for all.
+    features: features of the image distances, one of `metrics.features.EXTRACTORS`.
+    feature_weights: weights file for "inception" and "vgg19".
+    segmenter: `checkpoint.Loaded` of a segmentation stage that was trained on real eyes, or its path or name. It adds the
+      comparison of its predictions with the labels.
     seed: of every random choice.
-    pictures: whether the result holds pictures and names of eyes; without them it can be shown where those may not.
-    say: called with a line now and then.
+    pictures: whether the result holds pictures and names of eyes. Without them it can be shown where those may not be.
+    log: receives lines about the progress.
 
   Returns:
-    The dict that `report` describes; JSON but for the arrays under "pictures". NaN stands where something is
-    not defined.
+    The dict that `report.files` describes, with NaN where something is not defined, and "pictures": arrays for the page.
 
   Raises:
-    ValueError: anything wrong with the sets, in one sentence.
+    ValueError: unsuitable sets or settings.
   """
   if num is not None and num < 2:
     raise ValueError(f"--num={num} leaves nothing to compare: give at least 2.")
-  opened = {"generated": _open(generated, "generated"), "real": _open(real, "real")}
+  sources = {"generated": sets.open_set(generated, "generated"), "real": sets.open_set(real, "real")}
   if train is not None:
-    opened["train"] = _open(train, "train", needs_tree=False)
-    # All of them, drawn or not.
-    shared = sorted(_files(opened["train"]) & _files(opened["real"]))
-    if shared:
-      _refuse([f"{folder}, {name}" for folder, name in shared], len(opened["real"]))
-  size = measure.common_size(opened["generated"], opened["real"]) if size is None else _checked_size(size)
+    sources["train"] = sets.open_set(train, "train", needs_tree=False)
+    sets.check_files_disjoint(sources["train"], sources["real"])  # all files, also those that `num` leaves out
+  size = measure.common_size(sources["generated"], sources["real"]) if size is None else _checked_size(size)
   extractor = feature_metrics.extractor(features, feature_weights)
-  extractors, predict, segmenter_note = {"photographs": extractor, "trees": extractor}, None, None
+  extractors, predict, segmenter_name = {"photographs": extractor, "trees": extractor}, None, None
   if segmenter is not None:
     from retree_jax import checkpoint
 
@@ -74,85 +70,44 @@ def evaluate(
     predict, encoder = measure.segmenter_parts(loaded)
     if encoder is not None:
       extractors["photographs by segmenter"] = encoder
-    segmenter_note = f"{loaded.identity()}, step {loaded.step}"
-  chosen = {side: measure.draw(source, num, seed) for side, source in opened.items()}
-  say(f"comparing at {size[0]}x{size[1]} pixels, features: {extractor.name}")
-  measured = {side: measure.pairs(opened[side], chosen[side], size, extractors, predict, say) for side in ("generated", "real")}
+    segmenter_name = f"{loaded.identity()}, step {loaded.step}"
+  chosen = {side: measure.draw(source, num, seed) for side, source in sources.items()}
+  log(f"comparing at {size[0]}x{size[1]} pixels, features: {extractor.name}")
+  measured = {
+    side: measure.pairs(sources[side], chosen[side], size, extractors, predict, log) for side in ("generated", "real")
+  }
   if not pictures:
-    for m in measured.values():
-      m.names = [str(i) for i in range(len(m))]
+    for part in measured.values():
+      part.names = [str(i) for i in range(len(part))]
   if train is not None:
-    measured["train"] = measure.photographs(opened["train"], chosen["train"], size)
-    _refuse_shared(measured["train"], measured["real"])
-  notes = _notes(measured, size)
+    measured["train"] = measure.photographs(sources["train"], chosen["train"], size)
+    sets.check_photographs_disjoint(measured["train"], measured["real"])
   result = {
-    "format": document.FORMAT,
+    "format": files.FORMAT,
     "settings": {
       "size": list(size),
       "features": {space: e.name for space, e in extractors.items()},
       "num": num,
       "seed": seed,
-      "segmenter": segmenter_note,
+      "segmenter": segmenter_name,
     },
-    "sets": {side: {"title": m.title, "count": len(m)} for side, m in measured.items()},
-    "notes": notes,
+    "sets": {side: {"title": part.title, "count": len(part)} for side, part in measured.items()},
+    "notes": _notes(measured, size),
     "distances": {space: _distances(measured, space, seed) for space in extractors},
     "tests": {space: _test(measured, space, seed) for space in extractors},
     "vessels": _vessels(measured, seed),
     "fidelity": _fidelity(measured, seed),
-    "segmenter": _agreement(measured, seed) if segmenter is not None else None,
+    "segmenter": _segmenter_scores(measured, seed) if segmenter is not None else None,
     "privacy": None,
-    "pictures": {side: _pictures(opened[side], chosen[side], seed) for side in ("generated", "real") if pictures},
+    "pictures": {side: _examples(sources[side], chosen[side], seed) for side in ("generated", "real") if pictures},
   }
   if train is not None:
-    say("looking for copies of training images")
-    result["privacy"], closest = _privacy(measured, opened, chosen, extractor, pictures)
+    log("looking for copies of training images")
+    result["privacy"], closest = privacy.audits(measured, sources, chosen, extractor, pictures)
     if pictures:
       result["pictures"]["closest"] = closest
-  result["verdicts"] = document.verdicts(result)
+  result["verdicts"] = verdicts.verdicts(result)
   return result
-
-
-def _open(given, side: str, needs_tree: bool = True):
-  """A source out of whatever was given."""
-  if isinstance(given, dict):
-    source = measure.Arrays(given, side)
-  elif isinstance(given, str | pathlib.PurePath):
-    source = _folder(str(given), "all", needs_tree)
-  else:
-    source = given
-  if not len(source):
-    raise ValueError(f"The {side} set is empty: give at least one pair.")
-  return source
-
-
-def open_sets(
-  generated: str, real: str, train: str | None = None, real_split: str | None = None, train_split: str | None = None
-) -> dict:
-  """Opens the sets that a command line names, as arguments of `evaluate`.
-
-  Args:
-    generated, real, train: specs of sources, or plain folders.
-    real_split, train_split: parts of them; by default all, or test and train where both are one folder.
-
-  Raises:
-    ValueError: as `sources.open_source`.
-  """
-  same = bool(train) and _parts(train) == _parts(real)
-  splits = {
-    "generated": "all",
-    "real": real_split or ("test" if same else "all"),
-    "train": train_split or ("train" if same else "all"),
-  }
-  given = {"generated": generated, "real": real, "train": train}
-  return {side: _folder(given[side], splits[side], side != "train") for side in splits if given[side]}
-
-
-def _folder(text: str, split: str, needs_tree: bool):
-  """A source by its spec, or by a plain path."""
-  is_spec = text.startswith(("folder:", "phantom", "tfds:")) and not pathlib.Path(text).exists()
-  spec = text if is_spec else f"folder:{text}"
-  return sources.open_source(spec, split=split, fields=("image", "tree" if needs_tree else "tree?"))
 
 
 def _checked_size(size) -> tuple[int, int]:
@@ -160,38 +115,6 @@ def _checked_size(size) -> tuple[int, int]:
   if min(height, width) < 64 or max(height, width) > 2048:
     raise ValueError(f"Eyes can be compared at 64 to 2048 pixels a side, not at {height}x{width}: change --size.")
   return height, width
-
-
-def _refuse_shared(train, real) -> None:
-  known = dict(zip(train.digests, train.names, strict=True))
-  shared = [name for name, digest in zip(real.names, real.digests, strict=True) if digest in known]
-  if shared:
-    _refuse(shared, len(real))
-
-
-def _refuse(shared, count: int) -> None:
-  raise ValueError(
-    f"{len(shared)} of the {count} real eyes are training eyes too, {shared[0]} first: "
-    "held-out eyes must be ones the generator never saw; give others with --real, or a "
-    "folder with splits.json for both."
-  )
-
-
-def _files(source) -> set[tuple[str, str]]:
-  """(folder, name) of the eyes of a source that lie in folders."""
-  if hasattr(source, "parts"):
-    return set().union(*map(_files, source.parts))
-  return {(str(source.path.resolve()), name) for name in source.names} if hasattr(source, "path") else set()
-
-
-def _parts(text: str) -> set[str]:
-  """What a spec or path names, however it is written: folders resolved, weights and order left out."""
-  if pathlib.Path(text).exists():
-    return {str(pathlib.Path(text).resolve())}
-  return {
-    str(pathlib.Path(part.removeprefix("folder:")).resolve()) if part.startswith("folder:") else part
-    for part, _ in sources.weighted_parts(text)
-  }
 
 
 def _notes(measured, size) -> list[str]:
@@ -213,7 +136,7 @@ def _notes(measured, size) -> list[str]:
 
 
 def _distances(measured, space: str, seed: int) -> dict:
-  """`images.compare` as plain numbers, or the reason why there is none."""
+  """`images.compare` as dicts, or the reason why there is no distance."""
   real, generated = measured["real"].features[space], measured["generated"].features[space]
   if min(len(real), len(generated)) < 2:
     return {
@@ -224,14 +147,14 @@ def _distances(measured, space: str, seed: int) -> dict:
 
 
 def _test(measured, space: str, seed: int) -> dict | None:
-  """Whether the sets could be of one kind, by their features; None where there are too few images to ask."""
+  """The energy test of whether both sets have one distribution of features; None where there are too few images."""
   real, generated = measured["real"].features[space], measured["generated"].features[space]
   return None if min(len(real), len(generated)) < 2 else two_sample.energy_test(generated, real, seed=seed)
 
 
 def _vessels(measured, seed: int) -> dict:
-  a, b = measured["generated"].biomarkers, measured["real"].biomarkers
-  found = {
+  generated, real = measured["generated"].biomarkers, measured["real"].biomarkers
+  part = {
     "definitions": {name: list(text) for name, text in vessels.BIOMARKERS.items()},
     "trees": {
       side: [{"name": name} | values for name, values in zip(m.names, m.biomarkers, strict=True)]
@@ -239,123 +162,84 @@ def _vessels(measured, seed: int) -> dict:
       if side != "train"
     },
   }
-  if min(len(a), len(b)) < 2:
-    return found | {
-      "refused": f"{len(a)} generated and {len(b)} real trees are too few to compare "
+  if min(len(generated), len(real)) < 2:
+    return part | {
+      "refused": f"{len(generated)} generated and {len(real)} real trees are too few to compare "
       "distributions: give at least 2 of each, better 20."
     }
-  floors = vessel_floors(a, b, seed=seed)
-  return found | {"distances": {name: entry | floors[name] for name, entry in vessels.distances(a, b, seed=seed).items()}}
+  floors, distances = vessel_floors(generated, real, seed=seed), vessels.distances(generated, real, seed=seed)
+  return part | {"distances": {name: entry | floors[name] for name, entry in distances.items()}}
 
 
-def vessel_floors(generated: list[dict], real: list[dict], repeats: int = _REPEATS, seed: int = 0) -> dict[str, dict]:
+def vessel_floors(generated: list[dict], real: list[dict], repeats: int = _SPLITS, seed: int = 0) -> dict[str, dict]:
   """Wasserstein distances at equal counts: generated against real, and real against real, in real standard deviations.
 
-  The distance of two samples grows as they shrink, so a distance says something only beside one of the same
-  counts: random halves of the real trees against each other, and as many generated against as many real.
+  The distance of two samples grows as they shrink, so it must be compared with a distance at the same counts: that of two
+  random halves of the real trees, beside that of as many generated and real trees.
 
   Args:
     generated, real: biomarkers of each tree.
-    repeats: random draws; low and high are the 2.5th and 97.5th percentile over them.
+    repeats: number of random draws; low and high are the 2.5th and 97.5th percentile over them.
     seed: of the draws.
 
   Returns:
-    {name: {"matched": {"value", "low", "high"}, "floor": likewise, "count": trees on either side}}; NaN, count
-    0, where fewer than 2 trees would be on a side or all real trees agree.
+    {name: {"matched": generated against real, "floor": real against real, each {"value", "low", "high"}, "count": trees on
+    either side}}; NaN and count 0 where fewer than 2 trees would be on a side or all real trees have the same value.
   """
-  nothing = dict.fromkeys(("value", "low", "high"), math.nan)
-  found = {}
+  undefined = dict.fromkeys(("value", "low", "high"), math.nan)
+  floors = {}
   for name in vessels.BIOMARKERS:
     x, y = (np.array([tree[name] for tree in trees], float) for trees in (generated, real))
     x, y = x[np.isfinite(x)], y[np.isfinite(y)]
     count = min(len(x), len(y) // 2)
     spread = float(y.std(ddof=1)) if len(y) > 1 else 0.0
     if count < 2 or spread <= 1e-12 * abs(y.mean()):
-      found[name] = {"matched": nothing, "floor": nothing, "count": 0}
+      floors[name] = {"matched": undefined, "floor": undefined, "count": 0}
       continue
     rng = np.random.default_rng(seed)
     matched, floor = [], []
     for _ in range(repeats):
       order = rng.permutation(len(y))
-      one, other = np.sort(y[order[:count]]), np.sort(y[order[count : 2 * count]])
-      mine = np.sort(rng.choice(x, count, replace=False))
+      half, other_half = np.sort(y[order[:count]]), np.sort(y[order[count : 2 * count]])
+      drawn = np.sort(rng.choice(x, count, replace=False))
       # Between samples of one size the Wasserstein-1 distance is the mean distance of the sorted values.
-      floor.append(np.abs(one - other).mean() / spread)
-      matched.append(np.abs(mine - one).mean() / spread)
-    found[name] = {
+      floor.append(np.abs(half - other_half).mean() / spread)
+      matched.append(np.abs(drawn - half).mean() / spread)
+    floors[name] = {
       key: {"value": float(np.mean(v)), "low": float(np.percentile(v, 2.5)), "high": float(np.percentile(v, 97.5))}
       for key, v in (("matched", matched), ("floor", floor))
     }
-    found[name]["count"] = count
-  return found
+    floors[name]["count"] = count
+  return floors
 
 
 def _fidelity(measured, seed: int) -> dict:
   generated, real = measured["generated"], measured["real"]
-  shift = {side: list(fidelity.best_shift(m.shifts)) for side, m in (("generated", generated), ("real", real))}
   return {
     "definitions": {name: list(text) for name, text in fidelity.MEASURES.items()},
     "measures": fidelity.summary(generated.own, generated.shuffled, real.own, seed),
-    "shift": shift,
+    "shift": {side: list(fidelity.best_shift(measured[side].shifts)) for side in ("generated", "real")},
     "pairs": {
-      side: [{"name": n} | v for n, v in zip(m.names, m.own, strict=True)]
-      for side, m in (("generated", generated), ("real", real))
+      side: [{"name": n} | v for n, v in zip(measured[side].names, measured[side].own, strict=True)]
+      for side in ("generated", "real")
     },
   }
 
 
-def _agreement(measured, seed: int) -> dict:
-  """The segmenter's scores on both sets: mean, spread and interval over photographs."""
-  found = {}
-  for side in ("generated", "real"):
-    records = measured[side].agreement
-    found[side] = {}
+def _segmenter_scores(measured, seed: int) -> dict:
+  """The segmenter's scores on both sets: mean, standard deviation and interval over photographs."""
+  scores = {"generated": {}, "real": {}}
+  for side, side_scores in scores.items():
     for name in ("f1", "precision", "recall", "cldice", "auc"):
-      values = np.array([record[name] for record in records], float)
-      found[side][name] = mean_with_interval(values[np.isfinite(values)], seed=seed)
-  return found
+      values = np.array([record[name] for record in measured[side].agreement], float)
+      side_scores[name] = mean_with_interval(values[np.isfinite(values)], seed=seed)
+  return scores
 
 
-def _privacy(measured, opened, chosen, extractor, pictures: bool) -> tuple[dict, dict]:
-  """Audits of photographs and, where the training set has them, of trees; and the closest pairs as pictures."""
-  audits, closest = {}, {}
-  for kind, field in (("photographs", "image"), ("trees", "tree")):
-    sets = [m.thumbnails[field] for m in (measured["generated"], measured["train"], measured["real"])]
-    if not len(sets[1]):
-      continue
-    try:
-      # Features of trees would say little that their pixels do not.
-      audit = privacy.audit(*sets, extractor if field == "image" else None)
-    except ValueError as error:
-      audits[kind] = {"refused": str(error)}
-      continue
-    audits[kind] = audit.to_json()
-    if not pictures:
-      continue
-    pairs = audit.spaces["pixels"].closest(_SHOWN)
-    shown = {}
-    for side in ("generated", "train"):
-      rows = [chosen[side][getattr(pair, side)] for pair in pairs]
-      shown[side] = list(measure.fitted(opened[side], rows, (_PICTURE, _PICTURE)))
-    closest[kind] = [
-      {
-        "generated": plots.to_rgb(one[field]),
-        "train": plots.to_rgb(pair.pose(other[field], _PICTURE)),
-        "distance": pair.distance,
-        "second": pair.second,
-        "copied": pair.copied,
-        "generated_name": one["name"],
-        "train_name": other["name"],
-      }
-      for pair, one, other in zip(pairs, shown["generated"], shown["train"], strict=True)
-    ]
-  return audits, closest
-
-
-def _pictures(source, chosen, seed: int) -> list[dict]:
-  """A few pairs drawn at random, not picked."""
-  shown = np.random.default_rng(seed + 1).choice(chosen, min(_SHOWN, len(chosen)), replace=False)
+def _examples(source, chosen, seed: int) -> list[dict]:
+  """A few pairs, drawn at random, for the report's pictures."""
+  drawn = np.random.default_rng(seed + 1).choice(chosen, min(_SHOWN, len(chosen)), replace=False)
   return [
     {key: example[key] for key in ("name", "image", "tree", "fov")}
-    for example in measure.fitted(source, np.sort(shown), (_PICTURE, _PICTURE))
+    for example in measure.fitted(source, np.sort(drawn), (_SIDE, _SIDE))
   ]

@@ -1,6 +1,6 @@
-"""What a run says of itself: console, metrics.jsonl, TensorBoard and preview pictures. Process 0 only.
+"""Logs a training run: to the console, metrics.jsonl, TensorBoard and preview pictures. Process 0 only.
 
-clu's metric writers need TensorFlow, so these few lines stand in for them.
+It replaces clu's metric writers, which need TensorFlow.
 """
 
 import json
@@ -13,14 +13,14 @@ from etils import epath
 from retree_jax.data import writing
 
 
-class Writers:
-  """Scalars and pictures of one run; every method is a no-op on processes other than 0.
+class MetricLogger:
+  """Logs scalars and pictures of one run; every method does nothing on processes other than 0.
 
   Args:
-    workdir: folder of the run (local or bucket).
-    start_step: the step that the run resumes from; lines of metrics.jsonl beyond it are dropped, since they describe steps
-      that are about to be taken again.
-    tensorboard: also write TensorBoard events.
+    workdir: folder of the run, on a disk or in a bucket.
+    start_step: the step from which the run resumes; later lines of metrics.jsonl are dropped, because they describe steps
+      that will be repeated.
+    tensorboard: whether to write TensorBoard events too.
     total_steps: length of the progress bar; None for no bar.
   """
 
@@ -32,7 +32,7 @@ class Writers:
     self._workdir = epath.Path(workdir)
     self._jsonl = self._workdir / "metrics.jsonl"
     self._lines = [line for line in _read_lines(self._jsonl) if line["step"] <= start_step]
-    self._flush()
+    self._write_lines()
     if tensorboard:
       from tensorboardX import SummaryWriter
 
@@ -42,21 +42,21 @@ class Writers:
 
       self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
 
-  def _flush(self):
+  def _write_lines(self):
     writing.write_text(self._jsonl, "".join(json.dumps(line) + "\n" for line in self._lines))
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
-    """Writes one line of numbers, NaN as null (JSON has no NaN)."""
+    """Adds one line of numbers to metrics.jsonl, NaN as null, and shows it on the console."""
     if not self._active:
       return
-    numbers = {k: (float(v) if np.isfinite(v) else None) for k, v in values.items()}
+    numbers = writing.json_values({name: float(value) for name, value in values.items()})
     self._lines.append({"step": int(step), **numbers})
-    self._flush()
+    self._write_lines()
     if self._board:
       for name, value in numbers.items():
         if value is not None:
           self._board.add_scalar(name, value, step)
-    self.say(f"step {step}: " + ", ".join(f"{k} {v:.4g}" if v is not None else f"{k} nan" for k, v in numbers.items()))
+    self.say(f"step {step}: " + ", ".join(f"{name} {float(value):.4g}" for name, value in values.items()))
 
   def picture(self, step: int, name: str, image: np.ndarray) -> None:
     """Writes a uint8 picture [H, W, 3 or 1] to previews/NAME_STEP.png and to TensorBoard."""
@@ -67,14 +67,14 @@ class Writers:
       self._board.add_image(name, image, step, dataformats="HWC")
 
   def progress(self, step: int, **postfix) -> None:
-    """Moves the bar to `step`."""
+    """Moves the progress bar to `step`; `postfix` is shown behind it."""
     if self._bar is not None:
       self._bar.update(step - self._bar.n)
       if postfix:
         self._bar.set_postfix(postfix, refresh=False)
 
   def say(self, text: str) -> None:
-    """Prints a line above the bar."""
+    """Prints a line to stderr, above the progress bar."""
     if not self._active:
       return
     if self._bar is not None and not self._bar.disable:
@@ -83,7 +83,7 @@ class Writers:
       print(text, file=sys.stderr, flush=True)
 
   def close(self) -> None:
-    """Flushes and closes everything."""
+    """Closes TensorBoard's file and the progress bar."""
     if self._board is not None:
       self._board.close()
     if self._bar is not None:
@@ -91,7 +91,7 @@ class Writers:
 
 
 def _read_lines(path) -> list[dict]:
-  """The lines of a metrics file; a half-written last line, from a crash, is left out."""
+  """The lines of a metrics file, without lines that are not JSON."""
   if not path.exists():
     return []
   lines = []

@@ -61,6 +61,11 @@ def test_the_name_appears_only_with_the_whole_content(tmp_path):
   assert seen == [False] * 3 and path.read_bytes() == b"one two three"
 
 
+def test_json_values():
+  value = {1: np.float32(0.5), "a": (float("nan"), [np.int64(2), float("-inf")]), "b": {"c": None, "d": True, "e": "text"}}
+  assert writing.json_values(value) == {"1": 0.5, "a": [None, [2, None]], "b": {"c": None, "d": True, "e": "text"}}
+
+
 def test_json_refuses_what_json_cannot_hold(tmp_path):
   path = tmp_path / "a.json"
   writing.write_json(path, {"a": 1.5})

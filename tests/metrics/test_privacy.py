@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from retree_jax.data import writing
 from retree_jax.metrics import alignment, privacy
 from retree_jax.metrics.alignment import Pose
 from retree_jax.metrics.features import Extractor
@@ -119,8 +120,8 @@ def test_threshold_is_the_95th_percentile_of_heldout_similarity(planted):
   np.testing.assert_array_equal(pixels.isolated, pixels.distance / pixels.second < 1 / 3)
 
 
-def test_json_is_plain(planted):
-  found = json.loads(json.dumps(planted.to_json(), allow_nan=False))
+def test_dict_is_json(planted):
+  found = json.loads(json.dumps(writing.json_values(planted.to_dict()), allow_nan=False))
   assert found["copies"]["hits"] == 10 and found["copied"] == list(range(10))
   assert set(found["spaces"]) == {"pixels", "blocks"}
   assert "10 of 16" in found["sentence"]

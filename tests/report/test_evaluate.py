@@ -1,6 +1,10 @@
-"""evaluate on phantom eyes: alike sets pass, spoiled ones do not, planted copies are found, bad input is one sentence."""
+"""evaluate on phantom eyes: similar sets pass, spoiled ones do not, planted copies are found, bad input is one sentence."""
 
 import json
+import pathlib
+import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -8,9 +12,11 @@ import pytest
 
 from retree_jax import checkpoint, evaluate, models
 from retree_jax.cli import errors
-from retree_jax.data import phantom, writing
-from retree_jax.metrics import vessels
-from retree_jax.report import document, measure
+from retree_jax.data import phantom, sources, writing
+from retree_jax.inference.segmenter import Segmenter
+from retree_jax.metrics import features, segmentation, vessels
+from retree_jax.report import files, measure
+from retree_jax.report.sets import ArraySource
 
 SIDE = 96
 COUNT = 12
@@ -61,19 +67,25 @@ def test_planted_copies_are_found(alike):
   assert np.corrcoef(pair["generated"][middle].ravel(), pair["train"][middle].ravel())[0, 1] > 0.9
 
 
-def test_files_are_the_same_again_and_hold_no_nan(alike, tmp_path):
+def test_equal_sets_settings_and_seed_give_equal_files(sets, tmp_path):
+  part = {field: pixels[:5] for field, pixels in sets["a"].items()}
   for folder in ("one", "two"):
-    document.write(alike, tmp_path / folder)
-  for name in ("report.html", "report.md", "report.json"):
+    files.write(evaluate.evaluate(part, sets["b"], sets["c"], size=(SIDE, SIDE), num=4, seed=3), tmp_path / folder)
+  names = ["report.html", "report.json", "report.md"]
+  assert sorted(p.name for p in (tmp_path / "one").iterdir()) == names
+  for name in names:
     assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
-  def refuse(constant):
-    raise AssertionError(constant)
 
-  found = json.loads((tmp_path / "one" / "report.json").read_text(), parse_constant=refuse)
-  assert found["format"] == document.FORMAT and "pictures" not in found
+def test_json_file(alike, tmp_path):
+  files.write(alike, tmp_path)
+
+  def refuse(constant):
+    raise AssertionError(f"{constant} is not JSON")
+
+  found = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
+  assert found["format"] == files.FORMAT and "pictures" not in found
   assert found["sets"]["generated"]["count"] == COUNT and len(found["vessels"]["trees"]["real"]) == COUNT
-  assert sorted(p.name for p in (tmp_path / "one").iterdir()) == ["report.html", "report.json", "report.md"]
 
 
 def test_spoiled_sets_are_found_out(sets):
@@ -91,13 +103,14 @@ def test_spoiled_sets_are_found_out(sets):
 
 def test_without_pictures_nothing_names_or_shows_an_eye(sets, tmp_path):
   part = {field: pixels[:4] for field, pixels in sets["a"].items()}
-  source = measure.Arrays(part, "own")
+  source = ArraySource(part, "own")
   source.names = [f"Miller_{i}" for i in range(4)]
-  result = evaluate.evaluate(source, source, size=(SIDE, SIDE), pictures=False)
-  document.write(result, tmp_path)
-  text = "".join((tmp_path / name).read_text() for name in ("report.html", "report.md", "report.json"))
-  assert "Miller" not in text and "data:image" not in text
-  assert any("pixel for pixel" in note for note in result["notes"])
+  for pictures in (True, False):
+    result = evaluate.evaluate(source, source, size=(SIDE, SIDE), pictures=pictures)
+    files.write(result, tmp_path)
+    text = "".join((tmp_path / name).read_text() for name in ("report.html", "report.md", "report.json"))
+    assert ("Miller" in text) == ("data:image" in text) == pictures
+  assert "4 generated photographs are real ones, pixel for pixel: check that the folders are the right ones." in result["notes"]
 
 
 def test_one_pair_is_refused_where_a_distance_would_need_more(sets, tmp_path):
@@ -105,7 +118,7 @@ def test_one_pair_is_refused_where_a_distance_would_need_more(sets, tmp_path):
   result = evaluate.evaluate(one, sets["b"], size=(SIDE, SIDE))
   assert "too few" in result["distances"]["photographs"]["refused"] and "too few" in result["vessels"]["refused"]
   assert set(_verdicts(result).values()) == {"unknown"}
-  document.write(result, tmp_path)
+  files.write(result, tmp_path)
   assert "too few" in (tmp_path / "report.md").read_text()
 
 
@@ -114,13 +127,13 @@ def test_empty_trees_are_no_crash(sets, tmp_path):
   result = evaluate.evaluate(empty, sets["b"], size=(SIDE, SIDE), pictures=False)
   levels = _verdicts(result)
   assert levels["vessels"] == "bad" and levels["labels"] == "unknown"
-  document.write(result, tmp_path)
+  files.write(result, tmp_path)
 
 
 def test_a_segmenter_scores_both_sets(sets):
-  from configs import segmentation
+  from configs import segmentation as stage
 
-  config = segmentation.get_config("tiny")
+  config = stage.get_config("tiny")
   config.data.image_size = (32, 32)
   config.crop.size = 32
   config.sampler.update(overlap=0, flips=1)
@@ -128,12 +141,19 @@ def test_a_segmenter_scores_both_sets(sets):
   network = models.build(config.model)
   params = network.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
   loaded = checkpoint.Loaded(config, params, network, 7, "nowhere")
-  part = {field: pixels[:3] for field, pixels in sets["a"].items()}
-  result = evaluate.evaluate(part, part, size=(SIDE, SIDE), segmenter=loaded, pictures=False)
-  assert result["segmenter"]["generated"] == result["segmenter"]["real"]
-  assert result["segmenter"]["real"]["f1"]["count"] == 3
+  parts = {name: {field: pixels[:count] for field, pixels in sets[name].items()} for name, count in (("a", 3), ("b", 4))}
+  result = evaluate.evaluate(parts["a"], parts["b"], size=(SIDE, SIDE), segmenter=loaded, pictures=False)
+  segmenter = Segmenter(loaded)
+  for side, part in (("generated", parts["a"]), ("real", parts["b"])):
+    scores = []
+    for example in measure.fitted(ArraySource(part, side), range(len(part["image"])), (SIDE, SIDE)):
+      probability = segmenter([example["image"]], [example["fov"]])[0]
+      scores.append(segmentation.scores(probability, example["tree"] >= 128, example["fov"] > 0, segmenter.threshold))
+    for name, entry in result["segmenter"][side].items():
+      values = [score[name] for score in scores if np.isfinite(score[name])]
+      assert entry["count"] == len(values) and entry["mean"] == pytest.approx(np.mean(values), rel=1e-6), (side, name)
   assert result["settings"]["features"]["photographs by segmenter"] == f"segmenter {loaded.identity()} encoder"
-  assert _verdicts(result)["segmenter"] == "unknown"  # it is untrained, so it is no judge
+  assert _verdicts(result)["segmenter"] == "unknown"  # it is untrained, so its scores say nothing
 
 
 def test_floors():
@@ -164,20 +184,24 @@ def test_bad_arrays(sets):
   good = sets["a"]
   broken = good["image"].astype(np.float32)
   broken[3, 4, 5] = np.nan
-  for arrays, words in (
-    ({**good, "image": broken}, "NaN"),
-    ({**good, "image": good["image"] / 255.0}, "uint8"),
-    ({"tree": good["tree"]}, "no 'image'"),
-    ({**good, "tree": good["tree"][:5]}, "belong"),
-    ({f: v[:0] for f, v in good.items()}, "empty"),
+  for arrays, sentence in (
+    ({**good, "image": broken}, "The generated set's image holds NaN or infinity: remove these pairs."),
+    (
+      {**good, "image": good["image"] / 255.0},
+      "The generated set's image must be uint8 [N, H, W, 3], not float64 (12, 96, 96, 3):",
+    ),
+    ({"tree": good["tree"]}, "The generated set has no 'image': give photographs"),
+    ({**good, "tree": good["tree"][:5]}, "The generated set's arrays do not belong together:"),
+    ({f: v[:0] for f, v in good.items()}, "The generated set is empty: give at least one pair."),
+    ({"image": good["image"]}, "generated has no vessel mask for 00000: give a folder with images/ and masks/."),
   ):
-    with pytest.raises(ValueError, match=words):
-      evaluate.evaluate(arrays, good)
-  with pytest.raises(ValueError, match="no vessel mask"):
-    evaluate.evaluate({"image": good["image"]}, good, size=(SIDE, SIDE))
-  with pytest.raises(ValueError, match="2 at least|at least 2"):
+    with pytest.raises(ValueError, match="^" + re.escape(sentence)):
+      evaluate.evaluate(arrays, good, size=(SIDE, SIDE))
+  with pytest.raises(ValueError, match="^--num=1 leaves nothing to compare: give at least 2.$"):
     evaluate.evaluate(good, good, num=1)
-  with pytest.raises(ValueError, match="training eyes too"):
+  with pytest.raises(
+    ValueError, match="^12 of the 12 real eyes are training eyes too, the first is 00000: held-out eyes must be"
+  ):
     evaluate.evaluate(good, sets["b"], sets["b"], size=(SIDE, SIDE))
 
 
@@ -296,11 +320,24 @@ def test_command_says_what_is_wrong_in_one_line(sets, tmp_path, capsys):
   ):
     assert _run(*arguments, "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err.strip().splitlines()
-    assert words in error[-1] and error[-1].startswith("error: ") and "Traceback" not in "".join(error), error
+    print(arguments, error[-1]);assert words in error[-1] and error[-1].startswith("error: ") and "Traceback" not in "".join(error), error
   assert not (tmp_path / "out").exists()
 
 
-def test_importing_claims_no_global_flags():
+def test_importing_defines_no_global_flags():
   from absl import flags
 
-  assert "generated" not in flags.FLAGS and "real_split" not in flags.FLAGS
+  assert not set(evaluate.define_flags()) & set(flags.FLAGS) - {"help", "helpfull", "helpshort", "helpxml", "version"}
+
+
+def test_help_loads_neither_jax_nor_scipy():
+  """Their import takes longer than everything else that --help does."""
+  code = (
+    "import sys, retree_jax.evaluate; print(sorted({m.partition('.')[0] for m in sys.modules} & {'jax', 'scipy', 'numpy'}))"
+  )
+  root = pathlib.Path(evaluate.__file__).parents[1]
+  assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_flags_offer_what_the_library_has():
+  assert evaluate.SPLITS == sources.SPLITS and set(evaluate.FEATURES) == set(features.EXTRACTORS)
