@@ -80,6 +80,12 @@ def main(argv: list[str] | None = None) -> None:
   for name in ("generated", "real"):
     if not f[name].value:
       raise ValueError(f"--{name} is missing: give the folder of {name} pairs, with images/ and masks/ inside")
+  if f.features != "scattering" and not f.feature_weights:
+    raise ValueError(
+      f"--features {f.features} needs its weights: give their file with --feature_weights, or use --features scattering"
+    )
+  if pathlib.Path(f.out).is_file():
+    raise ValueError(f"--out={f.out} is a file: name a folder to write to")
   from retree_jax.report import evaluation, files, sets
 
   result = evaluation.evaluate(

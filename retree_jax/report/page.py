@@ -8,6 +8,7 @@ import base64
 import functools
 import io
 import pathlib
+import re
 
 import jinja2
 import numpy as np
@@ -27,6 +28,8 @@ LIMITS = (
 )
 _SIGNS = {"good": "✓", "caution": "!", "bad": "✕", "unknown": "?"}
 _LABEL_COLOUR = (90, 255, 120)
+# Spaces at which a number would be torn from its unit, its deviation or the other end of its interval.
+_NUMBER_SPACE = re.compile(r"(?<=\d) (?=[%±×]|px\b|to [−\d])|(?<=[±×]) (?=\d)|(?<=\d to) (?=[−\d])")
 _NO_CHART = ("fractal_fit", "width_area")  # biomarkers that stand in the table only
 
 
@@ -74,9 +77,15 @@ def _template() -> jinja2.Template:
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
+    finalize=_keep_numbers_together,
   )
   environment.filters |= {"number": number, "picture": picture}
   return environment.get_template("report.html.jinja")
+
+
+def _keep_numbers_together(value):
+  """Texts with no-break spaces inside numbers; what macros return is left alone."""
+  return _NUMBER_SPACE.sub("\N{NO-BREAK SPACE}", value) if type(value) is str else value
 
 
 def picture(pixels: np.ndarray, quality: int = 82) -> dict:

@@ -304,23 +304,27 @@ def test_command_says_what_is_wrong_in_one_line(sets, tmp_path, capsys):
   (tmp_path / "empty").mkdir()
   odd = _folder(tmp_path / "odd", part)
   writing.write_png(odd / "masks" / "eye1.png", np.zeros((50, 60), np.uint8))
-  for arguments, words in (
-    ((), "--generated is missing"),
-    (("--generated", pairs), "--real is missing"),
-    (("--generated", pairs, "--real", tmp_path / "nowhere"), "does not exist"),
-    (("--generated", alone, "--real", pairs), "masks/"),
-    (("--generated", tmp_path / "empty", "--real", pairs), "images/"),
-    (("--generated", odd, "--real", pairs), "50x60"),
-    (("--generated", pairs, "--real", pairs, "--features", "inception"), "weights"),
-    (("--generated", pairs, "--real", pairs, "--features", "odd"), "scattering"),
-    (("--generated", pairs, "--real", pairs, "--size", "9"), "--size"),
-    (("--generated", pairs, "--real", pairs, "--segmenter", tmp_path / "empty"), "checkpoint"),
-    (("--generated", pairs, "--real", pairs, "stray"), "stray"),
-    (("--generated", pairs, "--real", pairs, "--sice", "64"), "sice"),
+  for arguments, sentence in (
+    ((), "--generated is missing: give the folder of generated pairs, with images/ and masks/ inside"),
+    (("--generated", pairs), "--real is missing: give the folder of real pairs, with images/ and masks/ inside"),
+    (("--generated", pairs, "--real", tmp_path / "nowhere"), f"{tmp_path}/nowhere does not exist"),
+    (("--generated", alone, "--real", pairs), f"{alone} has no masks/: "),
+    (("--generated", tmp_path / "empty", "--real", pairs), f"{tmp_path}/empty has no images/"),
+    (("--generated", odd, "--real", pairs), f"{odd}/masks/eye1.png is 50x60"),
+    (
+      ("--generated", pairs, "--real", pairs, "--features", "inception"),
+      "needs its weights: give their file with --feature_weights",
+    ),
+    (("--generated", pairs, "--real", pairs, "--features", "odd"), "--features=odd: value should be one of <scattering|"),
+    (("--generated", pairs, "--real", pairs, "--size", "9"), "at 64 to 2048 pixels a side, not at 9x9: change --size."),
+    (("--generated", pairs, "--real", pairs, "--segmenter", tmp_path / "empty"), f"{tmp_path}/empty holds no checkpoint"),
+    (("--generated", pairs, "--real", pairs, "--out", odd / "masks/eye1.png"), "eye1.png is a file: name a folder"),
+    (("--generated", pairs, "--real", pairs, "stray"), "'stray' does not belong to a flag: write --generated DIR --real DIR"),
+    (("--generated", pairs, "--real", pairs, "--sice", "64"), "Unknown command line flag 'sice'"),
   ):
-    assert _run(*arguments, "--out", tmp_path / "out") == 2
+    assert _run("--out", tmp_path / "out", *arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()
-    print(arguments, error[-1]);assert words in error[-1] and error[-1].startswith("error: ") and "Traceback" not in "".join(error), error
+    assert sentence in error[-1] and error[-1].startswith("error: ") and "Traceback" not in "".join(error), error
   assert not (tmp_path / "out").exists()
 
 
