@@ -123,13 +123,13 @@ def _notes(measured, size) -> list[str]:
   for side in ("generated", "real"):
     count = len(measured[side])
     if count < 20:
-      notes.append(f"Only {count} {side} pair{'s' if count > 1 else ''}: every number about them is rough.")
+      notes.append(f"Only {count} {side} pair{'s' if count > 1 else ''}: all numbers about them are rough estimates.")
     repeated = count - len(set(measured[side].digests))
     if repeated:
-      notes.append(f"{repeated} of the {count} {side} photographs repeat another one of the same set, pixel for pixel.")
+      notes.append(f"{repeated} of the {count} {side} photographs equal another one of the same set, pixel for pixel.")
   both = len(set(measured["generated"].digests) & set(measured["real"].digests))
   if both:
-    notes.append(f"{both} generated photographs are real ones, pixel for pixel: check that the folders are the right ones.")
+    notes.append(f"{both} generated photographs equal real ones, pixel for pixel: check that the folders are the right ones.")
   if min(size) < 256:
     notes.append(f"At {size[0]}x{size[1]} pixels most thin vessels are lost: read the vessel measures with that in mind.")
   return notes
@@ -141,7 +141,7 @@ def _distances(measured, space: str, seed: int) -> dict:
   if min(len(real), len(generated)) < 2:
     return {
       "refused": f"{len(generated)} generated and {len(real)} real images are too few for a distance: "
-      "give at least 2 of each, better 50."
+      "give at least 2 of each, preferably 50."
     }
   return {name: dataclasses.asdict(m) for name, m in images.compare(real, generated, seed=seed).items()}
 
@@ -165,7 +165,7 @@ def _vessels(measured, seed: int) -> dict:
   if min(len(generated), len(real)) < 2:
     return part | {
       "refused": f"{len(generated)} generated and {len(real)} real trees are too few to compare "
-      "distributions: give at least 2 of each, better 20."
+      "distributions: give at least 2 of each, preferably 20."
     }
   floors, distances = vessel_floors(generated, real, seed=seed), vessels.distances(generated, real, seed=seed)
   return part | {"distances": {name: entry | floors[name] for name, entry in distances.items()}}

@@ -19,12 +19,11 @@ from retree_jax.report.formatting import PRIVACY_KINDS, biomarker_name, number
 from retree_jax.report.tables import tables
 from retree_jax.report.verdicts import LEVELS
 
-TITLE = "What these generated eyes are worth"
+TITLE = "Evaluation of generated retinal photographs"
 LIMITS = (
-  "This report compares statistics of pictures and of vessel trees. It does not say that the "
-  "pictures are fit for diagnosis, and a difference that was not found may still be there: the "
-  "fewer the eyes, the larger the differences that go unseen. Distances compare only between "
-  "reports with the same features, size and real set."
+  "This report compares statistics of pictures and of vessel trees. It does not show that the pictures are suitable for "
+  "diagnosis. A difference that was not found may still exist: the fewer the eyes, the larger the differences that are missed. "
+  "Distances can be compared only between reports with the same features, size and real set."
 )
 _SIGNS = {"good": "✓", "caution": "!", "bad": "✕", "unknown": "?"}
 _LABEL_COLOUR = (90, 255, 120)
@@ -34,13 +33,15 @@ _NO_CHART = ("fractal_fit", "width_area")  # biomarkers that stand in the table 
 
 
 def subtitle(result: dict) -> str:
-  """What was compared, in one sentence."""
+  """What was compared, in two sentences."""
   sets, (height, width) = result["sets"], result["settings"]["size"]
-  trained = f", trained on {sets['train']['count']} eyes ({sets['train']['title']})" if "train" in sets else ""
+  trained = (
+    f"; the generator was trained on {sets['train']['count']} eyes ({sets['train']['title']})" if "train" in sets else ""
+  )
   return (
     f"{sets['generated']['count']} generated pairs ({sets['generated']['title']}) against "
-    f"{sets['real']['count']} real ones ({sets['real']['title']}){trained}; every eye's field of view "
-    f"fitted to {height} × {width} pixels."
+    f"{sets['real']['count']} real ones ({sets['real']['title']}){trained}. Every eye's field of view "
+    f"was fitted to {height} × {width} pixels."
   )
 
 

@@ -13,15 +13,15 @@ from retree_jax.report.formatting import (
 )
 
 _DISTANCES = {
-  "kernel": ("Kernel distance", "difference of the two sets; about 0 for sets of one kind, and not lower for fewer images"),
+  "kernel": ("Kernel distance", "difference between the sets; about 0 for samples of one distribution, whatever their size"),
   "kernel_floor": ("… real against real", "the same between random halves of the real set"),
-  "frechet": ("Fréchet distance", "difference of the two sets; larger for fewer images"),
-  "frechet_matched": ("… at equal counts", "generated against real, drawn down to the counts of the next line"),
+  "frechet": ("Fréchet distance", "difference between the sets; larger the fewer the images"),
+  "frechet_matched": ("… at equal counts", "generated against real, at the numbers of images of the next row"),
   "frechet_floor": ("… real against real", "the same between random halves of the real set"),
-  "precision": ("Precision", "share of generated images among real ones"),
-  "recall": ("Recall", "share of real images among generated ones"),
-  "density": ("Density", "how closely real images surround the generated ones; about 1 for sets of one kind"),
-  "coverage": ("Coverage", "share of real images that have a generated one close by"),
+  "precision": ("Precision", "share of generated images that lie among the real ones"),
+  "recall": ("Recall", "share of real images that lie among the generated ones"),
+  "density": ("Density", "how closely real images surround the generated ones; about 1 for samples of one distribution"),
+  "coverage": ("Coverage", "share of real images with a generated image close by"),
 }
 
 
@@ -77,10 +77,9 @@ def _vessels(vessels: dict) -> Table:
     for name, e in vessels["distances"].items()
   ]
   lead = (
-    "Mean ± standard deviation over trees. The distance is Wasserstein's over the standard deviation "
-    "of the real trees; it is also given for samples of equal counts, beside what random halves of "
-    "the real trees score. KS: largest gap between the two cumulative distributions; p is not "
-    "corrected for the number of measures."
+    "Mean ± standard deviation over trees. The distance is the Wasserstein distance divided by the standard deviation of the "
+    "real trees. It is also given at equal numbers of trees, beside the distance between random halves of the real trees. KS: "
+    "largest difference between the two cumulative distributions; p is not corrected for the number of measures."
   )
   return Table("Vessel measures", lead, head, rows)
 
@@ -95,7 +94,7 @@ def _labels(fidelity: dict) -> Table:
     ]
     for name, e in fidelity["measures"].items()
   ]
-  lead = "Means over pairs with 95 % intervals; position 0 is chance, 1 is a real pair."
+  lead = "Means over pairs with 95 % intervals. Position: 0 for the labels of other eyes (chance), 1 for real pairs."
   head = ["Measure", "Generated", "Real", "Labels of other eyes", "Position", "Definition"]
   return Table("Labels on photographs", lead, head, rows)
 
@@ -103,7 +102,7 @@ def _labels(fidelity: dict) -> Table:
 def _segmenter(result: dict) -> Table:
   scores = result["segmenter"]
   rows = [[name, *(with_interval(scores[side][name], "mean") for side in ("generated", "real"))] for name in scores["real"]]
-  lead = f"Segmenter: {result['settings']['segmenter']}. Means over photographs inside the field of view."
+  lead = f"Segmenter: {result['settings']['segmenter']}. Means over photographs, inside the field of view, with 95 % intervals."
   return Table("A segmenter against the labels", lead, ["Score", "Generated", "Real"], rows)
 
 
@@ -133,5 +132,7 @@ def _privacy(kind: str, audit: dict) -> Table:
     "correlation. Closer to training: probability that the nearest of as many training as held-out "
     "images is a training image; about 0.5 without memorisation."
   )
-  head = ["Compared by", "Copies", "Near", "Isolated", "Median distance, generated to training", "held-out to training"]
-  return Table(title, lead, [*head, "generated to held-out", "Closer to training"], rows)
+  medians = [
+    f"Median distance: {sides}" for sides in ("generated to training", "held-out to training", "generated to held-out")
+  ]
+  return Table(title, lead, ["Compared by", "Copies", "Near", "Isolated", *medians, "Closer to training"], rows)

@@ -31,15 +31,15 @@ def verdicts(result: dict) -> list[dict]:
   answers = [
     ("photographs", "Do the generated photographs look like real ones?", _looks(result, "photographs")),
     ("trees", "Do the generated vessel trees look like real ones?", _looks(result, "trees")),
-    ("vessels", "Do the generated vessels measure like real vessels?", _vessels(result)),
+    ("vessels", "Do measurements of the generated vessels match those of real vessels?", _vessels(result)),
     ("labels", "Do the labels lie on the vessels of the photographs?", _labels(result)),
   ]
   if result["segmenter"]:
     question = "Does a segmenter trained on real eyes find the labels in the generated photographs?"
     answers.append(("segmenter", question, _segmenter(result)))
   if result["privacy"] is None:
-    answer = "It was not looked for, because the training set was not given."
-    answers.append(("privacy", "Were training eyes copied?", ("unknown", answer, "Give it with --train.")))
+    answer = "Copies were not looked for, because no training set was given."
+    answers.append(("privacy", "Were training eyes copied?", ("unknown", answer, "Name the training set with --train.")))
   for kind, audit in (result["privacy"] or {}).items():
     answers.append((f"privacy of {kind}", f"Were training {PRIVACY_KINDS[kind]} copied?", _privacy(kind, audit)))
   return [
@@ -60,7 +60,7 @@ def _looks(result: dict, space: str) -> Answer:
   if "refused" in distances:
     return "unknown", distances["refused"], f"{basis}."
   if min(generated, real) < _MIN_IMAGES:
-    answer = f"There are too few {space} to tell: at least {_MIN_IMAGES} of each are needed, {_MANY} are better."
+    answer = f"There are too few {space} to tell: at least {_MIN_IMAGES} of each are needed, and {_MANY} are better."
     return "unknown", answer, f"{basis}."
   kernel = distances["kernel"]
   basis += (
@@ -70,8 +70,7 @@ def _looks(result: dict, space: str) -> Answer:
   if "kernel_floor" in distances:
     floor = distances["kernel_floor"]
     basis += (
-      f", random halves of the real set, {floor['num_a']} each, score {number(floor['value'])} "
-      f"({interval(floor)}) against each other"
+      f"; between random halves of the real set, {floor['num_a']} each, it is {number(floor['value'])} ({interval(floor)})"
     )
   basis += "."
   shares, overlap = "", False
@@ -83,14 +82,14 @@ def _looks(result: dict, space: str) -> Answer:
       "ones have a generated one close by."
     )
   if test["p"] > 0.05:
-    return "good", f"No difference was found by these features.{_power_caution(generated, real)}{shares}", basis
+    return "good", f"No difference was found with these features.{_power_caution(generated, real)}{shares}", basis
   if overlap:
-    return "caution", f"They differ as sets, though they overlap.{shares}", basis
-  return "bad", f"They differ clearly.{shares}", basis
+    return "caution", f"The sets differ, but they overlap.{shares}", basis
+  return "bad", f"The sets differ clearly.{shares}", basis
 
 
 def _power_caution(generated: int, real: int) -> str:
-  return " With so few eyes only large differences would show." if min(generated, real) < _MANY else ""
+  return " With so few eyes, only large differences can be found." if min(generated, real) < _MANY else ""
 
 
 def differing(result: dict, level: float = 0.05) -> tuple[list[str], list[str]]:
@@ -115,11 +114,11 @@ def _vessels(result: dict) -> Answer:
   if "refused" in result["vessels"]:
     return "unknown", result["vessels"]["refused"], f"{basis}."
   if min(generated, real) < _MIN_TREES:
-    answer = f"There are too few trees to tell: at least {_MIN_TREES} of each are needed, {_MANY} are better."
+    answer = f"There are too few trees to tell: at least {_MIN_TREES} of each are needed, and {_MANY} are better."
     return "unknown", answer, f"{basis}."
   names, tested = differing(result)
   if not tested:
-    return "unknown", "The trees have nothing that could be measured: they are empty.", f"{basis}."
+    return "unknown", "The trees are empty, so nothing can be measured.", f"{basis}."
   basis += f"; Kolmogorov-Smirnov tests of {len(tested)} measures at the 5 % level, corrected for their number (Holm)."
   if not names:
     return "good", f"No difference was found in any of {len(tested)} measures.{_power_caution(generated, real)}", basis
@@ -131,7 +130,7 @@ def _vessels(result: dict) -> Answer:
   )
   more = f"; and {len(names) - 4} more" if len(names) > 4 else ""
   small = len(names) <= len(tested) / 3 and max(_effect(distances[n]) for n in names) < 1
-  answer = f"{len(names)} of {len(tested)} measures differ; on average: {largest}{more}."
+  answer = f"{len(names)} of {len(tested)} measures differ. Means, largest differences first: {largest}{more}."
   return "caution" if small else "bad", answer, basis
 
 
@@ -149,15 +148,15 @@ def _labels(result: dict) -> Answer:
   measures, shift = result["fidelity"]["measures"], result["fidelity"]["shift"]
   generated, shuffled, real = (measures["darker"][side] for side in ("generated", "shuffled", "real"))
   basis = (
-    f"{generated['count']} generated and {real['count']} real pairs; 95 % bootstrap intervals of the mean. It finds labels "
-    "without a vessel, not vessels without a label."
+    f"{generated['count']} generated and {real['count']} real pairs; 95 % bootstrap intervals of the mean. This comparison "
+    "finds labels without a vessel, but not vessels without a label."
   )
   if min(generated["count"], real["count"], shuffled["count"]) < _MIN_PAIRS:
     return "unknown", f"There are too few pairs with vessels to tell: at least {_MIN_PAIRS} of each are needed.", basis
   if measures["separation"]["real"]["mean"] - measures["separation"]["shuffled"]["mean"] < _MIN_SEPARATION_GAIN:
     answer = (
-      "The labels of the real pairs do not lie on dark lines either, so there is nothing to compare "
-      "with: check the real folder."
+      "The labels of the real pairs do not lie on dark lines either, so there is nothing to compare with: check the folder of "
+      "real pairs."
     )
     return "unknown", answer, basis
 
@@ -165,14 +164,14 @@ def _labels(result: dict) -> Answer:
     return f"{100 * side['mean']:.0f} % ({100 * side['low']:.0f} to {100 * side['high']:.0f} %)"
 
   details = (
-    f"{share(generated)} of the labelled pixels are darker in green than the retina around them; in real pairs "
-    f"{share(real)}, with the labels of other eyes {share(shuffled)}."
+    f"In the green channel, {share(generated)} of the labelled pixels are darker than the retina around them; in real pairs "
+    f"it is {share(real)}, and with the labels of other eyes {share(shuffled)}."
   )
   if any(shift["generated"]):
-    details += f" They would lie best if moved by {_shift(*shift['generated'])} (the real ones by {_shift(*shift['real'])})."
+    details += f" The labels would fit best {_shift(*shift['generated'])}, those of real pairs {_shift(*shift['real'])}."
   position = min(m["position"] for m in (measures["darker"], measures["separation"]) if not math.isnan(m["position"]))
   if position >= _GOOD_POSITION and max(map(abs, shift["generated"])) <= 1:
-    return "good", f"As well as in real pairs, or nearly. {details}", basis
+    return "good", f"About as well as in real pairs. {details}", basis
   if position >= _LOOSE_POSITION:
     return "caution", f"Less well than in real pairs. {details}", basis
   return "bad", f"Poorly. {details}", basis
@@ -180,7 +179,7 @@ def _labels(result: dict) -> Answer:
 
 def _shift(dy: int, dx: int) -> str:
   parts = [f"{abs(step)} px {words[step > 0]}" for step, words in ((dy, ("up", "down")), (dx, ("left", "right"))) if step]
-  return " and ".join(parts) or "nothing"
+  return f"if moved {' and '.join(parts)}" if parts else "where they are"
 
 
 def _segmenter(result: dict) -> Answer:
@@ -197,7 +196,7 @@ def _segmenter(result: dict) -> Answer:
   def score(side):
     return f"{side['mean']:.3f} ({side['low']:.3f} to {side['high']:.3f})"
 
-  scores = f"It agrees with the generated labels at F1 {score(generated)}, with the real ones at {score(real)}."
+  scores = f"F1 is {score(generated)} against the generated labels and {score(real)} against the real ones."
   if real["mean"] < _MIN_SEGMENTER_F1:
     return "unknown", f"{scores} A segmenter that fails on real eyes says nothing about generated ones.", basis
   if generated["low"] > real["high"]:
@@ -209,15 +208,20 @@ def _segmenter(result: dict) -> Answer:
 def _privacy(kind: str, audit: dict) -> Answer:
   """The verdict of one audit: `metrics.privacy.Audit.to_dict`, or {"refused": why}."""
   if "refused" in audit:
-    return "unknown", audit["refused"], "No audit was made."
+    return "unknown", audit["refused"], "No audit was possible."
   basis = (
-    f"{audit['num_generated']} generated {PRIVACY_KINDS[kind]} against {audit['num_train']} training and "
-    f"{audit['num_heldout']} held-out ones, up to mirroring, rotation, zoom, colour and lighting. "
+    f"{audit['num_generated']} generated {PRIVACY_KINDS[kind]} were compared with {audit['num_train']} training and "
+    f"{audit['num_heldout']} held-out ones, allowing for mirroring, rotation, zoom, colour and lighting. "
   )
   spaces = [
-    f"By {name}, {share_with_interval(space['near'])} are nearer to a training eye than all but "
-    f"{percent(space['near_expected'])} of the held-out eyes are"
+    f"by {name}, {share_with_interval(space['near'])} are nearer to a training eye than all but "
+    f"{percent(space['near_expected'])} of the held-out eyes"
     for name, space in audit["spaces"].items()
   ]
-  basis += "; ".join(spaces) + ". A copy of a part of an eye is not found." + "".join(f" {note}" for note in audit["notes"])
+  basis += (
+    "Compared "
+    + "; ".join(spaces)
+    + ". Copies of a part of an eye are not detected."
+    + "".join(f" {note}" for note in audit["notes"])
+  )
   return _PRIVACY_LEVELS[audit["verdict"]], audit["sentence"], basis

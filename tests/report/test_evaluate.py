@@ -110,7 +110,9 @@ def test_without_pictures_nothing_names_or_shows_an_eye(sets, tmp_path):
     files.write(result, tmp_path)
     text = "".join((tmp_path / name).read_text() for name in ("report.html", "report.md", "report.json"))
     assert ("Miller" in text) == ("data:image" in text) == pictures
-  assert "4 generated photographs are real ones, pixel for pixel: check that the folders are the right ones." in result["notes"]
+  assert (
+    "4 generated photographs equal real ones, pixel for pixel: check that the folders are the right ones." in result["notes"]
+  )
 
 
 def test_one_pair_is_refused_where_a_distance_would_need_more(sets, tmp_path):

@@ -33,14 +33,17 @@ def test_verdicts_follow_the_numbers(changes, name, level):
 
 
 def test_a_shift_of_the_labels_is_described():
-  assert "moved by 3 px left (the real ones by nothing)" in verdicts_of(shift=(0, -3))["labels"]["answer"]
-  assert "moved by 2 px down and 1 px right (" in verdicts_of(shift=(2, 1))["labels"]["answer"]
+  assert (
+    "The labels would fit best if moved 3 px left, those of real pairs where they are."
+    in verdicts_of(shift=(0, -3))["labels"]["answer"]
+  )
+  assert "if moved 2 px down and 1 px right, " in verdicts_of(shift=(2, 1))["labels"]["answer"]
 
 
 def test_no_verdict_claims_sameness_from_few_eyes():
   for name in ("photographs", "vessels"):
     few, many = (verdicts_of(count=count)[name] for count in (20, 60))
-    assert "No difference was found" in few["answer"] and "only large differences" in few["answer"]
+    assert "No difference was found" in few["answer"] and "only large differences can be found" in few["answer"]
     assert "No difference was found" in many["answer"] and "only large differences" not in many["answer"]
     assert "20 generated and 20 real" in few["basis"] and "60 generated and 60 real" in many["basis"]
 
@@ -67,4 +70,6 @@ def test_segmenter(generated, real, level):
   comparison["segmenter"] = {"generated": {"f1": mean(generated)}, "real": {"f1": mean(real)}}
   comparison["settings"]["segmenter"] = "abc, step 1"
   verdict = {v["id"]: v for v in verdicts.verdicts(comparison)}["segmenter"]
-  assert verdict["level"] == level and f"F1 {generated:.3f}" in verdict["answer"] and f"{real:.3f}" in verdict["answer"]
+  assert (
+    verdict["level"] == level and f"F1 is {generated:.3f} (" in verdict["answer"] and f" and {real:.3f} (" in verdict["answer"]
+  )
