@@ -79,8 +79,9 @@ def test_what_is_written_is_what_the_arrays_say(toys, tmp_path):
   drawn, kept = sum(r["attempts"] for r in rows), sum(r["accepted"] for r in rows)
   assert drawn > kept
   card = (tmp_path / "set/DATA_CARD.md").read_text()
-  assert f"{drawn} trees were drawn and {kept} kept: an acceptance rate of {kept / drawn:.1%}" in card
-  assert "score of 0.5000 on (by hand, for a test)" in card and "density from 0.1" in card and f"score {drawn - kept}." in card
+  assert f"{drawn} trees were sampled and {kept} kept, an acceptance rate of {kept / drawn:.1%}." in card
+  assert "score of at least 0.5000 (by hand, for a test) were kept" in card and "density from 0.1" in card
+  assert f"Reasons for rejection: score {drawn - kept}." in card
   with Image.open(tmp_path / "set/contact_sheet.png") as sheet:
     assert sheet.size == (8 * 18 - 2, 2 * 18 - 2)  # 5 photographs, 5 overlays, 8 to a row
 

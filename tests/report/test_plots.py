@@ -1,4 +1,4 @@
-"""Sheets of pictures: where each picture lies, what a gap and an empty cell look like, and the colours of overlays."""
+"""Grids of pictures: places of pictures, gaps and empty cells; colours of overlays."""
 
 import numpy as np
 
