@@ -1,4 +1,4 @@
-"""The pictures of README.md and MODEL_CARD.md.
+"""The pictures of README.md and docs/results.md.
 
     python -m experiments.figures --generated out --real folder:data/CHASE_DB1+folder:data/HRF --out docs
 

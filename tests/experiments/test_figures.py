@@ -1,4 +1,4 @@
-"""The README's pictures: what is in which cell."""
+"""The pictures of README.md and docs/results.md: what is in which cell."""
 
 import sys
 
