@@ -19,7 +19,7 @@ class Histogram:
   Attributes:
     label: what a screen reader says.
     bars, outline: corners of the two histograms, as in the `points` attribute of an SVG polygon.
-    means: (sample, x) of every mean, sample being "real" or "made".
+    means: (sample, x) of every mean, sample being "real" or "generated".
     low, high: labels of the ends of the axis.
     clipped: whether the outermost bars also hold values beyond the axis.
   """
@@ -87,7 +87,7 @@ def histogram(
   )
   marks = [
     (name, WIDTH * min(1.0, max(0.0, (float(v.mean()) - low) / (high - low))))
-    for name, v in zip(("real", "made"), samples, strict=True)
+    for name, v in zip(("real", "generated"), samples, strict=True)
     if v.size
   ]
   return Histogram(label, corners(shares[0]), corners(shares[1]), marks, number(low), number(high), bool(clipped))
@@ -99,7 +99,7 @@ class Range:
 
   Attributes:
     name: label of the row.
-    sample: "real", "made" or "null", which the style sheet colours.
+    sample: "real", "generated" or "shuffled", which the style sheet colours.
     y: of the row.
     value: as a percentage, or a dash where it is not defined.
     x, start, end: places of the value and of its interval; None where they are not defined.

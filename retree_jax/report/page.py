@@ -112,7 +112,11 @@ def _eye(example: dict) -> dict:
 
 def _labels_chart(result: dict) -> charts.RangeChart:
   sides = result["fidelity"]["measures"]["darker"]
-  samples = (("Real pairs", "real", "real"), ("Generated pairs", "made", "generated"), ("Wrong labels", "null", "shuffled"))
+  samples = (
+    ("Real pairs", "real", "real"),
+    ("Generated pairs", "generated", "generated"),
+    ("Wrong labels", "shuffled", "shuffled"),
+  )
   rows = [(title, sample, *(sides[side][k] for k in ("mean", "low", "high"))) for title, sample, side in samples]
   return charts.range_chart(rows, "Share of labelled pixels darker than their surroundings.")
 

@@ -35,7 +35,7 @@ def test_histogram_draws_shares():
   # The highest bar, the share 1, is 84 units high.
   assert heights[0] == pytest.approx([63, 21], abs=0.1) and heights[1] == pytest.approx([0, 84], abs=0.1)
   assert chart.label == "thing: real mean 0.250 over 4 eyes, generated mean 1.00 over 2 eyes, in px."
-  assert chart.means == [("real", pytest.approx(0.25 * charts.WIDTH)), ("made", pytest.approx(charts.WIDTH))]
+  assert chart.means == [("real", pytest.approx(0.25 * charts.WIDTH)), ("generated", pytest.approx(charts.WIDTH))]
   assert (chart.low, chart.high, chart.clipped) == ("0", "1.00", False)
 
 
@@ -62,7 +62,7 @@ def test_histogram_counts_outliers_in_the_last_bar():
 
 def test_range_chart_places_shares_and_leaves_out_what_is_not_defined():
   nan = float("nan")
-  rows = [("one", "real", nan, 0, 1), ("two", "made", 0.5, nan, nan), ("three", "null", 0.25, 0.0, 2.0)]
+  rows = [("one", "real", nan, 0, 1), ("two", "generated", 0.5, nan, nan), ("three", "shuffled", 0.25, 0.0, 2.0)]
   chart = charts.range_chart(rows, "Shares.")
   middle = (chart.left + chart.right) / 2
   assert [row.x for row in chart.rows] == [None, middle, (chart.left + middle) / 2]

@@ -1,13 +1,10 @@
 """The report's page, its Markdown and its JSON, from made-up results."""
 
 import html.parser
-import pathlib
 import re
-import tomllib
 
 import numpy as np
 
-import retree_jax
 from retree_jax.data import writing
 from retree_jax.report import files, page, verdicts
 from tests.report.made_up import mean, result
@@ -144,10 +141,17 @@ def test_json_is_the_result_without_pictures():
   assert files.to_json(made) == {"a": None, "b": 1.5, "c": [2, [None]]} == writing.json_values(files.to_json(made))
 
 
-def test_template_and_style_sheet_are_installed_with_the_package():
-  root = pathlib.Path(retree_jax.__file__).parent
-  settings = tomllib.loads((root.parent / "pyproject.toml").read_text())
-  patterns = settings["tool"]["setuptools"]["package-data"]["retree_jax"]
-  installed = {path for pattern in patterns for path in root.glob(pattern)}
-  needed = {path for path in (root / "report").iterdir() if path.is_file() and path.suffix != ".py"}
-  assert {path.name for path in needed} == {"report.html.jinja", "report.css"} and needed <= installed
+def test_every_mark_of_the_charts_has_a_colour():
+  """A mark without a rule in the style sheet would be drawn black, or not at all."""
+  text = rendered(audited(result()))
+  style = text[text.index("<style>") : text.index("</style>")]
+  coloured = {
+    frozenset(re.findall(r"\.([\w-]+)", selector))
+    for selectors, body in re.findall(r"([^{}]+){([^}]*)}", style)
+    if "var(--" in body
+    for selector in selectors.split(",")
+  }
+  parsed = Page(text)
+  marks = [a["class"] for tag in ("polygon", "polyline", "line", "circle", "span") for a in parsed.attributes(tag)]
+  used = {frozenset(classes.split()) for classes in marks}
+  assert {frozenset({"generated-line"}), frozenset({"shuffled"}), frozenset({"span", "real"})} <= used <= coloured
