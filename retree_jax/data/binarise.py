@@ -5,7 +5,8 @@ python -m retree_jax.data.binarise EYES/masks --above 32767             # of 16 
 python -m retree_jax.data.binarise EYES/masks --above 0                 # class labels
 python -m retree_jax.data.binarise EYES/fov --above 127 --invert        # black on white
 
-The old files are kept in EYES/masks/originals, and running the command again starts from those.
+The old files are kept in EYES/masks/originals. Files that hold two values and can be used stay as they are, so that the command may
+be run again with other settings for other files.
 """
 
 import argparse
@@ -35,7 +36,8 @@ def binarise(folder, above: float, invert: bool = False) -> int:
   """
   folder = pathlib.Path(folder).expanduser()
   originals = folder / ORIGINALS
-  files = folders.find_pictures(folder) | (folders.find_pictures(originals) if originals.is_dir() else {})
+  # Originals without a file in the folder are those of a run that was killed.
+  files = (folders.find_pictures(originals) if originals.is_dir() else {}) | folders.find_pictures(folder)
   if not files:
     raise ValueError(f"There are no pictures in {folder}: give the folder of the masks, e.g. EYES/masks.")
   read = masks.read_fov if folder.name == "fov" else masks.read_tree

@@ -160,9 +160,13 @@ def _one_sentence(name: str):
   except FileNotFoundError:
     raise ValueError(f"{name} is gone: it was there when the folder was listed; start again.") from None
   except PermissionError:
-    raise ValueError(f"{name} cannot be opened: you have no permission to read it; allow it (chmod u+r) or remove it.") from None
+    raise ValueError(
+      f"{name} cannot be opened: you have no permission to read it; allow it (chmod u+r) or remove it."
+    ) from None
   except Image.UnidentifiedImageError:
-    raise ValueError(f"Cannot read {name} (not a picture that Pillow can read): save it as an 8-bit PNG, or remove it.") from None
+    raise ValueError(
+      f"Cannot read {name} (not a picture that Pillow can read): save it as an 8-bit PNG, or remove it."
+    ) from None
   except (OSError, ValueError, SyntaxError, EOFError, MemoryError, TypeError, IndexError, KeyError, struct.error) as error:
     reason = " ".join(str(error).split()) or "damaged"
     raise ValueError(f"Cannot read {name} ({reason}): replace the damaged file or remove it.") from None
@@ -262,7 +266,7 @@ def _to_8_bits(values: np.ndarray, name: str, source: str | None) -> np.ndarray:
     return values
   is_float = values.dtype.kind == "f"
   values = np.nan_to_num(values) if is_float else values
-  top, low = values.max(initial=0), values.min(initial=0)
+  top, low = values.max(), values.min()
   # Resampling leaves floats a little below 0.
   if low < (-0.05 * top if is_float else 0) or top >= 2**16:
     raise ValueError(

@@ -115,7 +115,7 @@ def drawing(picture: image_io.Picture) -> np.ndarray:
   visible = shade[picture.alpha >= 128]
   spread = np.ptp(visible) if visible.size else 0
   is_label = visible.size and 0 < spread <= visible.max() <= 3
-  if spread <= 16 * max(1, shade.max()) / 255 and not is_label or not visible.size:
+  if spread <= 16 / 255 * max(1.0, float(shade.max())) and not is_label or not visible.size:
     return picture.alpha
   if shade.dtype == np.uint8:
     return image_io.on_black(shade, picture.alpha)
@@ -132,8 +132,12 @@ def _read(data, name: str, what: str, source: str | None):
 def _binary(picture: image_io.Picture, data, name: str, what: str, source: str) -> np.ndarray:
   """bool [H, W]."""
   values = drawing(picture)
+  if values is picture.alpha and not picture.shade()[values >= 128].max(initial=0):
+    notices.once(
+      source, "opacity", f"{name} draws black on a transparent background: in {source}, what is opaque is read as {what}."
+    )
   values = np.nan_to_num(values) if values.dtype.kind == "f" else values
-  top, low = values.max(initial=0), values.min(initial=0)
+  top, low = values.max(), values.min()
   if low < 0:
     raise ValueError(f"{name} holds negative values: a mask is 0 for background and above 0 for {what}.")
   if top == 0 or (picture.is_lossy and top < 32):  # what JPEG makes of black
@@ -144,7 +148,7 @@ def _binary(picture: image_io.Picture, data, name: str, what: str, source: str) 
   grey = values if values.dtype == np.uint8 else np.rint(values * (255.0 / top)).astype(np.uint8)
   counts = np.bincount(grey.ravel(), minlength=256)
   used = np.flatnonzero(counts)
-  if len(used) == 2 and used[1] >= 2 * used[0]:
+  if len(used) == 2 and top >= 2 * low:
     return grey > used[0]
   if 2 < len(used) <= 4 and used[0] == 0 and values is not picture.alpha and _has_colour(picture):
     return _classes(values, name, what, source, f"{len(used) - 1} colours besides black")

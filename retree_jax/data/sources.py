@@ -11,6 +11,7 @@ absent where there is none.
 """
 
 import functools
+import os
 import re
 import zlib
 
@@ -200,17 +201,38 @@ def open_source(spec: str, *, split: str = "train", fields=("image", "tree"), se
 def weighted_parts(spec: str) -> list[tuple[str, float]]:
   """(spec, weight) of the sources that a spec joins; a weight that is not written is 1.
 
+  A folder's name may hold "+" and "*": of several ways to read a spec, each source in turn takes the longest text that names an
+  existing folder, as it is written or without a weight. So "folder:A*3" is the folder "A*3" where there is one, and "folder:A*3*2"
+  gives that folder the weight 2.
+
   Raises:
     ValueError: a weight of 0.
   """
-  parts = []
-  for piece in _JOIN.split(spec.strip()):
-    weight = _WEIGHT.search(piece)
-    # a folder may have a star in its name; only a number after the last one is a weight
+  spec = spec.strip()
+  ends = [match.start() for match in _JOIN.finditer(spec)] + [len(spec)]
+  parts, start = [], 0
+  while start < len(spec):
+    possible = [end for end in ends if end > start]
+    end = next((end for end in reversed(possible) if _names_folder(spec[start:end])), possible[0])
+    piece, weight = spec[start:end], None
+    if not _is_folder(piece):
+      weight = _WEIGHT.search(piece)
     if weight and float(weight[1]) <= 0:
       raise ValueError(f"The weight in {piece!r} must be above 0: leave the source out instead.")
     parts.append((piece[: weight.start()], float(weight[1])) if weight else (piece, 1.0))
+    start = end + 1
   return parts
+
+
+def _names_folder(piece: str) -> bool:
+  return _is_folder(piece) or _is_folder(_WEIGHT.sub("", piece))
+
+
+def _is_folder(piece: str) -> bool:
+  """Whether the path in a spec folder:PATH or tfds:NAME:PATH is an existing folder."""
+  kind, _, path = piece.partition(":")
+  path = path.partition(":")[2] if kind == "tfds" else path
+  return bool(path) and kind in ("folder", "tfds") and os.path.isdir(os.path.expanduser(path))
 
 
 def fingerprint(source) -> int:

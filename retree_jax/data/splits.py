@@ -49,10 +49,11 @@ def read_splits(path: pathlib.Path, names) -> tuple[list[str], list[str]]:
   Raises:
     ValueError: not such a file, a stem without a file, or one in both lists.
   """
+  text = folders.read_text(path)
   try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    lists = [[str(stem) for stem in content[key]] for key in ("train", "test")]
-  except (OSError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+    content = json.loads(text)
+    lists = [[folders.composed(str(stem)) for stem in content[key]] for key in ("train", "test")]
+  except (json.JSONDecodeError, KeyError, TypeError):
     raise ValueError(
       f'{path} is no split: write {{"train": [stems], "test": [stems]}} or remove it for a hold-out by hash.'
     ) from None

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from retree_jax.data import field_of_view, folders, image_io, splits
+from retree_jax.data import field_of_view, folders, image_io, masks, splits
 
 
 class TfdsSource:
@@ -83,28 +83,25 @@ class TfdsSource:
       record = self._splits[part][position]
     except (RuntimeError, OSError, IndexError) as error:
       raise ValueError(f"Cannot read {title} ({error}): build or copy the set again.") from None
-    example = {"name": name, "label": _text(record["label"]) if self._extra else "expert"}
-    decoded = {
-      key: image_io.decode(record[key], f"{key} of {title}")
-      for key in self._keys
-      if key != "tree" or example["label"] != "none"
-    }
-    if "image" in decoded and self._takes_image:
-      example["image"] = image_io.as_photograph(decoded["image"])
-    for key in ("tree", "fov"):
-      if key in decoded:
-        example[key] = image_io.as_mask(decoded[key], f"{key} of {title}")
-    if "fov" not in example:
-      example["fov"] = (
-        field_of_view.find_fov(image_io.as_photograph(decoded["image"]))
-        if "image" in decoded
-        else np.full_like(example["tree"], 255)
-      )
-    if example["label"] == "none":
-      example["label"] = "expert"
+    label = _text(record["label"]) if self._extra else "expert"
+    keys = [key for key in self._keys if key != "tree" or label != "none"]
+    label = "expert" if label == "none" else label
+    example = {"name": name, "label": label}
+    if "image" in keys:
+      image = image_io.as_photograph(image_io.decode(record["image"], f"image of {title}", self.title))
+      if self._takes_image:
+        example["image"] = image
+    if "tree" in keys:
+      example["tree"] = masks.read_tree(record["tree"], f"tree of {title}", label, self.title)
+    if "fov" in keys:
+      example["fov"] = masks.read_fov(record["fov"], f"fov of {title}", self.title)
+    else:
+      example["fov"] = field_of_view.find_fov(image) if "image" in keys else np.full_like(example["tree"], 255)
     shapes = {example[key].shape[:2] for key in ("image", "tree", "fov") if key in example}
     if len(shapes) > 1:
       raise ValueError(f"In {title} photograph, mask and field of view differ in size: build the set again.")
+    if "tree" in example:
+      masks.check_fov(example["tree"], example["fov"], label, f"tree of {title}", f"The field of view of {title}")
     return example
 
 
@@ -118,7 +115,7 @@ def _builder(name: str, folder: str):
   from google.protobuf import json_format
   from tensorflow_datasets.core import read_only_builder
 
-  where = pathlib.Path(folder).expanduser() if folder and "://" not in folder else folder
+  where = folders.expanded(folder) if folder and "://" not in folder else folder
   direct = bool(folder) and tfds.core.Path(where).joinpath("dataset_info.json").exists()
   try:
     if direct:

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from retree_jax.data import sources
+from retree_jax.data import folders, sources
 from retree_jax.metrics import features as feature_metrics
 from retree_jax.metrics import fidelity, images, privacy, two_sample, vessels
 from retree_jax.metrics.intervals import mean_with_interval
@@ -150,7 +150,7 @@ def open_sets(
 
 def _folder(text: str, split: str, needs_tree: bool):
   """A source by its spec, or by a plain path."""
-  is_spec = text.startswith(("folder:", "phantom", "tfds:")) and not pathlib.Path(text).exists()
+  is_spec = text.startswith(("folder:", "phantom", "tfds:")) and not folders.expanded(text).exists()
   spec = text if is_spec else f"folder:{text}"
   return sources.open_source(spec, split=split, fields=("image", "tree" if needs_tree else "tree?"))
 
@@ -186,10 +186,10 @@ def _files(source) -> set[tuple[str, str]]:
 
 def _parts(text: str) -> set[str]:
   """What a spec or path names, however it is written: folders resolved, weights and order left out."""
-  if pathlib.Path(text).exists():
-    return {str(pathlib.Path(text).resolve())}
+  if folders.expanded(text).exists():
+    return {str(folders.expanded(text).resolve())}
   return {
-    str(pathlib.Path(part.removeprefix("folder:")).resolve()) if part.startswith("folder:") else part
+    str(folders.expanded(part.removeprefix("folder:")).resolve()) if part.startswith("folder:") else part
     for part, _ in sources.weighted_parts(text)
   }
 

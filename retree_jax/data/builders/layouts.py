@@ -161,7 +161,7 @@ def eyeq(files: Sequence[pathlib.Path], observer: str = "first", worst: int = 0)
     if path is None:
       raise ValueError(f"Label_EyeQ_{split}.csv is missing: take it from EyeQ's repository and put it beside the photographs.")
     try:
-      with open(path, newline="", encoding="utf-8") as file:
+      with open(path, newline="", encoding="utf-8-sig") as file:
         chosen = [pathlib.Path(row["image"]).stem for row in csv.DictReader(file) if int(row["quality"]) <= worst]
     except (KeyError, ValueError, TypeError):
       raise ValueError(f"{path} is no list of EyeQ: it needs the columns image and quality (0, 1 or 2).") from None
