@@ -32,6 +32,7 @@ _UPRIGHT = {
 }
 # Pillow reads the high byte of 16-bit colours. Read with the other byte order, the same file gives the low byte.
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if struct.pack("=H", 1) == struct.pack("<H", 1) else "16L"}
+_TAGS = {"BitsPerSample": 258, "PlanarConfiguration": 284}  # of TIFF files
 _DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras deliver
 
 
@@ -70,6 +71,8 @@ def read(data: bytes | pathlib.Path, name: str, source: str | None = None) -> Pi
       if picture.width * picture.height > MAX_PIXELS:
         raise _Refused(_too_big(name))
       raw_mode = _raw_mode(picture)
+      if raw_mode == "R" and 16 in _tag(picture, "BitsPerSample"):  # uncompressed planes, which Pillow takes for 8 bits
+        raise _Refused(_unreadable(name))
       is_lossy, is_turned = picture.format in ("JPEG", "MPO"), orientation(picture) != 1
       values, alpha = _pixels(_upright(picture))
     if raw_mode[-3:] in _OTHER_BYTE and values.dtype == np.uint8:
@@ -165,7 +168,7 @@ def _one_sentence(name: str):
     ) from None
   except Image.UnidentifiedImageError:
     raise ValueError(
-      f"Cannot read {name} (not a picture that Pillow can read): save it as an 8-bit PNG, or remove it."
+      f"Cannot read {name} (not a picture that Pillow can read): replace it, save it as an 8-bit PNG, or remove it."
     ) from None
   except (OSError, ValueError, SyntaxError, EOFError, MemoryError, TypeError, IndexError, KeyError, struct.error) as error:
     reason = " ".join(str(error).split()) or "damaged"
@@ -176,6 +179,10 @@ def _too_big(name: str) -> str:
   return f"{name} has more than {MAX_PIXELS // 10**6} million pixels: shrink it, or remove it if it is no photograph."
 
 
+def _unreadable(name: str) -> str:
+  return f"{name} stores 16-bit colours in a way that cannot be read: save it as an 8-bit PNG."
+
+
 def source_of(data: bytes | pathlib.Path, name: str) -> str:
   """What log lines call the set that a file belongs to: its folder; of bytes, the name itself."""
   return str(data.parent) if isinstance(data, pathlib.Path) else name
@@ -184,7 +191,8 @@ def source_of(data: bytes | pathlib.Path, name: str) -> str:
 @contextlib.contextmanager
 def _open(data: bytes | pathlib.Path):
   """A picture file at its largest page: the first page of a TIFF file can be a thumbnail."""
-  with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as picture:
+  # Not by its name: Pillow would map it into memory, and Pillow 13 scrambles the pixels of turned TIFF files that are mapped.
+  with io.BytesIO(data) if isinstance(data, bytes) else open(data, "rb") as file, Image.open(file) as picture:
     if picture.format == "TIFF" and picture.n_frames > 1:
       areas = []
       for page in range(picture.n_frames):
@@ -192,6 +200,12 @@ def _open(data: bytes | pathlib.Path):
         areas.append(picture.width * picture.height)
       picture.seek(areas.index(max(areas)))
     yield picture
+
+
+def _tag(picture: Image.Image, tag: str) -> tuple:
+  """The values of a TIFF file's tag; () where it has none."""
+  found = picture.tag_v2.get(_TAGS[tag], ()) if picture.format == "TIFF" else ()
+  return found if isinstance(found, tuple) else (found,)
 
 
 def _raw_mode(picture: Image.Image) -> str:
@@ -205,12 +219,7 @@ def _upright(picture: Image.Image) -> Image.Image:
   """The picture as viewers show it, loaded."""
   picture.load()  # turns TIFF files
   turn = _UPRIGHT.get(orientation(picture)) if picture.format != "TIFF" else None
-  return picture if turn is None else _with_info(picture.transpose(turn), picture)
-
-
-def _with_info(turned: Image.Image, original: Image.Image) -> Image.Image:
-  turned.info = dict(original.info)
-  return turned
+  return picture if turn is None else picture.transpose(turn)
 
 
 def _pixels(picture: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
@@ -218,29 +227,29 @@ def _pixels(picture: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
   if picture.mode.startswith("I") or picture.mode == "F":
     values = np.asarray(picture)
     return values.astype(values.dtype.newbyteorder("=")), None
-  is_grey = picture.mode in ("1", "L", "LA", "La")
-  alpha = None
-  if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
-    mode, picture = picture.mode, picture.convert("RGBA")
+  mode, alpha = picture.mode, None
+  if "A" in picture.getbands() or "transparency" in picture.info:
+    picture = picture.convert("RGBA")
     alpha = np.asarray(picture.getchannel("A"))
-  else:
-    mode = picture.mode
-  if is_grey:
-    return np.asarray(picture.convert("RGB").getchannel("R") if alpha is not None else picture.convert("L")), alpha
+  if mode in ("1", "L", "LA"):
+    return np.asarray(picture.getchannel("R") if alpha is not None else picture.convert("L")), alpha
   colour = np.asarray(picture.convert("RGB"))
-  if mode in ("P", "PA") and (colour[..., 0] == colour[..., 1]).all() and (colour[..., 1] == colour[..., 2]).all():
+  if mode in ("P", "PA") and (colour == colour[..., :1]).all():
     return np.ascontiguousarray(colour[..., 0]), alpha
   return colour, alpha
 
 
 def _with_low_byte(data, name: str, values: np.ndarray, alpha: np.ndarray | None):
   """The 16-bit values of a colour file, of which Pillow gave the high bytes."""
-  separate = f"{name} stores 16-bit colours in a way that cannot be read: save it as an 8-bit PNG."
+
+  def high_alone():  # enough for values of 16 bits, not for 12 and less
+    if values.max() < 16:
+      raise _Refused(_unreadable(name))
+    return values, alpha
+
   with _open(data) as picture:
-    if picture.format == "TIFF" and picture.tag_v2.get(284, 1) == 2 and picture.tile[0].codec_name == "libtiff":
-      if values.max() < 16:
-        raise _Refused(separate)
-      return values, alpha  # colour planes one after another: the low bytes are out of reach, and not needed
+    if 2 in _tag(picture, "PlanarConfiguration"):
+      return high_alone()
 
     def swapped(arguments):
       raw, rest = (arguments[0], arguments[1:]) if isinstance(arguments, tuple) else (arguments, None)
@@ -251,9 +260,7 @@ def _with_low_byte(data, name: str, values: np.ndarray, alpha: np.ndarray | None
     try:
       low, low_alpha = _pixels(_upright(picture))
     except (ValueError, KeyError, OSError):
-      if values.max() < 16:
-        raise _Refused(separate) from None
-      return values, alpha
+      return high_alone()
   wide = values.astype(np.uint16) << 8 | low
   if alpha is not None:
     alpha = _to_8_bits(alpha.astype(np.uint16) << 8 | low_alpha, name, None)

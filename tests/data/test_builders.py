@@ -14,7 +14,7 @@ from PIL import Image
 
 pytest.importorskip("tensorflow_datasets")
 
-from retree_jax.data import image_io, manifest, sources
+from retree_jax.data import image_io, manifest, notices, sources
 from retree_jax.data.builders import __main__ as command
 from retree_jax.data.builders import fundus, generated, layouts
 from tests.data import test_image_io
@@ -304,6 +304,33 @@ def test_generated_sets_are_sources(tmp_path):
   # Without a split of its own, some are held out.
   train, test = (sources.open_source(f"tfds:retree:{out}", split=s).names for s in ("train", "test"))
   assert test and sorted(train + test) == source.names
+
+
+def test_masks_of_a_tfds_set_are_checked_like_those_of_a_folder(tmp_path, monkeypatch):
+  said = []
+  monkeypatch.setattr(notices, "_said", set())
+  monkeypatch.setattr(notices.logging, "warning", lambda form, *values: said.append(form % values))
+  disc = (shade(100)[..., :1] > 0) * np.uint8(255)
+  labels = [np.where(vessel(i) > 0, 1 + i % 2, 0)[..., None].astype(np.uint8) for i in range(4)]
+  labels += [0 * labels[0], 255 - vessel(1)[..., None], vessel(2)[..., None], vessel(2)[..., None]]
+  fovs = [disc] * 6 + [255 - disc, 0 * disc]
+  fields = {"images": np.stack([shade(60)] * 8), "masks": np.stack(labels), "fov": np.stack(fovs)}
+  out = tmp_path / "theirs"
+  manifest.Ledger(out).claim({}, 8)
+  generated.write_shard(out, 0, [{"name": f"{i}", "label": "expert"} for i in range(8)], fields)
+  generated.finish(out)
+  source = sources.open_source(f"tfds:retree:{out}", split="all")
+  for i in range(4):
+    np.testing.assert_array_equal(source[i]["tree"][..., 0], vessel(i))
+  assert len(said) == 1 and "holds class labels 0 to 2: in retree, whatever is above 0 is read as vessel" in said[0]
+  for i, words in (
+    (4, "is empty"),
+    (5, "draw vessels white on black"),
+    (6, "inverted field of view"),
+    (7, "empty field of view"),
+  ):
+    with pytest.raises(ValueError, match=rf"of the eye 000000{i} of the TFDS set retree .*{words}"):
+      source[i]
 
 
 def test_an_archive_cannot_write_elsewhere(tmp_path):

@@ -123,11 +123,16 @@ def test_jpeg_masks_are_cut_at_half(tmp_path, quality, said):
   top = int(grey.max())
   share = 100 * ((grey > 5 * top // 255) & (grey < top - 5 * top // 255)).mean()
   if share:
-    assert len(said) == 1 and f"a.jpg has grey edges ({share:.1f} % of its pixels" in said[0] and "half of their greatest" in said[0]
+    assert (
+      len(said) == 1 and f"a.jpg has grey edges ({share:.1f} % of its pixels" in said[0] and "half of their greatest" in said[0]
+    )
 
 
 def test_anti_aliased_masks_are_cut_at_half(said):
-  for smooth in (vessels(4).resize((WIDTH, HEIGHT), Image.Resampling.BOX), vessels().resize((420, 360), Image.Resampling.BICUBIC)):
+  for smooth in (
+    vessels(4).resize((WIDTH, HEIGHT), Image.Resampling.BOX),
+    vessels().resize((420, 360), Image.Resampling.BICUBIC),
+  ):
     for values in (np.asarray(smooth), np.asarray(smooth).astype(np.uint16) * 257):
       found = read(encoded(values))
       np.testing.assert_array_equal(found, np.asarray(smooth) > 127)
@@ -162,7 +167,9 @@ def test_the_recipe_of_a_refusal_works_and_keeps_the_files(tmp_path, name):
   before = (folder / name).read_bytes()
   Image.fromarray(TREE8).save(folder / "right.png")
   right = (folder / "right.png").read_bytes()
-  with pytest.raises(ValueError, match=rf"{name} is no binary mask \(\d+ % of its pixels are neither background nor vessel\)") as found:
+  with pytest.raises(
+    ValueError, match=rf"{name} is no binary mask \(\d+ % of its pixels are neither background nor vessel\)"
+  ) as found:
     folders.FolderSource(folder, ("tree",))[0]
   sentence = str(found.value)
   assert "\n" not in sentence
@@ -219,7 +226,9 @@ def test_a_run_that_was_killed_between_two_files_goes_on(tmp_path, monkeypatch):
   monkeypatch.setattr(binarise.writing, "write_bytes", write)
   assert binarise.binarise(tmp_path, 127) == 2
   source = folders.FolderSource(tmp_path, ("tree",))
-  assert source.names == ["a", "b"] and all((example["tree"][..., 0] > 0).sum() == (probabilities() > 0.5).sum() for example in source)
+  assert source.names == ["a", "b"] and all(
+    (example["tree"][..., 0] > 0).sum() == (probabilities() > 0.5).sum() for example in source
+  )
 
 
 @pytest.mark.parametrize(
@@ -295,7 +304,9 @@ def test_fields_of_view_that_cannot_be_are_refused_by_name(tmp_path):
       assert "\n" not in str(found.value)
   half = np.where(X < 20, disc, 0) + np.where((Y > 80) & (X > 40), disc, 0)
   half[45:75, 66:74] = 255  # the middle lies inside
-  with pytest.raises(ValueError, match=r"is an inverted field of view|fov/a.png holds only \d+ % of the vessels of .*masks/a.png"):
+  with pytest.raises(
+    ValueError, match=r"is an inverted field of view|fov/a.png holds only \d+ % of the vessels of .*masks/a.png"
+  ):
     folders.FolderSource(eye(tmp_path / "half", half))[0]
 
 
@@ -310,7 +321,9 @@ def test_a_field_of_view_without_most_vessels_is_refused(tmp_path):
   tree[:10, :25] = 255
   root = eye(tmp_path / "found", None, tree)
   (root / "fov").rmdir()
-  with pytest.raises(ValueError, match=r"The visible disc found in .*images/a.png holds only 0 % of the vessels of .*masks/a.png"):
+  with pytest.raises(
+    ValueError, match=r"The visible disc found in .*images/a.png holds only 0 % of the vessels of .*masks/a.png"
+  ):
     folders.FolderSource(root)[0]
   (root / "manifest.jsonl").write_text('{"name": "a", "label": "generated"}')
   assert folders.FolderSource(root)[0]["tree"].any()
