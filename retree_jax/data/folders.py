@@ -40,7 +40,8 @@ _SUFFIX = re.compile(r"[_.\-](" + "|".join(SUFFIXES) + r")$", re.IGNORECASE)
 
 
 def pairing_key(stem: str) -> str:
-  """The stem without the suffixes in `SUFFIXES`, lower case: `"21_training_mask"` -> `"21"`."""
+  """The stem without the suffixes in `SUFFIXES`, composed, lower case: `"21_training_mask"` -> `"21"`."""
+  stem = composed(stem)
   while True:
     shorter = _SUFFIX.sub("", stem)
     if shorter == stem or not shorter:

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import pathlib
 import struct
+import sys
 import warnings
 
 import einops
@@ -31,7 +32,7 @@ _UPRIGHT = {
   8: Image.Transpose.ROTATE_90,
 }
 # Pillow reads the high byte of 16-bit colours. Read with the other byte order, the same file gives the low byte.
-_OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if struct.pack("=H", 1) == struct.pack("<H", 1) else "16L"}
+_OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 _TAGS = {"BitsPerSample": 258, "PlanarConfiguration": 284}  # of TIFF files
 _DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras deliver
 
@@ -74,7 +75,10 @@ def read(data: bytes | pathlib.Path, name: str, source: str | None = None) -> Pi
       if raw_mode == "R" and 16 in _tag(picture, "BitsPerSample"):  # uncompressed planes, which Pillow takes for 8 bits
         raise _Refused(_unreadable(name))
       is_lossy, is_turned = picture.format in ("JPEG", "MPO"), orientation(picture) != 1
+      is_scaled = bool(picture.tile) and picture.tile[0].codec_name == "ppm" and picture.mode == "RGB"
       values, alpha = _pixels(_upright(picture))
+      if is_scaled and values.max() < 16:  # Pillow has scaled them by the range in the header
+        raise _Refused(_unreadable(name))
     if raw_mode[-3:] in _OTHER_BYTE and values.dtype == np.uint8:
       values, alpha = _with_low_byte(data, name, values, alpha)
   if is_turned:

@@ -119,7 +119,7 @@ def test_deep_files_are_scaled_by_their_own_range(form, grey, bits, said):
   assert len(said) == (bits < 16) and all(f"it holds {bits}-bit values in a file of more bits" in text for text in said)
 
 
-def test_16_bit_colours_with_opacity():
+def test_16_bit_colours_with_opacity_and_in_rare_forms():
   drawn = np.full(COLOUR16.shape[:2], 65535, np.uint16)
   drawn[:9] = 0
   for values, alpha in ((COLOUR16 >> 8, drawn >> 8), (COLOUR16, drawn)):
@@ -127,6 +127,10 @@ def test_16_bit_colours_with_opacity():
     np.testing.assert_array_equal(found, np.where(drawn[..., None] > 0, COLOUR16 >> 8, 0))
   with pytest.raises(ValueError, match="grey stores 16-bit colours in a way that cannot be read: save it as an 8-bit PNG"):
     image_io.decode(png16(np.dstack([COLOUR16[..., 0] >> 8, drawn])), "grey")
+  header = b"P6\n48 40\n65535\n"
+  np.testing.assert_allclose(image_io.decode(header + COLOUR16.astype(">u2").tobytes(), "ppm"), COLOUR16 / 257, atol=0.5)
+  with pytest.raises(ValueError, match="ppm stores 16-bit colours in a way that cannot be read: save it as an 8-bit PNG"):
+    image_io.decode(header + (COLOUR16 >> 8).astype(">u2").tobytes(), "ppm")
   planes = np.ascontiguousarray(np.moveaxis(COLOUR16, -1, 0))
   with pytest.raises(ValueError, match="planes stores 16-bit colours in a way that cannot be read: save it as an 8-bit PNG"):
     image_io.decode(tiff(planes, planarconfig="separate"), "planes")

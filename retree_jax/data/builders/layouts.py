@@ -32,12 +32,13 @@ def _found(files: Sequence[pathlib.Path], pattern: str) -> dict[str, pathlib.Pat
   """Files whose path's end fits the pattern, by its group "eye", sorted by eye.
 
   Raises:
-    ValueError: two different files for one eye.
+    ValueError: two different files for one eye, or a name that is not UTF-8.
   """
   regex, found = re.compile(rf"(?:^|/){pattern}$", re.IGNORECASE), {}
   for path in files:
     if match := regex.search(path.as_posix()):
-      eye = match["eye"]
+      folders.check_utf8(path)
+      eye = folders.composed(match["eye"])
       if eye in found:
         raise ValueError(f"{found[eye]} and {path} are the same eye: give a folder that holds the set once.")
       found[eye] = path
