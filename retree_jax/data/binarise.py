@@ -5,8 +5,8 @@ python -m retree_jax.data.binarise EYES/masks --above 32767             # of 16 
 python -m retree_jax.data.binarise EYES/masks --above 0                 # class labels
 python -m retree_jax.data.binarise EYES/fov --above 127 --invert        # black on white
 
-The old files are kept in EYES/masks/originals. Files that hold two values and can be used stay as they are, so that the command may
-be run again with other settings for other files.
+The old files are kept in EYES/masks/originals. Files that hold two values and can be used stay as they are, so that the command
+may be run again with other settings for other files.
 """
 
 import argparse

@@ -1,9 +1,10 @@
 """Folders of eyes on disk: which photograph belongs to which mask, and their pixels.
 
-A *pair folder* holds `images/`, `masks/` and optionally `fov/`; files pair by stem. A stem may end in one of the suffixes that the
-public sets append (`SUFFIXES`): files with equal stems pair first, the rest pair by the stem without suffixes, so that DRIVE's
-`21_training.tif`, `21_manual1.gif` and `21_training_mask.gif` are one eye. A flat folder (without these subfolders) holds masks or
-photographs, whichever is asked for. Names are compared in Unicode's composed form (NFC), so that files from different systems pair.
+A *pair folder* holds `images/`, `masks/` and optionally `fov/`; files pair by stem. A stem may end in one of the suffixes that
+the public sets append (`SUFFIXES`): files with equal stems pair first, the rest pair by the stem without suffixes, so that
+DRIVE's `21_training.tif`, `21_manual1.gif` and `21_training_mask.gif` are one eye. A flat folder (without these subfolders)
+holds masks or photographs, whichever is asked for. Names are compared in Unicode's composed form (NFC), so that files from
+different systems pair.
 """
 
 import json
@@ -249,7 +250,8 @@ class FolderSource:
     if "images" not in inner and "masks" not in inner:
       if takes_image and takes_tree and needs_image == needs_tree and needs_image:
         raise ValueError(
-          f"{self.path} has no images/ and masks/: put the photographs in images/ and the vessel masks in masks/, paired by stem."
+          f"{self.path} has no images/ and masks/: put the photographs in images/ and the vessel masks in masks/, "
+          "paired by stem."
         )
       listed["images" if needs_image or not takes_tree else "masks"] = list_pictures(self.path)
     return listed

@@ -1,7 +1,7 @@
 """From a picture file to pixels: upright, the largest page, 8 bits.
 
-`read` gives the values that the file holds, `decode` the picture as uint8, `picture_size` the size alone. All three obey the EXIF
-orientation tag, as viewers and drawing programs do.
+`read` gives the values that the file holds, `decode` the picture as uint8, `picture_size` the size alone. All three obey the
+EXIF orientation tag, as viewers and drawing programs do.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from PIL import ExifTags, Image
 
 from retree_jax.data import notices
 
-# EyePACS, the largest photographs in the field, stay below 20 million pixels; a file that claims more than this is a mistake or a
-# decompression bomb.
+# EyePACS, the largest photographs in the field, stay below 20 million pixels; a file that claims more than this is a mistake or
+# a decompression bomb.
 MAX_PIXELS = 64_000_000
 
 _UPRIGHT = {
@@ -91,8 +91,8 @@ def read(data: bytes | pathlib.Path, name: str, source: str | None = None) -> Pi
 def decode(data: bytes | pathlib.Path, name: str, source: str | None = None) -> np.ndarray:
   """Reads one picture file to uint8 [H, W] (grey, palettes of grey included) or [H, W, 3].
 
-  Values of more than 8 bits are scaled by the least of 8, 10, 12, 14 and 16 bits that holds the file's greatest value, floats by 1,
-  255 or those; a log line says so once per source. What is transparent becomes black.
+  Values of more than 8 bits are scaled by the least of 8, 10, 12, 14 and 16 bits that holds the file's greatest value, floats
+  by 1, 255 or those; a log line says so once per source. What is transparent becomes black.
 
   Args:
     data: a path or the file's bytes.
@@ -138,7 +138,8 @@ def orientation(picture: Image.Image) -> int:
 
 
 def is_plain(data: bytes) -> bool:
-  """Whether any reader shows these bytes as `decode` does: an upright JPEG or PNG file of 8-bit colours, without transparency."""
+  """Whether any reader shows these bytes as `decode` does: an upright JPEG or PNG file of 8-bit colours, without
+  transparency."""
   with Image.open(io.BytesIO(data)) as picture:
     raw_mode = _raw_mode(picture)
     picture.load()
@@ -180,7 +181,7 @@ def _one_sentence(name: str):
 
 
 def _too_big(name: str) -> str:
-  return f"{name} has more than {MAX_PIXELS // 10**6} million pixels: shrink it, or remove it if it is no photograph."
+  return f"{name} has more than {MAX_PIXELS // 10**6} million pixels: shrink it, or remove it if it is not a photograph."
 
 
 def _unreadable(name: str) -> str:

@@ -1,9 +1,9 @@
-"""Masks of vessels and of the field of view: which pixels a file draws, and which files are refused.
+"""Masks of vessels and of the field of view: which pixels of a file are drawn, and which files are refused.
 
-What is read without a word: two grey values. What is read, and said once per folder: class labels 0 to 3 and colour codes (vessel
-where above 0), drawings whose edges are grey (JPEG, anti-aliasing; cut at half of the greatest value). Everything else is refused by
-name, also masks that are empty or nearly full, and a field of view that cannot belong to its eye: from a picture read wrongly a
-network learns without an error.
+Accepted are files with two values; class labels 0 to 3 and colour codes (vessel where above 0); drawings with grey edges (JPEG,
+anti-aliasing), cut at half of their greatest value. All but the first are reported once per folder. Other files are refused by
+name: masks of many grey levels, empty or nearly full masks, and fields of view that do not fit their eye. A network that learns
+from misread masks raises no error.
 """
 
 import pathlib
@@ -16,10 +16,10 @@ from retree_jax.data import image_io, notices
 # Of a photograph, vessels cover 5 to 12 %. One vessel across a tenth of the frame covers a ten-thousandth of it.
 _LEAST_VESSEL, _MOST_VESSEL = 1e-4, 0.5
 _LEAST_FOV = 0.01
-# A mask is accepted when at most this share of its pixels is neither background nor the greatest value (with a tolerance of 5 of
-# 255), or when of the drawn pixels (above a quarter of the greatest value) at most `_GREY` lie in the middle half of the range.
-# Measured on CHASE_DB1 and HRF: JPEG of quality 50 and above 0.01, anti-aliased and resized drawings 0.03 to 0.25, a network's
-# probabilities 0.36.
+# A mask is accepted when at most this share of its pixels is neither background nor the greatest value (with a tolerance of 5
+# of 255), or when of the drawn pixels (above a quarter of the greatest value) at most `_GREY` lie in the middle half of the
+# range. Measured on CHASE_DB1 and HRF: JPEG of quality 50 and above 0.01, anti-aliased and resized drawings 0.03 to 0.25, a
+# network's probabilities 0.36.
 _BETWEEN, _GREY = 0.02, 0.25
 _MACHINE_MADE = ("generated", "predicted")
 
@@ -45,13 +45,13 @@ def read_tree(data: bytes | pathlib.Path, name: str, label: str = "expert", sour
     notices.once(source or image_io.source_of(data, name), "empty", f"{name}, a {label} mask, is empty.")
   elif share < _LEAST_VESSEL:
     raise ValueError(
-      f'{name} is empty: draw the vessels white on black, or remove the file and its photograph (a generated set gives "label": '
-      '"generated" in manifest.jsonl and may hold empty masks).'
+      f"{name} is empty: draw the vessels white on black, or remove the file and its photograph (a generated set may hold "
+      'empty masks, with "label": "generated" in manifest.jsonl).'
     )
   elif share > _MOST_VESSEL and label not in _MACHINE_MADE:
     raise ValueError(
-      f"{name} says that {100 * share:.0f} % of its pixels are vessel: draw vessels white on black; where they are black on white, "
-      f"{_recipe(data, half, ' --invert')}{_kept(data)}."
+      f"{name} says that {100 * share:.0f} % of its pixels are vessel: draw vessels white on black; where they are black on "
+      f"white, {_recipe(data, half, ' --invert')}{_kept(data)}."
     )
   return mask
 
@@ -99,8 +99,8 @@ def check_fov(tree: np.ndarray, fov: np.ndarray, label: str, tree_name: str, fov
   inside = np.count_nonzero(tree & fov) / max(1, np.count_nonzero(tree))
   if inside < 0.5:
     raise ValueError(
-      f"{fov_name} holds only {100 * inside:.0f} % of the vessels of {tree_name}: check that the mask is white on black and belongs "
-      "to this photograph, and draw the visible disc white on black in fov/."
+      f"{fov_name} holds only {100 * inside:.0f} % of the vessels of {tree_name}: check that the mask is white on black and "
+      "belongs to this photograph, and draw the visible disc white on black in fov/."
     )
 
 
@@ -159,15 +159,15 @@ def _binary(picture: image_io.Picture, data, name: str, what: str, source: str) 
   is_drawn, is_middle = counts[quarter + 1 :].sum(), counts[quarter + 1 : top8 - quarter].sum()
   if between > _BETWEEN and is_middle > _GREY * is_drawn:
     raise ValueError(
-      f"{name} is no binary mask ({100 * between:.0f} % of its pixels are neither background nor {what}): "
+      f"{name} is not a binary mask ({100 * between:.0f} % of its pixels are neither background nor {what}): "
       f"{_recipe(data, half_range(values))} (--above 0 where the values are class labels){_kept(data)}."
     )
   if between > 0:
     notices.once(
       source,
       "grey",
-      f"{name} has grey edges ({100 * between:.1f} % of its pixels are neither background nor {what}): masks in {source} are cut "
-      "at half of their greatest value.",
+      f"{name} has grey edges ({100 * between:.1f} % of its pixels are neither background nor {what}): masks in {source} are "
+      "cut at half of their greatest value.",
     )
   return grey.astype(np.int32) * 2 > top8
 

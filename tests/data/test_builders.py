@@ -268,7 +268,7 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path, capsys):
     ("chase", tmp_path, "There is no builder for 'chase': write one of chase_db1/first, chase_db1/second, hrf"),
     ("hrf/third", tmp_path, "There is no builder for 'hrf/third'"),
     ("chase_db1", tmp_path / "absent", "does not exist: download CHASE_DB1 from https://"),
-    ("chase_db1", tmp_path / "note.txt", "is no archive"),
+    ("chase_db1", tmp_path / "note.txt", "is not an archive"),
     ("chase_db1", tmp_path / "half.zip", "half.zip is damaged or locked"),
     ("chase_db1", unfolded(tmp_path / "a", incomplete), "has no first observer's mask for Image_03L"),
     ("chase_db1", unfolded(tmp_path / "b", few), "has 28 photographs, but 26 were found"),

@@ -226,7 +226,7 @@ def test_a_path_that_is_no_folder(tmp_path):
 
 def test_grey_masks_are_refused_when_read(tmp_path):
   put(tmp_path, {"images/a.png": PHOTO, "masks/a.png": np.arange(480, dtype=np.uint16).reshape(20, 24).astype(np.uint8)})
-  with pytest.raises(ValueError, match=r"masks/a.png is no binary mask"):
+  with pytest.raises(ValueError, match=r"masks/a.png is not a binary mask"):
     folders.FolderSource(tmp_path)[0]
 
 

@@ -87,7 +87,8 @@ def test_a_drawing_inside_a_transparent_surround_is_the_shade():
 
 
 def test_palettes(said):
-  """Black, red for arteries and blue for veins, as palette; and a palette whose drawn colour is the transparent one's opposite."""
+  """Black, red for arteries and blue for veins, as palette; and a palette whose drawn colour is the transparent one's
+  opposite."""
   labels = Image.fromarray(np.where(TREE, 1 + (X > 70), 0).astype(np.uint8)).convert("P")
   labels.putpalette([0, 0, 0, 255, 0, 0, 0, 0, 255])
   np.testing.assert_array_equal(read(encoded(labels)), TREE)
@@ -168,7 +169,7 @@ def test_the_recipe_of_a_refusal_works_and_keeps_the_files(tmp_path, name):
   Image.fromarray(TREE8).save(folder / "right.png")
   right = (folder / "right.png").read_bytes()
   with pytest.raises(
-    ValueError, match=rf"{name} is no binary mask \(\d+ % of its pixels are neither background nor vessel\)"
+    ValueError, match=rf"{name} is not a binary mask \(\d+ % of its pixels are neither background nor vessel\)"
   ) as found:
     folders.FolderSource(folder, ("tree",))[0]
   sentence = str(found.value)
@@ -354,7 +355,7 @@ def test_real_masks_read_without_a_word_and_as_they_are(real_eyes, said):
 
 
 def test_bytes_have_no_folder_to_convert():
-  with pytest.raises(ValueError, match=r"tree of x is no binary mask .*: correct the files and build the set again"):
+  with pytest.raises(ValueError, match=r"tree of x is not a binary mask .*: correct the files and build the set again"):
     masks.read_tree(encoded(GREYS["probabilities.png"]), "tree of x")
 
 

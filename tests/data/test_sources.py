@@ -66,9 +66,9 @@ def test_splits_json(tmp_path):
   opened = {s: sources.open_source(f"folder:{root}", split=s).names for s in ("train", "test", "all")}
   assert opened == {"train": ["3_left", "1_right"], "test": ["2_left"], "all": ["1_left", "1_right", "2_left", "3_left"]}
   for text, words in (
-    ("{", "is no split: write"),
-    ('{"train": []}', "is no split"),
-    ('{"train": 3, "test": []}', "is no split"),
+    ("{", "is not a split: write"),
+    ('{"train": []}', "is not a split"),
+    ('{"train": 3, "test": []}', "is not a split"),
     ('{"train": ["9"], "test": []}', "names 9, for which there is no file"),
     ('{"train": ["1_left"], "test": ["1_left"]}', "puts 1_left into both train and test"),
     ('{"train": [], "test": ["1_left"]}', "has an empty train list"),

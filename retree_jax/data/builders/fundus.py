@@ -1,14 +1,14 @@
-"""TFDS builders of the public sets. Licences ask every user to fetch the sets themselves, so the builders read what was
-downloaded (TFDS' manual downloads) and fetch nothing:
+"""TFDS builders of the public sets. Their licences ask every user to download the sets personally, so the builders read such a
+download (TFDS' "manual downloads") and fetch nothing:
 
     python -m retree_jax.data.builders chase_db1 ~/Downloads/CHASEDB1.zip        # then: --config.data.source=tfds:chase_db1
 
 or, from Python, `prepare("chase_db1", path)`; or TFDS' own way, the archive in DATA_DIR/downloads/manual/ and
 `tfds.builder("chase_db1").download_and_prepare()` after importing this module. Files are ArrayRecord, and neither building nor
-reading needs TensorFlow, because pictures are stored as they are (PNG, JPEG) or as PNG.
+reading needs TensorFlow.
 
-Each example: "name", "label" ("expert", or "none" without a mask), "image", "fov" (found in the photograph where the set has
-none), and in the labelled sets "tree", which is empty where the label is "none".
+Each example has "name", "label" ("expert", or "none" without a mask), "image" (the JPEG or PNG file itself, or a PNG), "fov"
+(found in the photograph where the set has none), and in the labelled sets "tree", which is empty where the label is "none".
 """
 
 import gzip
@@ -33,7 +33,7 @@ def _is_archive(path: pathlib.Path) -> bool:
 
 
 class _Fundus(tfds.core.GeneratorBasedBuilder):
-  """What all sets share; a subclass says where its files are."""
+  """Base class of all sets; a subclass gives the layout of its files."""
 
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "First version."}
@@ -74,7 +74,7 @@ class _Fundus(tfds.core.GeneratorBasedBuilder):
     return type(self).layout(files, observer)
 
   def _download_and_prepare(self, dl_manager, **kwargs):
-    # What is unpacked lies beside TFDS' sets, where there is room, and goes when the set is built.
+    # Archives are unpacked beside TFDS' sets, where there is room; the unpacked files are removed when the set is built.
     pathlib.Path(dl_manager.download_dir).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=dl_manager.download_dir, prefix="unpacked_") as scratch:
       self._scratch = pathlib.Path(scratch)
@@ -110,7 +110,7 @@ class _Fundus(tfds.core.GeneratorBasedBuilder):
 
 
 def _unpacked(root: pathlib.Path, scratch: pathlib.Path) -> list[pathlib.Path]:
-  """All files of a folder or archive, archives inside opened too (DRIVE and STARE are archives of archives)."""
+  """All files of a folder or archive, including those of archives inside (DRIVE and STARE are archives of archives)."""
   pending, files = [root], []
   while pending:
     path = pending.pop()
@@ -164,7 +164,7 @@ def _bytes(path: pathlib.Path) -> bytes:
       raise ValueError(f"{path} cannot be opened: you have no permission to read it; allow it (chmod u+r).") from None
   try:
     with gzip.open(path) as file:
-      # a PPM of the greatest picture that `pictures.decode` takes, and no more, comes out of a file that claims to be one
+      # At most a PPM file of the greatest picture that `image_io` accepts: a compressed file can claim any size.
       return file.read(4 * image_io.MAX_PIXELS)
   except (OSError, EOFError) as error:
     raise ValueError(f"Cannot read {path} ({error}): download it again.") from None
@@ -284,7 +284,7 @@ def prepare(name: str, downloaded, data_dir=None) -> pathlib.Path:
       "or folder that you got."
     )
   if path.is_file() and not _is_archive(path):
-    raise ValueError(f"{path} is no archive: give a folder, or a file that ends in {', '.join(ARCHIVES)}.")
+    raise ValueError(f"{path} is not an archive: give a folder, or a file that ends in {', '.join(ARCHIVES)}.")
   where = None if data_dir is None else str(folders.expanded(data_dir))
   builder = builder_class(config=config or None, data_dir=where)
   builder.downloaded = path
