@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -59,7 +60,8 @@ def plan(args) -> list[Step]:
   """The steps of the chain, in order."""
   preset, out = PRESETS[args.preset], pathlib.Path(args.out)
   minutes = {stage: args.budget.get(stage, preset[stage]) for stage in STAGES}
-  labelled = "+".join(f"folder:{p}" for p in args.labelled) or "phantom:200"
+  sets = [f"folder:{p}" for p in args.labelled] or ["phantom:200"]
+  labelled = "+".join(sets)
   run = {stage: str(out / stage) for stage in STAGES}
 
   def stage_command(stage, *more):
@@ -82,7 +84,7 @@ def plan(args) -> list[Step]:
     command = stage_command("segmentation", "--mode", "sample", "--input", folder, "--out", labels)
     steps.append(Step(f"label {folder}", command))
     # Expert labels are drawn twice as often as predicted ones, which show colours and lesions that few labelled eyes have.
-    pairs = "+".join(f"{spec}*2" for spec in labelled.split("+")) if pairs == labelled else pairs
+    pairs = "+".join(f"{spec}*2" for spec in sets) if pairs == labelled else pairs
     pairs += f"+folder:{labels}"
   trees, drawn, generated = str(out / "generated_trees"), str(max(200, preset["num"])), str(out / "pairs")
   fine = ()
@@ -107,8 +109,15 @@ def plan(args) -> list[Step]:
   ]
   if args.validate:
     # Train on each set and test on all of them.
-    sets = [part for spec in labelled.split("+") for part in ("--real", spec, "--test", spec)]
-    flags = ("--config", f"configs/segmentation.py{preset['variant']}", *sets, "--generated", generated, *preset["validation"])
+    tested = [part for spec in sets for part in ("--real", spec, "--test", spec)]
+    flags = (
+      "--config",
+      f"configs/segmentation.py{preset['variant']}",
+      *tested,
+      "--generated",
+      generated,
+      *preset["validation"],
+    )
     steps.append(Step("validation", ("-m", "experiments.validation", *flags, "--out", str(out / "validation"))))
   return steps
 
@@ -220,7 +229,7 @@ def _budget(text: str) -> dict[str, float]:
 def parser() -> argparse.ArgumentParser:
   """The flags."""
   p = argparse.ArgumentParser(prog="python -m experiments.reproduce", description=__doc__.split("\n\n")[0])
-  folders = lambda text: [part for part in text.split(",") if part]  # noqa: E731
+  folders = lambda text: [os.path.expanduser(part) for part in text.split(",") if part]  # noqa: E731
   p.add_argument(
     "--labelled", type=folders, default=[], help="folders of pairs (images/, masks/), comma-separated; default: phantom"
   )

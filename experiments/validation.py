@@ -119,7 +119,7 @@ def even_mixture(real: str, generated: str) -> str:
   Raises:
     ValueError: `generated` is several sources, or has a weight of its own.
   """
-  if "+" in generated or "*" in generated:
+  if [weight for _, weight in sources.weighted_parts(generated)] != [1.0]:
     raise ValueError(f"--generated={generated} must be one source without a weight: put the pairs into one folder")
   opened = sources.open_source(real, split="train")
   share = len(opened)

@@ -19,25 +19,21 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from retree_jax.data import folders
 from retree_jax.metrics import alignment, images, segmentation, skeleton, topology, vessels
-
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".ppm", ".bmp"}
 
 
 def read_masks(folder, size: int, num: int) -> list[np.ndarray]:
   """Up to `num` masks of a folder, [size, size] bool.
 
   Raises:
-    ValueError: if the folder holds no pictures.
+    ValueError: there are no masks, or one cannot be read.
   """
-  folder = pathlib.Path(folder)
-  inner = folder / "masks"
-  paths = sorted(p for p in (inner if inner.is_dir() else folder).glob("*") if p.suffix.lower() in _SUFFIXES)
-  if not paths:
-    raise ValueError(f"{folder} holds no masks; point --real at a pair folder (with masks/) or a folder of masks")
+  source = folders.FolderSource(folder, ("tree",))
   # Spread over the folder, so that several kinds of eyes are among them.
-  chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(num, len(paths))).astype(int))]
-  return [np.asarray(Image.open(p).convert("L").resize((size, size), Image.Resampling.BOX)) >= 128 for p in chosen]
+  chosen = np.unique(np.linspace(0, len(source) - 1, min(num, len(source))).astype(int))
+  trees = (Image.fromarray(source[i]["tree"][..., 0]) for i in chosen)
+  return [np.asarray(tree.resize((size, size), Image.Resampling.BOX)) >= 128 for tree in trees]
 
 
 def measure(function, cases) -> dict[str, float]:

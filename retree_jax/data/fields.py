@@ -1,4 +1,4 @@
-"""The fields of an eye, and where each lies in an array that holds several side by side."""
+"""The fields of an example, and their channels in an array that concatenates several of them."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,12 @@ CHANNELS = {"image": 3, "tree": 1, "fov": 1}
 
 
 def num_channels(names: Sequence[str]) -> int:
-  """Channels of these fields together."""
+  """Total number of channels of these fields."""
   return sum(CHANNELS[name] for name in names)
 
 
 def split_channels(pixels, names: Sequence[str]) -> dict:
-  """The fields of an array [..., C] in which they lie side by side, in the order of `names`.
+  """Splits an array [..., C] into the fields whose channels it concatenates, in the order of `names`.
 
   Args:
     pixels: NumPy or JAX array [..., num_channels(names)].

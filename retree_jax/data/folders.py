@@ -1,20 +1,21 @@
-"""Folders of eyes on disk: which photograph belongs to which mask, how a file becomes an array, and where the
-retina is.
+"""Folders of eyes on disk: which photograph belongs to which mask, and their pixels.
 
-A *pair folder* holds `images/`, `masks/` and optionally `fov/`; files pair by stem. A stem may carry one of
-the suffixes the public sets put on it (`SUFFIXES`): files whose stems are equal pair first, the rest pair by
-the stem without suffixes, so DRIVE's `21_training.tif`, `21_manual1.gif` and `21_training_mask.gif` are one
-eye. A flat folder (no such subfolders) is a folder of masks or of photographs, whichever single thing is
-asked for.
+A *pair folder* holds `images/`, `masks/` and optionally `fov/`; files pair by stem. A stem may end in one of the suffixes that
+the public sets append (`SUFFIXES`): files with equal stems pair first, the rest pair by the stem without suffixes, so that
+DRIVE's `21_training.tif`, `21_manual1.gif` and `21_training_mask.gif` are one eye. A flat folder (without these subfolders)
+holds masks or photographs, whichever is asked for. Names are compared in Unicode's composed form (NFC), so that files from
+different systems pair.
 """
 
 import json
+import os
 import pathlib
 import re
+import unicodedata
 
 import numpy as np
 
-from retree_jax.data import field_of_view, image_io
+from retree_jax.data import field_of_view, image_io, masks
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".gif", ".bmp")
 SUFFIXES = (
@@ -40,12 +41,30 @@ _SUFFIX = re.compile(r"[_.\-](" + "|".join(SUFFIXES) + r")$", re.IGNORECASE)
 
 
 def pairing_key(stem: str) -> str:
-  """The stem without the suffixes in `SUFFIXES`, lower case: `"21_training_mask"` -> `"21"`."""
+  """The stem without the suffixes in `SUFFIXES`, composed, lower case: `"21_training_mask"` -> `"21"`."""
+  stem = composed(stem)
   while True:
     shorter = _SUFFIX.sub("", stem)
     if shorter == stem or not shorter:
       return stem.lower()
     stem = shorter
+
+
+def composed(name: str) -> str:
+  """A name in Unicode's composed form (NFC): macOS and archives made there give decomposed names, e.g. e + U+0301 for é."""
+  return unicodedata.normalize("NFC", name)
+
+
+def expanded(path) -> pathlib.Path:
+  """A path with "~" or "~user" replaced by the home folder.
+
+  Raises:
+    ValueError: there is no such user.
+  """
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError:
+    raise ValueError(f"{path} starts with a home folder that is unknown: write the whole path.") from None
 
 
 def some(names, limit: int = 3) -> str:
@@ -54,11 +73,24 @@ def some(names, limit: int = 3) -> str:
   return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def list_pictures(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Picture files of one folder by stem, sorted; hidden files and other types are passed over.
+def check_utf8(path: pathlib.Path) -> None:
+  """Refuses a path that cannot be written into manifests and splits.
 
   Raises:
-    ValueError: two pictures share a stem, the folder holds none, or cannot be read.
+    ValueError: it is not UTF-8.
+  """
+  try:
+    str(path).encode()
+  except UnicodeEncodeError:
+    shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+    raise ValueError(f"The name {shown} is not UTF-8: rename it with plain letters.") from None
+
+
+def find_pictures(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Picture files of one folder by stem (composed), sorted; hidden files and other types are skipped. {} where there are none.
+
+  Raises:
+    ValueError: two pictures share a stem, a name is not UTF-8, or the folder cannot be listed.
   """
   found: dict[str, pathlib.Path] = {}
   try:
@@ -68,9 +100,21 @@ def list_pictures(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   for path in entries:
     if path.name.startswith(".") or path.suffix.lower() not in EXTENSIONS or not path.is_file():
       continue
-    if path.stem in found:
-      raise ValueError(f"{found[path.stem]} and {path.name} have the same stem: keep one of the two.")
-    found[path.stem] = path
+    check_utf8(path)
+    stem = composed(path.stem)
+    if stem in found:
+      raise ValueError(f"{found[stem]} and {path.name} have the same stem: keep one of the two.")
+    found[stem] = path
+  return found
+
+
+def list_pictures(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """`find_pictures` of a folder that must hold some.
+
+  Raises:
+    ValueError: as `find_pictures`, or there are none.
+  """
+  found = find_pictures(folder)
   if not found:
     raise ValueError(f"No pictures in {folder}: put files there that end in {' '.join(e[1:] for e in EXTENSIONS)}.")
   return found
@@ -106,21 +150,34 @@ def match(first: dict[str, pathlib.Path], second: dict[str, pathlib.Path]) -> di
   return pairs
 
 
+def read_text(path: pathlib.Path) -> str:
+  """The text of a JSON file: UTF-8 or UTF-16, with or without a byte-order mark (as Windows' editors and PowerShell write).
+
+  Raises:
+    ValueError: it cannot be opened, or is in another encoding.
+  """
+  try:
+    data = path.read_bytes()
+    return data.decode(json.detect_encoding(data))
+  except UnicodeDecodeError:
+    raise ValueError(f"{path} is not UTF-8 text: save it as UTF-8.") from None
+  except OSError as error:
+    raise ValueError(f"Cannot open {path} ({error.strerror or error}): check its permissions.") from None
+
+
 def read_labels(folder: pathlib.Path) -> dict[str, str]:
-  """Who drew each mask, from the folder's `manifest.jsonl`: {stem: one of `LABELS`}; {} where there is no
-  manifest.
+  """Who drew each mask, from the folder's `manifest.jsonl`: {stem: one of `LABELS`}; {} where there is no manifest.
 
   Each line is a JSON object with "name" (a stem) and "label"; a line without "label" means "generated".
 
   Raises:
-    ValueError: a line is no such object or names an unknown label.
+    ValueError: a line is not such an object or has an unknown label.
   """
   path = folder / "manifest.jsonl"
   if not path.is_file():
     return {}
   labels = {}
-  lines = path.read_text(encoding="utf-8").splitlines()
-  for number, line in enumerate(lines, 1):
+  for number, line in enumerate(read_text(path).split("\n"), 1):
     if not line.strip():
       continue
     try:
@@ -132,54 +189,46 @@ def read_labels(folder: pathlib.Path) -> dict[str, str]:
       ) from None
     if label not in LABELS:
       raise ValueError(f"{path}, line {number}: unknown label {label!r}; write one of {', '.join(LABELS)}.")
-    labels[str(name)] = label
+    labels[composed(str(name))] = label
   return labels
 
 
 class FolderSource:
-  """Eyes of one folder as a random-access sequence of examples; see `sources.open_source` for the usual way
-  in.
+  """Eyes of one folder as a random-access sequence of examples; usually opened by `sources.open_source`.
+
+  Args:
+    path: the folder; "~" is the home folder.
+    fields: as for `sources.open_source`.
 
   Attributes:
     names: stems, sorted; the photographs' where there are photographs, otherwise the masks'.
     title: the folder's name.
 
   Raises:
-    ValueError: missing or empty folder, files without partner, unreadable headers, a mask of another size
-    than its photograph.
+    ValueError: a missing or empty folder, a file without partner, an unreadable header, a mask of another size than its
+      photograph; from indexing, a picture or mask that `image_io` or `masks` refuses.
   """
 
-  # headers of bigger folders are checked when read: a million opens at start would cost minutes
+  # Of larger folders the headers are checked when the pictures are read: opening a million files takes minutes.
   max_checked = 2000
 
   def __init__(self, path, fields=("image", "tree")):
-    self.path = pathlib.Path(path).expanduser()
-    self.title = self.path.resolve().name
+    self.path = expanded(path)
+    self.title = composed(self.path.resolve().name)
     needs_image, needs_tree = "image" in fields, "tree" in fields
     takes_image, takes_tree = needs_image or "image?" in fields, needs_tree or "tree?" in fields
     if not (takes_image or takes_tree):
       raise ValueError(f"fields is {tuple(fields)}: ask for 'image', 'tree' or both.")
-    if not self.path.is_dir():
-      what = "is a file, not a folder" if self.path.exists() else "does not exist"
-      raise ValueError(f"The folder {self.path} {what}: give a folder with images/ and masks/ as folder:PATH.")
-    inner = {kind: self.path / kind for kind in ("images", "masks", "fov") if (self.path / kind).is_dir()}
-    listed = {kind: list_pictures(folder) for kind, folder in inner.items()}
-    if "images" not in inner and "masks" not in inner:
-      if takes_image and takes_tree and (needs_image or needs_tree) and not (needs_image ^ needs_tree):
-        raise ValueError(
-          f"{self.path} has no images/ and masks/: put the photographs in images/ and the vessel masks in "
-          "masks/, paired by stem."
-        )
-      kind = "images" if needs_image or not takes_tree else "masks"
-      listed[kind] = list_pictures(self.path)
-    images, masks = listed.get("images", {}), listed.get("masks", {})
+    check_utf8(self.path.resolve())
+    listed = self._list(takes_image, takes_tree, needs_image, needs_tree)
+    images, masks_ = listed.get("images", {}), listed.get("masks", {})
     if needs_image and not images:
       raise ValueError(f"{self.path} has no images/: put the photographs there, with the stems of the masks.")
-    if needs_tree and not masks:
+    if needs_tree and not masks_:
       raise ValueError(f"{self.path} has no masks/: put the vessel masks there, with the stems of the photographs.")
     if not takes_tree:
-      masks = {}
-    self._images, self._masks = self._pair(images, masks, takes_image, needs_image, needs_tree)
+      masks_ = {}
+    self._images, self._masks = self._pair(images, masks_, takes_image, needs_tree)
     self.names = sorted(self._images if takes_image and images else self._masks)
     self._fov = match(dict.fromkeys(self.names, self.path), listed["fov"]) if "fov" in listed else {}
     self._takes_image = takes_image
@@ -188,17 +237,34 @@ class FolderSource:
     for name in self.names[: self.max_checked]:
       self._check_sizes(name)
 
-  def _pair(self, images, masks, takes_image, needs_image, needs_tree):
-    """Returns (photographs, masks) by the names this source uses, and refuses lonely files where both are
-    needed.
-    """
-    if not images or not masks:
-      return images, masks
+  def _list(self, takes_image, takes_tree, needs_image, needs_tree) -> dict[str, dict[str, pathlib.Path]]:
+    """The pictures of each subfolder, or of a flat folder as the one kind that is asked for."""
+    try:
+      if not self.path.is_dir():
+        what = "is a file, not a folder" if self.path.exists() else "does not exist"
+        raise ValueError(f"The folder {self.path} {what}: give a folder with images/ and masks/ as folder:PATH.")
+      inner = {kind: self.path / kind for kind in ("images", "masks", "fov") if (self.path / kind).is_dir()}
+    except PermissionError as error:
+      raise ValueError(f"The folder {self.path} cannot be opened ({error.strerror}): check its permissions.") from None
+    listed = {kind: list_pictures(folder) for kind, folder in inner.items()}
+    if "images" not in inner and "masks" not in inner:
+      if takes_image and takes_tree and needs_image == needs_tree and needs_image:
+        raise ValueError(
+          f"{self.path} has no images/ and masks/: put the photographs in images/ and the vessel masks in masks/, "
+          "paired by stem."
+        )
+      listed["images" if needs_image or not takes_tree else "masks"] = list_pictures(self.path)
+    return listed
+
+  def _pair(self, images, masks_, takes_image, needs_tree):
+    """(photographs, masks) by the names that this source uses; refuses files without partner where both are needed."""
+    if not images or not masks_:
+      return images, masks_
     if not takes_image:  # photographs only help to find the FOV, where they are
-      return match(masks, images), masks
-    pairs = match(images, masks)
+      return match(masks_, images), masks_
+    pairs = match(images, masks_)
     used = set(pairs.values())
-    lonely_masks = [path.name for path in masks.values() if path not in used]
+    lonely_masks = [path.name for path in masks_.values() if path not in used]
     lonely_images = [path.name for stem, path in images.items() if stem not in pairs]
     if lonely_masks:
       raise ValueError(
@@ -212,18 +278,22 @@ class FolderSource:
       )
     return images, pairs
 
-  def _files(self, name):
-    return [files[name] for files in (self._images, self._masks, self._fov) if name in files]
-
-  def _check_sizes(self, name):
-    files = self._files(name)
-    sizes = [image_io.picture_size(path) for path in files]
-    for path, size in zip(files, sizes, strict=True):
-      if size != sizes[0]:
-        raise ValueError(
-          f"{path} is {size[0]}x{size[1]} (height x width) but {files[0]} is {sizes[0][0]}x{sizes[0][1]}: "
-          "a mask must have the size of its photograph; resize it or replace it."
-        )
+  def _check_sizes(self, name, size=image_io.picture_size):
+    files = [files[name] for files in (self._images, self._masks, self._fov) if name in files]
+    sizes = [size(path) for path in files]
+    if len(set(sizes)) == 1:
+      return
+    if size is image_io.picture_size:  # a tag behind the pixels can turn a picture too: look at the pixels before refusing
+      self._check_sizes(name, lambda path: image_io.read(path, str(path)).values.shape[:2])
+      return
+    wrong = next(k for k, size in enumerate(sizes) if size != sizes[0])
+    (height, width), first = sizes[wrong], sizes[0]
+    turned = (height, width) == first[::-1]
+    raise ValueError(
+      f"{files[wrong]} is {height}x{width} (height x width) but {files[0]} is {first[0]}x{first[1]}"
+      f"{', upright by its EXIF orientation' if turned else ''}: a mask must have the size of its photograph; "
+      f"{'turn' if turned else 'resize'} it or replace it."
+    )
 
   def keep(self, names) -> "FolderSource":
     """Narrows the source to these names, in this order; returns itself."""
@@ -235,18 +305,18 @@ class FolderSource:
 
   def __getitem__(self, index: int) -> dict:
     name = self.names[index]
-    example = {"name": name, "label": self._labels[name]}
-    image = (
-      image_io.as_photograph(image_io.decode(self._images[name], str(self._images[name])))
-      if name in self._images and (self._takes_image or name not in self._fov)
-      else None
-    )
+    label = self._labels[name]
+    photo, mask, fov = (files.get(name) for files in (self._images, self._masks, self._fov))
+    example = {"name": name, "label": label}
+    image = None
+    if photo is not None and (self._takes_image or fov is None):
+      image = image_io.as_photograph(image_io.decode(photo, str(photo)))
     if self._takes_image and image is not None:
       example["image"] = image
-    if name in self._masks:
-      example["tree"] = image_io.as_tree(image_io.decode(self._masks[name], str(self._masks[name])), str(self._masks[name]))
-    if name in self._fov:
-      example["fov"] = image_io.as_mask(image_io.decode(self._fov[name], str(self._fov[name])), str(self._fov[name]))
+    if mask is not None:
+      example["tree"] = masks.read_tree(mask, str(mask), label)
+    if fov is not None:
+      example["fov"] = masks.read_fov(fov, str(fov))
     elif image is not None:
       example["fov"] = field_of_view.find_fov(image)
     else:
@@ -254,4 +324,7 @@ class FolderSource:
     shapes = {key: example[key].shape[:2] for key in ("image", "tree", "fov") if key in example}
     if len(set(shapes.values())) > 1:
       self._check_sizes(name)
+    if mask is not None:
+      shown = str(fov) if fov is not None else f"The visible disc found in {photo}"
+      masks.check_fov(example["tree"], example["fov"], label, str(mask), shown)
     return example

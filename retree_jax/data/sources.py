@@ -1,16 +1,16 @@
-"""Where eyes come from: one spec string -> a random-access source of examples.
+"""Data sources: from a spec to a random-access sequence of examples.
 
-    phantom                 200 procedural eyes            phantom:1000            as many as you say
-    folder:PATH             photographs and masks on disk  tfds:NAME[:DIR]         a TFDS data set (see
-    data/builders) folder:A*3+folder:B     several joined by "+"; "*3" draws each eye of A three times as
-    often as each eye of B
+    phantom, phantom:1000       procedural eyes, 200 unless a number is given
+    folder:PATH                 photographs and masks on disk (`folders`)
+    tfds:NAME, tfds:NAME:DIR    a TFDS data set (`tfds_source`, `builders`)
+    folder:A*3+folder:B         several, joined by "+"; with "*3" each eye of A is drawn three times as often as each eye of B
 
-An *example* is a dict: "name" str; "image" uint8 [H, W, 3]; "tree" uint8 0/255 [H, W, 1]; "fov" uint8 0/255
-[H, W, 1]; "label", who drew the tree: "expert", "predicted", "phantom" or "generated". "image" or "tree" is
-absent where there is none.
+An *example* is a dict: "name" str; "image" uint8 [H, W, 3]; "tree" uint8 0/255 [H, W, 1]; "fov" uint8 0/255 [H, W, 1];
+"label", the origin of the tree: "expert", "predicted", "phantom" or "generated". A missing "image" or "tree" is absent.
 """
 
 import functools
+import os
 import re
 import zlib
 
@@ -25,24 +25,24 @@ _WEIGHT = re.compile(r"\*([0-9]*\.?[0-9]+(?:e[+-]?\d+)?)$")
 
 
 class PhantomSource:
-  """Procedural eyes (`retree_jax.data.phantom`), drawn when asked for and kept.
+  """Procedural eyes (`retree_jax.data.phantom`), drawn on demand and cached.
 
-  Eye i of the train split has the phantom seed 2·(seed·10⁶ + i), of the test split that number plus one; the
-  validation split goes on where the train split ends: the splits never share an eye.
+  Eye i of the train split has the phantom seed 2·(seed·10⁶ + i), of the test split that number plus one; the numbers of the
+  validation split follow those of the train split, so that the splits never share an eye.
 
   Attributes:
     names: phantom_SEED.  title: "phantom".
   """
 
   title = "phantom"
-  # about 400 eyes of 512x512: enough for the default set, a bound for larger ones
+  # Bounds the memory of large sets; the default set fits.
   max_cached = 400
 
   def __init__(self, number: int = 200, split: str = "train", seed: int = 0, size=None):
     held_out = max(1, round(number * splits.HOLD_OUT))
     train = [2 * (seed * 1_000_000 + i) for i in range(number)]
     test = [2 * (seed * 1_000_000 + i) + 1 for i in range(held_out)]
-    # Phantoms are endless, so that none has to be taken from the train split to validate on.
+    # New eyes to validate on: none has to be taken from the train split.
     validation = [2 * (seed * 1_000_000 + number + i) for i in range(held_out)]
     self._seeds = {"train": train, "fit": train, "validation": validation, "test": test, "all": train + test}[split]
     self.size = tuple(size or (512, 512))
@@ -50,7 +50,7 @@ class PhantomSource:
     self._draw = functools.lru_cache(maxsize=self.max_cached)(self._render)
 
   def _render(self, eye_seed: int) -> dict:
-    from retree_jax.data import phantom  # here, so that folders can be read without it
+    from retree_jax.data import phantom  # only phantoms need it
 
     return phantom.eye(eye_seed, self.size)
 
@@ -71,11 +71,11 @@ class PhantomSource:
 
 
 class JoinedSource:
-  """Several sources one after another; names get the part's title as a prefix so that they stay unique.
+  """Several sources in sequence; names get their source's title as a prefix, so that they stay unique.
 
   Attributes:
-    parts: the sources.  weights: one positive number per part: how often an eye of it is drawn, relative to
-      the others' eyes.
+    parts: the sources.
+    weights: one positive number per source: how often one of its eyes is drawn, relative to the eyes of the others.
   """
 
   def __init__(self, parts, weights):
@@ -102,10 +102,11 @@ class JoinedSource:
 
 
 class ChosenSource:
-  """Some of the eyes of another source, by name.
+  """A subset of another source, by name.
 
   Attributes:
-    names: of the eyes that are kept, in the order of `source`.  title: the source's.
+    names: of the chosen eyes, in the order of `source`.
+    title: the source's.
   """
 
   def __init__(self, source, names):
@@ -129,9 +130,7 @@ def _part(names: list[str], split: str) -> list[str]:
 
 
 def at_size(source, size):
-  """The source drawn at `size` where it has no resolution of its own (phantoms); any other source
-  unchanged.
-  """
+  """The source drawn at `size` if it has no resolution of its own (phantoms); any other source unchanged."""
   return source.at_size(size) if hasattr(source, "at_size") else source
 
 
@@ -155,7 +154,7 @@ def _open_one(spec: str, split: str, fields, seed: int, size):
       source.keep(chosen)
     return source
   if kind == "tfds" and rest:
-    from retree_jax.data import tfds_source  # imports tensorflow_datasets: seconds that only its users should pay
+    from retree_jax.data import tfds_source  # importing tensorflow_datasets takes seconds
 
     whole = tfds_source.TfdsSource(rest, split="train" if split in ("fit", "validation") else split, fields=fields)
     return whole if whole.names == (names := _part(whole.names, split)) else ChosenSource(whole, names)
@@ -166,23 +165,20 @@ def open_source(spec: str, *, split: str = "train", fields=("image", "tree"), se
   """Opens a data source.
 
   Args:
-    spec: see the top of this file.
-    split: "train", "test" or "all". A folder's `splits.json` is honoured; without it about one eye in five is
-      held out by a hash of its name. "fit" and "validation" divide the train split in the same way, so that
-      checkpoints and thresholds can be chosen without a look at the test split.
-    fields: what each example must have, of "image", "tree", "fov"; "tree?" and "image?" are taken where they
-      are and may be missing, so that unlabelled photographs can be mixed with labelled ones. Every example
-      has a "fov".
-    seed: which phantom eyes; other sources do not depend on it.
-    size: (height, width) at which phantoms are drawn, default 512x512; other sources keep their own
-      resolution.
+    spec: see the top of this file, and `weighted_parts` for folders whose names hold "+" or "*".
+    split: "train", "test" or "all". A folder's `splits.json` is honoured; without it about one patient in five is held out by a
+      hash of the name. "fit" and "validation" divide the train split in the same way, so that checkpoints and thresholds can be
+      chosen without the test split.
+    fields: what each example must have, of "image", "tree", "fov"; "tree?" and "image?" are optional, so that unlabelled
+      photographs can be mixed with labelled ones. Every example has a "fov".
+    seed: selects the phantom eyes; other sources do not depend on it.
+    size: (height, width) at which phantoms are drawn, default 512x512; other sources keep their own resolution.
 
   Returns:
     A source: `len(source)`, `source[i]` -> example, `source.names`.
 
   Raises:
-    ValueError: an unknown spec, split or field, or anything wrong with the files; the sentence says what to
-    do.
+    ValueError: an unknown spec, split or field, or unusable files.
   """
   if split not in SPLITS:
     raise ValueError(f"Unknown split {split!r}: write one of {', '.join(SPLITS)}.")
@@ -200,19 +196,40 @@ def open_source(spec: str, *, split: str = "train", fields=("image", "tree"), se
 def weighted_parts(spec: str) -> list[tuple[str, float]]:
   """(spec, weight) of the sources that a spec joins; a weight that is not written is 1.
 
+  A folder's name may hold "+" and "*": of several ways to read a spec, each source in turn takes the longest text that names an
+  existing folder, as it is written or without a weight. So "folder:A*3" is the folder "A*3" where there is one, and
+  "folder:A*3*2" gives that folder the weight 2.
+
   Raises:
     ValueError: a weight of 0.
   """
-  parts = []
-  for piece in _JOIN.split(spec.strip()):
-    weight = _WEIGHT.search(piece)
-    # a folder may have a star in its name; only a number after the last one is a weight
+  spec = spec.strip()
+  ends = [match.start() for match in _JOIN.finditer(spec)] + [len(spec)]
+  parts, start = [], 0
+  while start < len(spec):
+    possible = [end for end in ends if end > start]
+    end = next((end for end in reversed(possible) if _names_folder(spec[start:end])), possible[0])
+    piece, weight = spec[start:end], None
+    if not _is_folder(piece):
+      weight = _WEIGHT.search(piece)
     if weight and float(weight[1]) <= 0:
       raise ValueError(f"The weight in {piece!r} must be above 0: leave the source out instead.")
     parts.append((piece[: weight.start()], float(weight[1])) if weight else (piece, 1.0))
+    start = end + 1
   return parts
 
 
+def _names_folder(piece: str) -> bool:
+  return _is_folder(piece) or _is_folder(_WEIGHT.sub("", piece))
+
+
+def _is_folder(piece: str) -> bool:
+  """Whether the path in a spec folder:PATH or tfds:NAME:PATH is an existing folder."""
+  kind, _, path = piece.partition(":")
+  path = path.partition(":")[2] if kind == "tfds" else path
+  return bool(path) and kind in ("folder", "tfds") and os.path.isdir(os.path.expanduser(path))
+
+
 def fingerprint(source) -> int:
-  """A 32-bit number of the names in a source, to notice that the data changed under a running experiment."""
+  """A 32-bit checksum of the names in a source, with which a resumed run notices other data."""
   return zlib.crc32("\n".join(source.names).encode())

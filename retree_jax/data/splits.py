@@ -8,20 +8,19 @@ import re
 from retree_jax.data import folders
 
 HOLD_OUT = 0.2
-# eyes of one person must not lie on both sides of a split: 10_left and 10_right, Image_01L and Image_01R are
-# one patient
+# Eyes of one person must stay on one side of a split: 10_left and 10_right, Image_01L and Image_01R are one patient.
 _SIDE = re.compile(r"(?<=[\d_\-.])[_\-.]?(left|right|od|os|l|r)$", re.IGNORECASE)
 
 
 def hold_out(names, split: str = "test") -> tuple[list[str], list[str]]:
-  """Splits names into (train, test), about one in five to test, by a hash of the patient's part of the name.
+  """Splits names into (train, test), about one in five to test, by a hash of the part of the name that names the patient.
 
-  The hash looks at one name at a time, so adding eyes never moves an eye from train to test (but for the "at
-  least one" of very small sets); the two eyes of one patient stay together.
+  Each name is hashed on its own, so that adding eyes never moves another eye between train and test (except in very small sets,
+  where each side gets at least one patient); the two eyes of a patient stay together.
 
   Args:
     names: of eyes.
-    split: what the part held out is for, "test" or "validation"; it only names it in messages.
+    split: what the held-out part is called in messages, "test" or "validation".
 
   Raises:
     ValueError: fewer than two patients, so that one of the sides would be empty.
@@ -44,17 +43,18 @@ def hold_out(names, split: str = "test") -> tuple[list[str], list[str]]:
 
 
 def read_splits(path: pathlib.Path, names) -> tuple[list[str], list[str]]:
-  """(train, test) from `splits.json`: {"train": [stems], "test": [stems]}; other keys are passed over.
+  """(train, test) from `splits.json`: {"train": [stems], "test": [stems]}; other keys are ignored.
 
   Raises:
-    ValueError: not such a file, a stem without a file, or one in both lists.
+    ValueError: the file cannot be read or has other contents, a stem without a file, or one in both lists.
   """
+  text = folders.read_text(path)
   try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    lists = [[str(stem) for stem in content[key]] for key in ("train", "test")]
-  except (OSError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+    content = json.loads(text)
+    lists = [[folders.composed(str(stem)) for stem in content[key]] for key in ("train", "test")]
+  except (json.JSONDecodeError, KeyError, TypeError):
     raise ValueError(
-      f'{path} is no split: write {{"train": [stems], "test": [stems]}} or remove it for a hold-out by hash.'
+      f'{path} is not a split: write {{"train": [stems], "test": [stems]}} or remove it for a hold-out by hash.'
     ) from None
   exact, loose = set(names), {folders.pairing_key(name): name for name in names}
   resolved = []

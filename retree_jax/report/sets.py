@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from retree_jax.data import field_of_view, sources
+from retree_jax.data import field_of_view, folders, sources
 
 _CHANNELS = {"image": 3, "tree": 1, "fov": 1}
 
@@ -123,7 +123,7 @@ def _refuse_shared(shared: list[str], count: int) -> None:
 
 
 def _open_spec(text: str, split: str, needs_tree: bool):
-  is_spec = text.startswith(("folder:", "phantom", "tfds:")) and not pathlib.Path(text).exists()
+  is_spec = text.startswith(("folder:", "phantom", "tfds:")) and not folders.expanded(text).exists()
   spec = text if is_spec else f"folder:{text}"
   return sources.open_source(spec, split=split, fields=("image", "tree" if needs_tree else "tree?"))
 
@@ -137,9 +137,9 @@ def _files(source) -> set[tuple[str, str]]:
 
 def _locations(text: str) -> set[str]:
   """The parts that a spec or path names, the same for every way to write them: folders resolved, weights and order ignored."""
-  if pathlib.Path(text).exists():
-    return {str(pathlib.Path(text).resolve())}
+  if folders.expanded(text).exists():
+    return {str(folders.expanded(text).resolve())}
   return {
-    str(pathlib.Path(part.removeprefix("folder:")).resolve()) if part.startswith("folder:") else part
+    str(folders.expanded(part.removeprefix("folder:")).resolve()) if part.startswith("folder:") else part
     for part, _ in sources.weighted_parts(text)
   }

@@ -35,7 +35,8 @@ def generated_trees(folder, size: tuple[int, int], kind: str = "coverage") -> tu
   how = "python -m retree_jax.generate --tree runs/tree --num 500 --out runs/trees, and --config.data.generated=runs/trees"
   if not folder:
     raise ValueError(f"config.data.generated is empty: the filter learns from real and generated trees; make some with {how}")
-  coverage = epath.Path(folder) / "coverage"
+  folder = epath.Path(folder).expanduser()
+  coverage = folder / "coverage"
   names = sorted(p.name for p in coverage.iterdir() if p.suffix == ".png") if coverage.is_dir() else []
   if len(names) < 2:
     raise ValueError(f"{folder} holds no trees in coverage/: make some with {how}")
@@ -44,7 +45,7 @@ def generated_trees(folder, size: tuple[int, int], kind: str = "coverage") -> tu
     logging.info("The filter uses the first %d of %d generated trees", limit, len(names))
   train, heldout = splits.hold_out(names[:limit])
 
-  found = epath.Path(folder) / kind
+  found = folder / kind
   if kind == "fov" and not found.is_dir():
     return tuple(np.full((len(chosen), *size, 1), 255, np.uint8) for chosen in (train, heldout))
 

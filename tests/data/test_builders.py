@@ -14,9 +14,10 @@ from PIL import Image
 
 pytest.importorskip("tensorflow_datasets")
 
-from retree_jax.data import image_io, manifest, sources
+from retree_jax.data import image_io, manifest, notices, sources
 from retree_jax.data.builders import __main__ as command
 from retree_jax.data.builders import fundus, generated, layouts
+from tests.data import test_image_io
 
 SIZE = (48, 64)
 
@@ -37,7 +38,7 @@ def shade(number):
 
 def vessel(number):
   mask = np.zeros(SIZE, np.uint8)
-  mask[10:40, number % SIZE[1]] = 255
+  mask[10:40, 12 + number % 40] = 255  # within the disc of `shade`
   return mask
 
 
@@ -212,6 +213,39 @@ def test_eyeq_lists_choose_and_split(tmp_path):
     fundus.prepare("eyeq", folder, tmp_path / "other")
 
 
+def test_the_lists_of_eyeq_may_come_from_a_spreadsheet(tmp_path):
+  """Spreadsheets write a byte-order mark, which belongs to no column's name."""
+  files = {f"images/{i}_left.jpeg": encoded(shade(60 + i), "JPEG") for i in range(2)}
+  for i, split in enumerate(("train", "test")):
+    files[f"Label_EyeQ_{split}.csv"] = f"\ufeffimage,quality\n{i}_left.jpeg,0\n".encode()
+  fundus.prepare("eyeq", unfolded(tmp_path / "eyeq", files), tmp_path / "sets")
+  assert sources.open_source(f"tfds:eyeq/good:{tmp_path / 'sets'}", fields=("image",)).names == ["0_left"]
+
+
+def test_turned_and_deep_photographs_are_stored_as_every_reader_shows_them(tmp_path):
+  """TFDS' own decoding, and other readers of the set, obey neither EXIF nor the range of 16-bit files."""
+  import tensorflow_datasets as tfds
+
+  turned, data = Image.Exif(), io.BytesIO()
+  turned[274] = 6
+  stored = np.rot90(shade(90))  # counter-clockwise; the tag turns it back
+  Image.fromarray(stored).save(data, "JPEG", quality=95, subsampling=0, exif=turned)
+  deep = test_image_io.png16(shade(120).astype(np.uint16))
+  files = {"1_left.jpg": data.getvalue(), "2_left.png": deep, "3_left.jpg": encoded(shade(150), "JPEG")}
+  built = fundus.prepare("eyepacs", unfolded(tmp_path / "photos", files), tmp_path / "sets")
+  records = tfds.builder_from_directory(built)
+  found = {
+    record["name"].decode() if isinstance(record["name"], bytes) else record["name"]: record["image"]
+    for split in records.info.splits
+    for record in records.as_data_source(split)
+  }
+  assert np.abs(found["1_left"].astype(int) - shade(90)).mean() < 3
+  np.testing.assert_array_equal(found["2_left"], shade(120))
+  source = sources.open_source(f"tfds:eyepacs:{tmp_path / 'sets'}", split="all", fields=("image",))
+  for i, name in enumerate(source.names):
+    np.testing.assert_array_equal(source[i]["image"], found[name])
+
+
 def test_tfds_own_way_finds_the_manual_folder(tmp_path):
   import tensorflow_datasets as tfds
 
@@ -226,19 +260,21 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path, capsys):
   incomplete = {name: data for name, data in files.items() if name != "Image_03L_1stHO.png"}
   few = {name: data for name, data in files.items() if not name.startswith("Image_14")}
   broken = {**files, "Image_05R.jpg": b"\xff\xd8 no more"}
-  small = {**files, "Image_05R_1stHO.png": encoded(np.zeros((5, 5), np.uint8), "PNG")}
+  small = {**files, "Image_05R_1stHO.png": encoded(np.eye(5, dtype=np.uint8), "PNG")}
+  inverted = {**files, "Image_05R_1stHO.png": encoded(255 - vessel(3), "PNG")}
   (tmp_path / "half.zip").write_bytes(zipped(tmp_path / "whole.zip", files).read_bytes()[:5000])
   (tmp_path / "note.txt").write_text("nothing")
   for name, path, words in (
     ("chase", tmp_path, "There is no builder for 'chase': write one of chase_db1/first, chase_db1/second, hrf"),
     ("hrf/third", tmp_path, "There is no builder for 'hrf/third'"),
     ("chase_db1", tmp_path / "absent", "does not exist: download CHASE_DB1 from https://"),
-    ("chase_db1", tmp_path / "note.txt", "is no archive"),
+    ("chase_db1", tmp_path / "note.txt", "is not an archive"),
     ("chase_db1", tmp_path / "half.zip", "half.zip is damaged or locked"),
     ("chase_db1", unfolded(tmp_path / "a", incomplete), "has no first observer's mask for Image_03L"),
     ("chase_db1", unfolded(tmp_path / "b", few), "has 28 photographs, but 26 were found"),
     ("chase_db1", unfolded(tmp_path / "c", broken), "Image_05R.jpg"),
     ("chase_db1", unfolded(tmp_path / "d", small), r"vessel mask of Image_05R has the size"),
+    ("chase_db1", unfolded(tmp_path / "e", inverted), "draw vessels white on black"),
     ("hrf", tmp_path / "a", "No photographs of HRF found"),
   ):
     sets = tmp_path / "sets"
@@ -268,6 +304,33 @@ def test_generated_sets_are_sources(tmp_path):
   # Without a split of its own, some are held out.
   train, test = (sources.open_source(f"tfds:retree:{out}", split=s).names for s in ("train", "test"))
   assert test and sorted(train + test) == source.names
+
+
+def test_masks_of_a_tfds_set_are_checked_like_those_of_a_folder(tmp_path, monkeypatch):
+  said = []
+  monkeypatch.setattr(notices, "_said", set())
+  monkeypatch.setattr(notices.logging, "warning", lambda form, *values: said.append(form % values))
+  disc = (shade(100)[..., :1] > 0) * np.uint8(255)
+  labels = [np.where(vessel(i) > 0, 1 + i % 2, 0)[..., None].astype(np.uint8) for i in range(4)]
+  labels += [0 * labels[0], 255 - vessel(1)[..., None], vessel(2)[..., None], vessel(2)[..., None]]
+  fovs = [disc] * 6 + [255 - disc, 0 * disc]
+  fields = {"images": np.stack([shade(60)] * 8), "masks": np.stack(labels), "fov": np.stack(fovs)}
+  out = tmp_path / "theirs"
+  manifest.Ledger(out).claim({}, 8)
+  generated.write_shard(out, 0, [{"name": f"{i}", "label": "expert"} for i in range(8)], fields)
+  generated.finish(out)
+  source = sources.open_source(f"tfds:retree:{out}", split="all")
+  for i in range(4):
+    np.testing.assert_array_equal(source[i]["tree"][..., 0], vessel(i))
+  assert len(said) == 1 and "holds class labels 0 to 2: in retree, whatever is above 0 is read as vessel" in said[0]
+  for i, words in (
+    (4, "is empty"),
+    (5, "draw vessels white on black"),
+    (6, "inverted field of view"),
+    (7, "empty field of view"),
+  ):
+    with pytest.raises(ValueError, match=rf"of the eye 000000{i} of the TFDS set retree .*{words}"):
+      source[i]
 
 
 def test_an_archive_cannot_write_elsewhere(tmp_path):

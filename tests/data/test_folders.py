@@ -1,6 +1,9 @@
 """Which files belong together, in every layout that public sets use, and one sentence for every folder that is none."""
 
 import json
+import os
+import pathlib
+import unicodedata
 
 import numpy as np
 import pytest
@@ -75,9 +78,10 @@ def test_layouts_of_the_public_sets(tmp_path, image, mask, fov):
 
 def test_equal_stems_pair_before_similar_ones(tmp_path):
   """1.png goes to 1.png though 1_mask.png would fit as well."""
-  put(tmp_path, {"images/1.png": PHOTO, "images/1_mask.png": PHOTO, "masks/1.png": MASK, "masks/1_mask.png": 0 * MASK})
+  put(tmp_path, {"images/1.png": PHOTO, "images/1_mask.png": PHOTO, "masks/1.png": MASK, "masks/1_mask.png": MASK[::-1]})
   source = folders.FolderSource(tmp_path)
-  assert source[0]["tree"].any() and not source[1]["tree"].any()
+  for example, mask in zip(source, (MASK, MASK[::-1]), strict=True):
+    np.testing.assert_array_equal(example["tree"][..., 0], mask)
 
 
 def test_flat_folders_hold_the_one_thing_that_is_asked_for(tmp_path):
@@ -110,6 +114,83 @@ def test_who_drew_the_masks(tmp_path):
       folders.FolderSource(tmp_path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_manifest_with_a_byte_order_mark(tmp_path, encoding):
+  put(tmp_path, {"images/é.png": PHOTO, "masks/é.png": MASK})
+  text = json.dumps({"name": "é", "label": "predicted"}, ensure_ascii=False)
+  (tmp_path / "manifest.jsonl").write_text(f"{text}\r\n", encoding=encoding)
+  assert folders.FolderSource(tmp_path)[0]["label"] == "predicted"
+  (tmp_path / "manifest.jsonl").write_bytes(text.encode("latin-1"))
+  with pytest.raises(ValueError, match="manifest.jsonl is not UTF-8 text: save it as UTF-8"):
+    folders.FolderSource(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_composed_and_decomposed_names_pair(tmp_path, form):
+  """Photographs copied from a Mac have decomposed names, masks drawn elsewhere composed ones, and lists either."""
+  names = {"NFC": "Müller_é", "NFD": unicodedata.normalize("NFD", "Müller_é")}
+  other = names["NFD" if form == "NFC" else "NFC"]
+  put(tmp_path, {f"images/{names[form]}.png": PHOTO, f"masks/{other}_manual1.png": MASK, f"fov/{other}.png": 0 * MASK + 255})
+  put(tmp_path, {"images/b.png": PHOTO, "masks/b.png": MASK, "fov/b.png": 0 * MASK + 255})
+  put(tmp_path, {"splits.json": json.dumps({"train": [other], "test": ["b"]})})
+  put(tmp_path, {"manifest.jsonl": json.dumps({"name": names[form], "label": "predicted"})})
+  source = sources.open_source(f"folder:{tmp_path}")
+  assert source.names == [names["NFC"]] and source[0]["label"] == "predicted" and source[0]["tree"].any()
+  put(tmp_path, {f"images/{other}.png": PHOTO})
+  with pytest.raises(ValueError, match="have the same stem: keep one of the two"):
+    folders.FolderSource(tmp_path)
+
+
+def test_names_that_are_not_utf8_are_refused_in_a_sentence(tmp_path):
+  put(tmp_path, {"images/a.png": PHOTO, "masks/a.png": MASK})
+  name = os.fsencode(tmp_path / "images") + b"/caf\xe9.png"
+  try:
+    os.rename(tmp_path / "images/a.png", name)
+  except OSError:
+    pytest.skip("this file system takes UTF-8 names only")
+  with pytest.raises(ValueError, match=r"The name .*/images/caf\\xe9.png is not UTF-8: rename it with plain letters"):
+    folders.FolderSource(tmp_path)
+  os.rename(name, tmp_path / "images/a.png")
+  put(tmp_path, {"images/notes.txt": "x"})
+  os.rename(tmp_path / "images/notes.txt", name.replace(b"png", b"txt"))
+  assert folders.FolderSource(tmp_path).names == ["a"]  # other files may be called anything
+  root = os.fsencode(tmp_path) + b"/f\xfcnf"
+  os.rename(tmp_path / "images", root)
+  with pytest.raises(ValueError, match=r"The name .*/f\\xfcnf is not UTF-8"):
+    folders.FolderSource(os.fsdecode(root), ("image",))
+
+
+def test_folders_that_may_not_be_opened(tmp_path, monkeypatch):
+  put(tmp_path, PAIR)
+
+  def refuse(path, *_):
+    raise PermissionError(13, "Permission denied", str(path))
+
+  for method in ("is_dir", "iterdir"):
+    with monkeypatch.context() as patch:
+      patch.setattr(pathlib.Path, method, refuse)
+      with pytest.raises(ValueError, match=r"Permission denied.*: check its permissions"):
+        folders.FolderSource(tmp_path)
+
+
+def test_turned_photographs_pair_with_masks_drawn_upright(tmp_path):
+  exif = Image.Exif()
+  exif[274] = 6
+  put(tmp_path, {"masks/a.png": MASK})
+  (tmp_path / "images").mkdir()
+  Image.fromarray(PHOTO).transpose(Image.Transpose.ROTATE_90).save(
+    tmp_path / "images/a.jpg", exif=exif, quality=100, subsampling=0
+  )
+  eye = folders.FolderSource(tmp_path)[0]
+  assert np.abs(eye["image"].astype(int) - PHOTO).mean() < 6
+  # Drawn over the stored pixels instead: refused, and the sentence says why.
+  Image.fromarray(np.rot90(MASK)).save(tmp_path / "masks/a.png")
+  with pytest.raises(
+    ValueError, match=r"masks/a.png is 24x20 .* but .*a.jpg is 20x24, upright by its EXIF orientation: .* turn it"
+  ):
+    folders.FolderSource(tmp_path)
+
+
 PAIR = {"images/a.png": PHOTO, "masks/a.png": MASK}
 
 
@@ -125,7 +206,7 @@ PAIR = {"images/a.png": PHOTO, "masks/a.png": MASK}
     ({"images/a.png": PHOTO}, "has no masks/"),
     ({"masks/a.png": MASK}, "has no images/"),
     ({"images/a.png": PHOTO, "masks/a.png": MASK[:10]}, "masks/a.png is 10x24 .* must have the size of its photograph"),
-    ({"images/a.png": "no picture", "masks/a.png": MASK}, "Cannot read .*images/a.png: it is no picture"),
+    ({"images/a.png": "no picture", "masks/a.png": MASK}, "Cannot read .*images/a.png .not a picture that Pillow can read"),
   ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(tmp_path, files, words):
@@ -145,7 +226,7 @@ def test_a_path_that_is_no_folder(tmp_path):
 
 def test_grey_masks_are_refused_when_read(tmp_path):
   put(tmp_path, {"images/a.png": PHOTO, "masks/a.png": np.arange(480, dtype=np.uint16).reshape(20, 24).astype(np.uint8)})
-  with pytest.raises(ValueError, match=r"masks/a.png is no binary mask"):
+  with pytest.raises(ValueError, match=r"masks/a.png is not a binary mask"):
     folders.FolderSource(tmp_path)[0]
 
 

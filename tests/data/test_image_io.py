@@ -6,10 +6,11 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from scipy import ndimage
 
-from retree_jax.data import field_of_view, image_io
+from retree_jax.data import field_of_view, image_io, masks, notices
 from retree_jax.inference import superres
 
 
@@ -51,25 +52,182 @@ def test_depths_and_palettes():
   drawn[2:4] = 255
   for bands in ("LA", "RGBA"):
     white = Image.merge(bands, [Image.new("L", (9, 6), 255)] * (len(bands) - 1) + [Image.fromarray(drawn)])
-    np.testing.assert_array_equal(image_io.as_mask(image_io.decode(encoded(white, "PNG"), bands), bands)[..., 0], drawn)
+    found = image_io.decode(encoded(white, "PNG"), bands)
+    np.testing.assert_array_equal(found, drawn if bands == "LA" else np.dstack([drawn] * 3))
   palette = Image.fromarray(drawn // 255).convert("P")
   palette.putpalette([255] * 6)
   data = io.BytesIO()
   palette.save(data, "PNG", transparency=0)
-  np.testing.assert_array_equal(image_io.decode(data.getvalue(), "palette")[..., 0], drawn)
+  np.testing.assert_array_equal(image_io.decode(data.getvalue(), "palette"), drawn)
   red = Image.fromarray(np.tile(np.uint8([255, 0, 0]), (3, 3, 1))).convert("P")
   assert image_io.decode(encoded(red, "GIF"), "palette").shape == (3, 3, 3)
+
+
+def png16(values):
+  """A 16-bit PNG of uint16 [H, W] (grey), [H, W, 2] (with opacity), [H, W, 3] or [H, W, 4]; Pillow writes no such colours."""
+
+  def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+  values = values if values.ndim == 3 else values[..., None]
+  height, width, channels = values.shape
+  header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+  rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+  return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tiff(values, **options):
+  data = io.BytesIO()
+  options = {"photometric": "rgb"} | options if values.ndim == 3 else options
+  tifffile.imwrite(data, values, **options)
+  return data.getvalue()
+
+
+@pytest.fixture
+def said(monkeypatch):
+  """The sentences that are logged, each once per source."""
+  found = []
+  monkeypatch.setattr(notices, "_said", set())
+  monkeypatch.setattr(notices.logging, "warning", lambda form, *values: found.append(form % values))
+  return found
+
+
+COLOUR16 = RNG.integers(0, 65536, (40, 48, 3)).astype(np.uint16)
+COLOUR16[0, 0] = 65535
+FORMS_16 = {
+  "png": png16,
+  "tiff": tiff,
+  "big-endian tiff": lambda values: tiff(values, byteorder=">"),
+  "tiled tiff": lambda values: tiff(values, tile=(16, 16)),
+  "compressed tiff": lambda values: tiff(values, compression="zlib"),
+  "predicted tiff": lambda values: tiff(values, compression="zlib", predictor=True, byteorder=">"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS_16)
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_deep_files_are_scaled_by_their_own_range(form, grey, bits, said):
+  values = COLOUR16[..., 0] if grey else COLOUR16
+  truth = values >> (16 - bits)  # as a camera of so many bits stores it
+  picture = FORMS_16[form](truth)
+  np.testing.assert_array_equal(image_io.read(picture, "it").values, truth)
+  exact = truth * (255 / (2**bits - 1))
+  for name in ("it", "another"):
+    # 16-bit colours keep their high byte.
+    assert np.abs(image_io.decode(picture, name, "set").astype(float) - exact).max() <= (0.5 if bits < 16 or grey else 1.0)
+  assert len(said) == (bits < 16) and all(f"it holds {bits}-bit values in a file of more bits" in text for text in said)
+
+
+def test_16_bit_colours_with_opacity_and_in_rare_forms():
+  drawn = np.full(COLOUR16.shape[:2], 65535, np.uint16)
+  drawn[:9] = 0
+  for values, alpha in ((COLOUR16 >> 8, drawn >> 8), (COLOUR16, drawn)):
+    found = image_io.decode(png16(np.dstack([values, alpha])), "it")
+    np.testing.assert_array_equal(found, np.where(drawn[..., None] > 0, COLOUR16 >> 8, 0))
+  with pytest.raises(ValueError, match="grey stores 16-bit colours in a way that cannot be read: save it as an 8-bit PNG"):
+    image_io.decode(png16(np.dstack([COLOUR16[..., 0] >> 8, drawn])), "grey")
+  header = b"P6\n48 40\n65535\n"
+  np.testing.assert_allclose(image_io.decode(header + COLOUR16.astype(">u2").tobytes(), "ppm"), COLOUR16 / 257, atol=0.5)
+  with pytest.raises(ValueError, match="ppm stores 16-bit colours in a way that cannot be read: save it as an 8-bit PNG"):
+    image_io.decode(header + (COLOUR16 >> 8).astype(">u2").tobytes(), "ppm")
+  planes = np.ascontiguousarray(np.moveaxis(COLOUR16, -1, 0))
+  with pytest.raises(ValueError, match="planes stores 16-bit colours in a way that cannot be read: save it as an 8-bit PNG"):
+    image_io.decode(tiff(planes, planarconfig="separate"), "planes")
+
+
+@pytest.mark.parametrize("greatest, scale", [(1, 255), (255, 1), (65535, 1 / 257), (4095, 255 / 4095)])
+def test_floats(greatest, scale, said):
+  values = np.linspace(0, greatest, 54, dtype=np.float32).reshape(6, 9)
+  values[0, 0] = np.nan
+  found = image_io.decode(encoded(values, "TIFF"), "it")
+  assert np.abs(found - np.nan_to_num(values) * scale).max() <= 0.5
+  assert bool(said) == (greatest in (1, 4095))
+
+
+@pytest.mark.parametrize("values", [np.float32([[-3, 9]]), np.float32([[0, 1e6]]), np.int32([[0, 70000]]), np.int32([[-1, 5]])])
+def test_a_range_that_is_unclear_is_refused(values):
+  with pytest.raises(
+    ValueError, match=r"^it holds values from \S+ to \S+, of which the range is unclear: save it with 8 or 16 bits"
+  ):
+    image_io.decode(encoded(values, "TIFF"), "it")
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("deep", [False, True])
+def test_the_exif_orientation_is_obeyed(tmp_path, tag, form, deep, said):
+  """The stored picture is turned so that the tag turns it back; its size is known from the header."""
+  if deep and form == "JPEG":
+    pytest.skip("JPEG files have 8 bits")
+  y, x = np.mgrid[:40, :64]
+  seen = np.where(deep, 200, 1) * (3 * y + 2 * x)
+  seen = seen.astype(np.uint16 if deep else np.uint8)
+  back = {5: 5, 6: 8, 7: 7, 8: 6}.get(tag, tag)
+  stored = Image.fromarray(seen)
+  stored = stored if tag == 1 else stored.transpose(image_io._UPRIGHT[back])
+  exif = Image.Exif()
+  exif[274] = tag
+  path = tmp_path / f"a.{form.lower()}"
+  stored.save(path, form, exif=exif, **({"quality": 100} if form == "JPEG" else {}))
+  assert image_io.picture_size(path) == (40, 64)
+  found = image_io.read(path, "it").values
+  assert found.shape == (40, 64) and np.abs(found.astype(int) - seen).max() <= (2 if form == "JPEG" else 0)
+  assert len(said) == (tag != 1) and all("it is turned upright, as its EXIF orientation says" in text for text in said)
+
+
+def test_a_damaged_exif_block_turns_nothing(tmp_path):
+  for exif in (b"Exif\0\0nonsense", b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0\0\0\0\0"):
+    (tmp_path / "a.jpg").write_bytes(encoded(COLOUR, "JPEG", exif=exif))
+    assert image_io.picture_size(tmp_path / "a.jpg") == (6, 9)
+    assert image_io.decode(tmp_path / "a.jpg", "it").shape == COLOUR.shape
+
+
+def test_the_largest_page_of_a_tiff(tmp_path):
+  """Scanners put a thumbnail first."""
+  large = RNG.integers(0, 256, (30, 40, 3), np.uint8)
+  pages = [Image.fromarray(array) for array in (COLOUR, large, COLOUR)]
+  pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+  assert image_io.picture_size(tmp_path / "a.tif") == (30, 40)
+  np.testing.assert_array_equal(image_io.decode(tmp_path / "a.tif", "it"), large)
+  deep = io.BytesIO()
+  with tifffile.TiffWriter(deep) as file:
+    file.write(COLOUR16[:4, :4], photometric="rgb")
+    file.write(COLOUR16 >> 8, photometric="rgb")
+  np.testing.assert_array_equal(image_io.read(deep.getvalue(), "it").values, COLOUR16 >> 8)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+  (tmp_path / "a.png").write_bytes(encoded(COLOUR, "PNG"))
+
+  def refuse(*_, **__):
+    raise PermissionError(13, "Permission denied", "a.png")
+
+  monkeypatch.setattr(image_io, "open", refuse, raising=False)
+  for function in (image_io.picture_size, lambda path: image_io.decode(path, str(path))):
+    with pytest.raises(ValueError, match=r"a.png cannot be opened: you have no permission to read it; allow it \(chmod u\+r\)"):
+      function(tmp_path / "a.png")
+
+
+def test_which_files_any_reader_shows_alike():
+  exif = Image.Exif()
+  exif[274] = 3
+  plain = {encoded(COLOUR, "PNG"): True, encoded(COLOUR, "JPEG"): True}
+  other = (encoded(GREY, "JPEG"), encoded(COLOUR, "TIFF"), encoded(COLOUR, "JPEG", exif=exif), png16(COLOUR16))
+  alpha = encoded(np.dstack([COLOUR, GREY]), "PNG")
+  for data, expected in {**plain, **dict.fromkeys((*other, alpha), False)}.items():
+    assert image_io.is_plain(data) is expected
 
 
 def test_a_damaged_file_is_named(tmp_path):
   whole = encoded(RNG.integers(0, 256, (64, 64, 3), np.uint8), "PNG")
   jpeg = encoded(RNG.integers(0, 256, (64, 64, 3), np.uint8), "JPEG")
   for data in (whole[: len(whole) // 2], whole[:20], jpeg[: len(jpeg) // 2], b"", b"<html>Not found</html>"):
-    with pytest.raises(ValueError, match=r"Cannot read eye_7 \(.*\): replace the damaged file or remove it") as found:
+    with pytest.raises(ValueError, match=r"Cannot read eye_7 \(.*\): (replace the damaged file|replace it)") as found:
       image_io.decode(data, "eye_7")
     assert "\n" not in str(found.value)
     (tmp_path / "a.png").write_bytes(data[:10])
-    with pytest.raises(ValueError, match="no picture or it is damaged"):
+    with pytest.raises(ValueError, match=r"Cannot read .*a.png \(.*\): replace"):
       image_io.picture_size(tmp_path / "a.png")
   with pytest.raises(ValueError, match="gone is gone"):
     image_io.decode(tmp_path / "gone.png", "gone")
@@ -84,35 +242,6 @@ def test_a_bomb_is_refused_before_its_pixels_are_made(tmp_path):
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     with pytest.raises(ValueError, match="bomb has more than 64 million pixels"):
       image_io.decode(bomb, "bomb")
-
-
-def test_masks_of_any_scale_and_slight_jpeg_noise_are_binary():
-  truth = np.zeros((64, 64), bool)
-  truth[20:40, 10:50] = True
-  for low_high in ((0, 1), (0, 255), (0, 128)):
-    mask = np.where(truth, low_high[1], low_high[0]).astype(np.uint8)
-    np.testing.assert_array_equal(image_io.as_mask(mask, "it")[..., 0], truth * 255)
-    np.testing.assert_array_equal(image_io.as_mask(np.repeat(mask[..., None], 3, -1), "it")[..., 0], truth * 255)
-  noisy = np.where(truth, 252, 4).astype(np.uint8)
-  noisy[0, :40] = 100  # 1 % of the pixels
-  assert (image_io.as_mask(noisy, "it")[..., 0] == truth * 255)[1:].all()
-  assert not image_io.as_mask(np.zeros((4, 4), np.uint8), "black").any()
-
-
-def test_what_is_no_mask_is_refused():
-  with pytest.raises(ValueError, match=r"gradient is no binary mask \(9\d % of its pixels .*binarise it first"):
-    image_io.as_mask(np.tile(np.arange(256, dtype=np.uint8), (8, 1)), "gradient")
-  classes = np.repeat(np.uint8([0, 85, 170, 255]), 16).reshape(8, 8)
-  with pytest.raises(ValueError, match="50 % of its pixels"):
-    image_io.as_mask(classes, "classes")
-
-
-def test_black_vessels_on_white_are_refused():
-  drawn = np.zeros((20, 20), np.uint8)
-  drawn[:, 8:12] = 255
-  np.testing.assert_array_equal(image_io.as_tree(drawn, "it")[..., 0], drawn)
-  with pytest.raises(ValueError, match="negative says that 80 % of its pixels are vessel: draw vessels white on black"):
-    image_io.as_tree(255 - drawn, "negative")
 
 
 def disc_photograph(height, width, radius, centre, surround=3):
@@ -145,7 +274,7 @@ def test_real_discs(real_eyes, name, count):
   for path in sorted((real_eyes / name / "fov").iterdir())[:: 15 // count]:
     photograph = next((real_eyes / name / "images").glob(f"{path.stem}.*"))
     found = field_of_view.find_fov(image_io.decode(photograph, "it"))[..., 0] > 0
-    truth = image_io.as_mask(image_io.decode(path, "it"), "it")[..., 0] > 0
+    truth = masks.read_fov(path, "it")[..., 0] > 0
     assert (found & truth).sum() / (found | truth).sum() > 0.96, photograph
 
 

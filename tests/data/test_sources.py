@@ -1,6 +1,7 @@
 """Spec strings, splits that keep patients apart, and joined sources."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ def folder(root, names, value=200):
     (root / kind).mkdir(parents=True)
   for name in names:
     Image.fromarray(np.full((16, 16, 3), value, np.uint8)).save(root / f"images/{name}.png")
-    Image.fromarray(np.zeros((16, 16), np.uint8)).save(root / f"masks/{name}.png")
+    Image.fromarray(np.uint8(255) * np.eye(16, dtype=np.uint8)).save(root / f"masks/{name}.png")
   return root
 
 
@@ -65,9 +66,9 @@ def test_splits_json(tmp_path):
   opened = {s: sources.open_source(f"folder:{root}", split=s).names for s in ("train", "test", "all")}
   assert opened == {"train": ["3_left", "1_right"], "test": ["2_left"], "all": ["1_left", "1_right", "2_left", "3_left"]}
   for text, words in (
-    ("{", "is no split: write"),
-    ('{"train": []}', "is no split"),
-    ('{"train": 3, "test": []}', "is no split"),
+    ("{", "is not a split: write"),
+    ('{"train": []}', "is not a split"),
+    ('{"train": 3, "test": []}', "is not a split"),
     ('{"train": ["9"], "test": []}', "names 9, for which there is no file"),
     ('{"train": ["1_left"], "test": ["1_left"]}', "puts 1_left into both train and test"),
     ('{"train": [], "test": ["1_left"]}', "has an empty train list"),
@@ -75,6 +76,27 @@ def test_splits_json(tmp_path):
     path.write_text(text)
     with pytest.raises(ValueError, match=words):
       sources.open_source(f"folder:{root}")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_splits_with_a_byte_order_mark(tmp_path, encoding):
+  root = folder(tmp_path / "set", ["1", "é", "3"])
+  (root / "splits.json").write_text(json.dumps({"train": ["1", "é"], "test": ["3"]}, ensure_ascii=False), encoding=encoding)
+  assert sources.open_source(f"folder:{root}").names == ["1", "é"]
+
+
+def test_splits_that_cannot_be_read(tmp_path, monkeypatch):
+  root = folder(tmp_path / "set", ["1", "2", "3"])
+  (root / "splits.json").write_bytes('{"train": ["é"], "test": ["3"]}'.encode("latin-1"))
+  with pytest.raises(ValueError, match=r"splits.json is not UTF-8 text: save it as UTF-8"):
+    sources.open_source(f"folder:{root}")
+
+  def refuse(path):
+    raise PermissionError(13, "Permission denied", str(path))
+
+  monkeypatch.setattr(pathlib.Path, "read_bytes", refuse)
+  with pytest.raises(ValueError, match=r"Cannot open .*splits.json \(Permission denied\): check its permissions"):
+    sources.open_source(f"folder:{root}")
 
 
 def test_validation_eyes_come_out_of_the_train_split(tmp_path):
@@ -113,9 +135,39 @@ def test_weights_are_how_often_an_eye_is_drawn(tmp_path):
   assert abs((drawn == 10).mean() - 0.5) < 0.02  # 2 eyes of weight 3 against 6 of weight 1
 
 
-def test_folders_with_odd_names(tmp_path):
-  root = folder(tmp_path / "a+b*c", ["1", "2"])
+@pytest.mark.parametrize("name", ["a+b*c", "eyes*2", "a+phantom", "a+folder:b", "a*3+phantom:2*4", "é+ü"])
+def test_folders_whose_names_hold_the_signs_of_specs(tmp_path, name):
+  root = folder(tmp_path / name, ["1", "2"])
+  assert sources.weighted_parts(f"folder:{root}") == [(f"folder:{root}", 1.0)]
   assert len(sources.open_source(f"folder:{root}", split="all")) == 2
+  other = folder(tmp_path / "other", ["3"], 20)
+  spec = f"folder:{other}*0.5+folder:{root}*2+phantom:3*4"
+  assert sources.weighted_parts(spec) == [(f"folder:{other}", 0.5), (f"folder:{root}", 2.0), ("phantom:3", 4.0)]
+  assert len(sources.open_source(spec, split="all", size=(16, 16))) == 1 + 2 + 4
+
+
+def test_the_longest_existing_folder_wins(tmp_path):
+  for name in ("a", "a*3", "a+phantom"):
+    (tmp_path / name).mkdir()
+  path = f"folder:{tmp_path}/a"
+  assert sources.weighted_parts(f"{path}*3") == [(f"{path}*3", 1.0)]
+  assert sources.weighted_parts(f"{path}*3*2") == [(f"{path}*3", 2.0)]
+  assert sources.weighted_parts(f"{path}*4") == [(path, 4.0)]
+  assert sources.weighted_parts(f"{path}+phantom") == [(f"{path}+phantom", 1.0)]
+  assert sources.weighted_parts(f"{path}+phantom:9") == [(path, 1.0), ("phantom:9", 1.0)]
+  # Nothing exists: every sign counts, and the message names the first folder that is missing.
+  assert sources.weighted_parts("folder:x*2+folder:y+tfds:z*3") == [("folder:x", 2.0), ("folder:y", 1.0), ("tfds:z", 3.0)]
+  assert sources.weighted_parts(f"tfds:set:{tmp_path}/a*3+phantom") == [(f"tfds:set:{tmp_path}/a*3", 1.0), ("phantom", 1.0)]
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  folder(tmp_path / "eyes*2", ["1", "2"])
+  assert len(sources.open_source("folder:~/eyes*2", split="all")) == 2
+  with pytest.raises(ValueError, match=rf"no TFDS set 'nothing' in {tmp_path}/sets"):
+    sources.open_source("tfds:nothing:~/sets")
+  with pytest.raises(ValueError, match="~nobody-of-this-name/x starts with a home folder that is unknown"):
+    sources.open_source("folder:~nobody-of-this-name/x")
 
 
 @pytest.mark.parametrize(

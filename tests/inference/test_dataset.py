@@ -138,7 +138,7 @@ def test_given_trees_are_painted_under_their_names(toys, tmp_path):
     dataset_writer.write({"tree": "t"}, tmp_path / "more", trees=tmp_path / "mine")
   grey = np.arange(2304, dtype=np.uint16).reshape(48, 48, 1).astype(np.uint8)
   writing.write_png(tmp_path / "mine/grey.png", grey)
-  with pytest.raises(ValueError, match=r"grey.png is no binary mask .*binarise it first"):
+  with pytest.raises(ValueError, match=r"grey.png is not a binary mask .*run python -m retree_jax.data.binarise"):
     dataset_writer.write({"fundus": "f"}, tmp_path / "more", trees=tmp_path / "mine")
   assert not (tmp_path / "more").exists()
 
@@ -339,7 +339,7 @@ def test_bad_input_is_one_sentence_and_code_2(chain, tmp_path, capsys, monkeypat
     ([f"--tree={chain['tree']}", f"--filter={chain['tree']}"], "not of the filter stage"),
     ([f"--tree={chain['tree']}", f"--out={tmp_path / 'other'}"], "holds no generated set"),
     ([f"--fundus={chain['fundus']}"], "no trees to paint"),
-    ([f"--fundus={chain['fundus']}", f"--trees={tmp_path / 'grey'}"], "no binary mask"),
+    ([f"--fundus={chain['fundus']}", f"--trees={tmp_path / 'grey'}"], "not a binary mask"),
     ([f"--fundus={chain['fundus']}", f"--trees={tmp_path / 'other'}"], "No pictures"),
     ([f"--tree={tmp_path / 'other'}"], "holds no checkpoint"),
   ):

@@ -1,4 +1,4 @@
-"""Builds a TFDS data set from what you downloaded:
+"""Builds a TFDS data set from a download:
 
 python -m retree_jax.data.builders NAME ARCHIVE_OR_FOLDER [--data_dir DIR]
 """
@@ -8,7 +8,7 @@ import sys
 
 
 def main(arguments=None) -> int:
-  """Returns the exit code: 0, or 1 after one sentence about what is wrong."""
+  """Returns the exit code: 0, or 1 with a one-sentence error message."""
   parser = argparse.ArgumentParser(prog="python -m retree_jax.data.builders", description=__doc__.splitlines()[0])
   parser.add_argument("name", help="chase_db1[/second], hrf, drive, stare[/second], eyepacs or eyeq[/usable]")
   parser.add_argument("downloaded", help="the archive, or a folder of files or archives")

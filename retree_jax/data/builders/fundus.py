@@ -1,14 +1,14 @@
-"""TFDS builders of the public sets. Licences ask every user to fetch the sets themselves, so the builders read what was
-downloaded (TFDS' manual downloads) and fetch nothing:
+"""TFDS builders of the public sets. Their licences ask every user to download the sets personally, so the builders read such a
+download (TFDS' "manual downloads") and fetch nothing:
 
     python -m retree_jax.data.builders chase_db1 ~/Downloads/CHASEDB1.zip        # then: --config.data.source=tfds:chase_db1
 
 or, from Python, `prepare("chase_db1", path)`; or TFDS' own way, the archive in DATA_DIR/downloads/manual/ and
 `tfds.builder("chase_db1").download_and_prepare()` after importing this module. Files are ArrayRecord, and neither building nor
-reading needs TensorFlow, because pictures are stored as they are (PNG, JPEG) or as PNG.
+reading needs TensorFlow.
 
-Each example: "name", "label" ("expert", or "none" without a mask), "image", "fov" (found in the photograph where the set has
-none), and in the labelled sets "tree", which is empty where the label is "none".
+Each example has "name", "label" ("expert", or "none" without a mask), "image" (the JPEG or PNG file itself, or a PNG), "fov"
+(found in the photograph where the set has none), and in the labelled sets "tree", which is empty where the label is "none".
 """
 
 import gzip
@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 import tensorflow_datasets as tfds
 
-from retree_jax.data import field_of_view, image_io, writing
+from retree_jax.data import field_of_view, folders, image_io, masks, writing
 from retree_jax.data.builders import layouts
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -33,7 +33,7 @@ def _is_archive(path: pathlib.Path) -> bool:
 
 
 class _Fundus(tfds.core.GeneratorBasedBuilder):
-  """What all sets share; a subclass says where its files are."""
+  """Base class of all sets; a subclass gives the layout of its files."""
 
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "First version."}
@@ -74,7 +74,7 @@ class _Fundus(tfds.core.GeneratorBasedBuilder):
     return type(self).layout(files, observer)
 
   def _download_and_prepare(self, dl_manager, **kwargs):
-    # What is unpacked lies beside TFDS' sets, where there is room, and goes when the set is built.
+    # Archives are unpacked beside TFDS' sets, where there is room; the unpacked files are removed when the set is built.
     pathlib.Path(dl_manager.download_dir).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=dl_manager.download_dir, prefix="unpacked_") as scratch:
       self._scratch = pathlib.Path(scratch)
@@ -91,24 +91,26 @@ class _Fundus(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, eyes):
     for number, eye in enumerate(eyes):
-      image, stored = _photograph(eye.image)
+      image, stored = _photograph(eye.image, self.name)
       example = {"name": eye.name, "label": "expert" if eye.tree else "none", "image": stored}
-      fov = _mask(eye.fov) if eye.fov else field_of_view.find_fov(image)
+      fov = masks.read_fov(_bytes(eye.fov), str(eye.fov), self.name) if eye.fov else field_of_view.find_fov(image)
       example["fov"] = writing.png_bytes(fov)
       if self.LABELLED:
-        tree = _mask(eye.tree) if eye.tree else 0 * fov
+        tree = masks.read_tree(_bytes(eye.tree), str(eye.tree), source=self.name) if eye.tree else 0 * fov
         for kind, mask in (("vessel mask", tree), ("field of view", fov)):
           if mask.shape[:2] != image.shape[:2]:
             raise ValueError(
               f"The {kind} of {eye.name} has the size {mask.shape[:2]} but its photograph {image.shape[:2]}: "
               "download the set again."
             )
+        if eye.tree:
+          masks.check_fov(tree, fov, "expert", str(eye.tree), str(eye.fov or f"The visible disc found in {eye.image}"))
         example["tree"] = writing.png_bytes(tree)
       yield number, example
 
 
 def _unpacked(root: pathlib.Path, scratch: pathlib.Path) -> list[pathlib.Path]:
-  """All files of a folder or archive, archives inside opened too (DRIVE and STARE are archives of archives)."""
+  """All files of a folder or archive, including those of archives inside (DRIVE and STARE are archives of archives)."""
   pending, files = [root], []
   while pending:
     path = pending.pop()
@@ -156,26 +158,23 @@ def _unpack(archive: pathlib.Path, into: pathlib.Path) -> pathlib.Path:
 
 def _bytes(path: pathlib.Path) -> bytes:
   if path.suffix.lower() != ".gz":
-    return path.read_bytes()
+    try:
+      return path.read_bytes()
+    except PermissionError:
+      raise ValueError(f"{path} cannot be opened: you have no permission to read it; allow it (chmod u+r).") from None
   try:
     with gzip.open(path) as file:
-      # a PPM of the greatest picture that `pictures.decode` takes, and no more, comes out of a file that claims to be one
+      # At most a PPM file of the greatest picture that `image_io` accepts: a compressed file can claim any size.
       return file.read(4 * image_io.MAX_PIXELS)
   except (OSError, EOFError) as error:
     raise ValueError(f"Cannot read {path} ({error}): download it again.") from None
 
 
-def _photograph(path: pathlib.Path):
-  """(uint8 [H, W, 3], the bytes to store): the file's own where TFDS and browsers read them, otherwise a PNG's."""
+def _photograph(path: pathlib.Path, source: str):
+  """(uint8 [H, W, 3], the bytes to store): the file's own where every reader shows them as they are, otherwise a PNG's."""
   data = _bytes(path)
-  decoded = image_io.decode(data, str(path))
-  image = image_io.as_photograph(decoded)
-  keep = decoded.ndim == 3 and path.suffix.lower() in (".png", ".jpg", ".jpeg")
-  return image, data if keep else writing.png_bytes(image)
-
-
-def _mask(path: pathlib.Path):
-  return image_io.as_mask(image_io.decode(_bytes(path), str(path)), str(path))
+  image = image_io.as_photograph(image_io.decode(data, str(path), source))
+  return image, data if image_io.is_plain(data) else writing.png_bytes(image)
 
 
 def _configs(**descriptions: str):
@@ -278,15 +277,15 @@ def prepare(name: str, downloaded, data_dir=None) -> pathlib.Path:
   if builder_class is None or (config and config not in configs):
     known = ", ".join("/".join((n, c.name)) if c else n for n, b in BUILDERS.items() for c in (b.BUILDER_CONFIGS or [None]))
     raise ValueError(f"There is no builder for {name!r}: write one of {known}.")
-  path = pathlib.Path(downloaded).expanduser()
+  path = folders.expanded(downloaded)
   if not path.exists():
     raise ValueError(
       f"{path} does not exist: download {builder_class.TITLE} from {builder_class.HOMEPAGE} and give the file "
       "or folder that you got."
     )
   if path.is_file() and not _is_archive(path):
-    raise ValueError(f"{path} is no archive: give a folder, or a file that ends in {', '.join(ARCHIVES)}.")
-  where = None if data_dir is None else str(pathlib.Path(data_dir).expanduser())
+    raise ValueError(f"{path} is not an archive: give a folder, or a file that ends in {', '.join(ARCHIVES)}.")
+  where = None if data_dir is None else str(folders.expanded(data_dir))
   builder = builder_class(config=config or None, data_dir=where)
   builder.downloaded = path
   builder.download_and_prepare()

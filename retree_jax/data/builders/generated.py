@@ -1,5 +1,5 @@
-"""Generated pairs as a TFDS data set: ArrayRecord shards that are written one at a time, and the metadata that makes the folder
-readable with `tfds.builder_from_directory(FOLDER).as_data_source("train")`. TensorFlow is not needed.
+"""Generated pairs as a TFDS data set: ArrayRecord shards, written one at a time, and the metadata with which
+`tfds.builder_from_directory(FOLDER).as_data_source("train")` reads the folder. TensorFlow is not needed.
 
     FOLDER/retree-train-00000.array_record ...  dataset_info.json  features.json
 
@@ -24,11 +24,11 @@ _TEMPLATE = "{DATASET}-{SPLIT}-{SHARD_INDEX}.{FILEFORMAT}"
 
 
 def write_shard(out, start: int, rows: Sequence[Mapping], fields: Mapping[str, np.ndarray]) -> None:
-  """Writes pairs into the shard that they belong to, whole or not at all.
+  """Writes pairs into their shard, whole or not at all.
 
   Args:
     out: the data set's folder.
-    start: number of the first pair. Pairs of the same shard before it must be in the shard already, and are kept.
+    start: number of the first pair. The earlier pairs of its shard must have been written; they are kept.
     rows: N manifest lines; "name" and "label" go into the shard.
     fields: {"images" or "coverage", "masks", "fov"}: uint8 [N, H, W, C].
 
@@ -39,7 +39,7 @@ def write_shard(out, start: int, rows: Sequence[Mapping], fields: Mapping[str, n
 
   index, before = divmod(start, SHARD)
   if before + len(rows) > SHARD:
-    raise ValueError(f"the pairs {start} to {start + len(rows) - 1} lie in two shards of {SHARD}: write them apart")
+    raise ValueError(f"the pairs {start} to {start + len(rows) - 1} belong to two shards of {SHARD}: write them separately")
   path = epath.Path(out) / f"retree-train-{index:05d}.array_record"
   records = _records(path)[:before] if before else []
   for i, row in enumerate(rows):
@@ -71,7 +71,7 @@ def write_shard(out, start: int, rows: Sequence[Mapping], fields: Mapping[str, n
 
 
 def finish(out) -> None:
-  """Writes dataset_info.json and features.json of a folder whose shards are complete; run.json says how many pairs it holds."""
+  """Writes dataset_info.json and features.json of a folder whose shards are complete; run.json gives the number of pairs."""
   import tensorflow_datasets as tfds
 
   out = epath.Path(out)

@@ -1,5 +1,5 @@
-"""How the public sets lie on disk after their download: which file is which eye's photograph, mask or field of view, and the
-splits that the literature uses. Files are found by name, wherever in the folder they lie.
+"""Layouts of the downloaded public sets: the photograph, mask and field of view of each eye, and the splits that the literature
+uses. Files are found by name, in any folder.
 """
 
 import csv
@@ -29,15 +29,16 @@ Splits = dict[str, list[Eye]]
 
 
 def _found(files: Sequence[pathlib.Path], pattern: str) -> dict[str, pathlib.Path]:
-  """Files whose path's end fits the pattern, by its group "eye", sorted by eye.
+  """Files whose path ends in the pattern, by its group "eye", sorted by eye.
 
   Raises:
-    ValueError: two different files for one eye.
+    ValueError: two different files for one eye, or a name that is not UTF-8.
   """
   regex, found = re.compile(rf"(?:^|/){pattern}$", re.IGNORECASE), {}
   for path in files:
     if match := regex.search(path.as_posix()):
-      eye = match["eye"]
+      folders.check_utf8(path)
+      eye = folders.composed(match["eye"])
       if eye in found:
         raise ValueError(f"{found[eye]} and {path} are the same eye: give a folder that holds the set once.")
       found[eye] = path
@@ -45,9 +46,9 @@ def _found(files: Sequence[pathlib.Path], pattern: str) -> dict[str, pathlib.Pat
 
 
 def _complete(what: str, number: int, images: dict, **parts: dict) -> None:
-  """Refuses a set that is not whole: splits are only comparable when they are."""
+  """Refuses an incomplete set: results on a split are comparable only if it is complete."""
   if not images:
-    raise ValueError(f"No photographs of {what} found: give the archive or the folder that its page hands out.")
+    raise ValueError(f"No photographs of {what} found: give the archive or folder downloaded from its page.")
   if len(images) != number:
     raise ValueError(f"{what} has {number} photographs, but {len(images)} were found: download it again.")
   for part, found in parts.items():
@@ -61,7 +62,7 @@ def chase_db1(files: Sequence[pathlib.Path], observer: str = "first") -> Splits:
   two eyes of a child on one side. No FOV masks.
 
   Raises:
-    ValueError: the set is not whole.
+    ValueError: the set is incomplete.
   """
   images = _found(files, r"(?P<eye>Image_\d\d[LR])\.jpe?g")
   trees = _found(files, r"(?P<eye>Image_\d\d[LR])_" + {"first": "1st", "second": "2nd"}[observer] + r"HO\.png")
@@ -75,7 +76,7 @@ def hrf(files: Sequence[pathlib.Path], observer: str = "first") -> Splits:
   train (15), the rest to test (30).
 
   Raises:
-    ValueError: the set is not whole.
+    ValueError: the set is incomplete.
   """
   del observer  # there is one
   images = _found(files, r"(?P<eye>\d\d_(?:dr|g|h))\.jpe?g")
@@ -91,7 +92,7 @@ def drive(files: Sequence[pathlib.Path], observer: str = "first") -> Splits:
   split, 20 to 20. Some copies come without the test eyes' 1st_manual; these eyes then have no tree.
 
   Raises:
-    ValueError: the set is not whole.
+    ValueError: the set is incomplete.
   """
   del observer
   images = _found(files, r"images/(?P<eye>\d\d_(?:training|test))\.tif")
@@ -111,7 +112,7 @@ def stare(files: Sequence[pathlib.Path], observer: str = "first") -> Splits:
   train, last 10 to test. There is no official split: papers also leave one out. No FOV masks.
 
   Raises:
-    ValueError: the set is not whole.
+    ValueError: the set is incomplete.
   """
   images = _found(files, r"(?P<eye>im\d{4})\.ppm(?:\.gz)?")
   trees = _found(files, r"(?P<eye>im\d{4})\." + {"first": "ah", "second": "vk"}[observer] + r"\.ppm(?:\.gz)?")
@@ -148,10 +149,12 @@ def eyeq(files: Sequence[pathlib.Path], observer: str = "first", worst: int = 0)
   quality: 0 good, 1 usable, 2 reject; Fu et al., MICCAI 2019).
 
   Args:
-    files: photographs and the two lists.  observer: has no meaning here.  worst: the greatest quality number that is taken.
+    files: photographs and the two lists.
+    observer: not used.
+    worst: the greatest quality number that is taken.
 
   Raises:
-    ValueError: a list is missing or is none, or names photographs that are not there.
+    ValueError: a list is missing or damaged, or names photographs that are missing.
   """
   del observer
   images = _found(files, r"(?P<eye>\d+_(?:left|right))\.(?:jpe?g|png|tiff?)")
@@ -161,10 +164,10 @@ def eyeq(files: Sequence[pathlib.Path], observer: str = "first", worst: int = 0)
     if path is None:
       raise ValueError(f"Label_EyeQ_{split}.csv is missing: take it from EyeQ's repository and put it beside the photographs.")
     try:
-      with open(path, newline="", encoding="utf-8") as file:
+      with open(path, newline="", encoding="utf-8-sig") as file:
         chosen = [pathlib.Path(row["image"]).stem for row in csv.DictReader(file) if int(row["quality"]) <= worst]
     except (KeyError, ValueError, TypeError):
-      raise ValueError(f"{path} is no list of EyeQ: it needs the columns image and quality (0, 1 or 2).") from None
+      raise ValueError(f"{path} is not a list of EyeQ: it needs the columns image and quality (0, 1 or 2).") from None
     missing = [name for name in chosen if name not in images]
     if missing:
       raise ValueError(

@@ -1,15 +1,14 @@
-"""Procedural retinas: the embedded default data set, deterministic in its seed, made of nothing but
-arithmetic.
+"""Procedural retinas: the default data set, computed from a seed, without any files.
 
-`eye(seed, size)` gives a fundus photograph with its vessel tree and field of view, `tree(seed, size)` the
-tree alone, `anatomy(seed)` what both are drawn from. The anatomy is grown in degrees of visual angle
-(`vessel_tree`), so the same seed is the same eye at every size. Two kinds of view occur, as in public data
-sets: "disc" (about 29 degrees around the optic disc, like CHASE_DB1) and "macula" (about 45 degrees between
-disc and fovea, often cut off at top and bottom, like HRF and IDRiD).
+`eye(seed, size)` gives a fundus photograph with its vessel tree and field of view, `tree(seed, size)` the tree alone,
+`anatomy(seed)` the vessel graphs that both are drawn from. The anatomy is grown in degrees of visual angle (`vessel_tree`), so
+the same seed is the same eye at every size. There are two views, as in public data sets: "disc" (about 29 degrees around the
+optic disc, like CHASE_DB1) and "macula" (about 45 degrees between disc and fovea, often cut off at top and bottom, like HRF and
+IDRiD).
 
-Trees are coverage maps: uint8, 255 times the share of the pixel that is vessel. `>= 128` makes them binary
-(`binary=True` does it here). Photographs are of healthy eyes; they teach networks what retinas look like on
-the whole and let every command run without data, but they are no substitute for real eyes.
+Trees are coverage maps: uint8, 255 times the share of the pixel that is vessel; `binary=True` gives masks (coverage >= 128).
+The eyes are healthy. They teach networks the general appearance of a retina and let every command run without data, but they
+are no substitute for real eyes.
 """
 
 import dataclasses
@@ -30,9 +29,7 @@ VIEWS = ("disc", "macula")
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """What the camera sees: centre (x, y) and radius of the field in degrees, and the share of its height
-  that is kept.
-  """
+  """The field of view: centre (x, y) and radius in degrees, and the share of its height that is kept."""
 
   kind: str
   centre: tuple[float, float]
@@ -42,8 +39,7 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Anatomy:
-  """One eye in degrees of visual angle; x points from the disc to the temporal side, y upwards, the disc is
-  the origin.
+  """One eye in degrees of visual angle; x points from the disc to the temporal side, y upwards, the disc is the origin.
 
   Attributes:
     seed: the seed it was grown from.
@@ -121,7 +117,7 @@ def anatomy(seed):
     `Anatomy`; its arrays are shared between calls, so do not write to them.
 
   Raises:
-    ValueError: the seed is no whole number from 0 up.
+    ValueError: the seed is not a whole number from 0 up.
   """
   _streams(seed)
   return _anatomy(int(seed))
@@ -155,9 +151,7 @@ def _fov(view, x, y):
 
 
 def _strips(vessels, side, view, height, width):
-  """Every unbranched vessel piece inside the view: list of (points [n, 2] in pixels, half widths [n] in
-  pixels).
-  """
+  """Every unbranched vessel piece inside the view: list of (points [n, 2], half widths [n]), in pixels."""
   scale = _pixels_per_degree(view, height, width)
   mirror = -1.0 if side == "right" else 1.0
   points = np.stack(
@@ -185,9 +179,7 @@ def _strips(vessels, side, view, height, width):
 
 
 def _draw(canvas, strips, share, value):
-  """Fill strips of `share` of their width with rounded ends; `value` is a function of the half width in
-  pixels.
-  """
+  """Fills strips of `share` of their width, with rounded ends; `value` maps the half width in pixels to a grey value."""
   pen = ImageDraw.Draw(canvas)
   for line, half in strips:
     # Pillow's polygons come out 0.27 pixels too wide on each side; measured on random rectangles.
@@ -225,14 +217,14 @@ def tree(seed, size=(512, 512), *, view=None, binary=False):
   Args:
     seed: whole number from 0 up.
     size: (height, width) in pixels, at least 32 each.
-    view: "disc", "macula", or None for the one that belongs to the seed.
+    view: "disc", "macula", or None for the seed's own.
     binary: True gives 0/255 (coverage >= 128) instead of coverage.
 
   Returns:
     uint8 [height, width, 1], 255 times the share of each pixel that is vessel; 0 outside the field of view.
 
   Raises:
-    ValueError: seed, size or view is impossible.
+    ValueError: an invalid seed, size or view.
   """
   height, width = _checked_size(size)
   eye_anatomy, seen = _chosen_view(seed, view)
@@ -249,16 +241,14 @@ def _as_tree(cover, binary):
 
 
 def _vessel_layers(eye_anatomy, view, height, width, factor):
-  """Drawn layers (artery depth, vein depth, arterial reflex) as Pillow images; depth 255 is a vessel of
-  0.75 degrees.
-  """
+  """Drawn layers (artery depth, vein depth, arterial reflex) as Pillow images; depth 255 is a vessel of 0.75 degrees."""
   big = height * factor, width * factor
   scale = _pixels_per_degree(view, *big)
   layers = []
   for vessels in (eye_anatomy.arteries, eye_anatomy.veins):
     layer = Image.new("L", big[::-1])
     strips = _strips(vessels, eye_anatomy.side, view, *big)
-    # A cylinder's depth across its width, 2 sqrt(r^2 - d^2), in three stairs; the blur makes them smooth.
+    # A cylinder's depth across its width, 2 sqrt(r^2 - d^2), in three steps, which the blur smooths.
     for share, depth in ((1.0, 0.45), (0.75, 0.8), (0.45, 1.0)):
       _draw(
         layer,
@@ -279,16 +269,15 @@ def eye(seed, size=(512, 512), *, view=None, binary=False):
   Args:
     seed: whole number from 0 up; the same seed is the same eye at every size.
     size: (height, width) in pixels, at least 32 each.
-    view: "disc" (29 degrees around the disc), "macula" (45 degrees between disc and fovea), or None for the
-      seed's own.
+    view: "disc" (29 degrees around the disc), "macula" (45 degrees between disc and fovea), or None for the seed's own.
     binary: True gives a 0/255 tree (coverage >= 128) instead of coverage.
 
   Returns:
-    {"name": "phantom_00000042", "image": uint8 [height, width, 3], "tree": uint8 [height, width, 1] (255
-    times the share of each pixel that is vessel), "fov": uint8 0/255 [height, width, 1], "label": "phantom"}.
+    {"name": "phantom_00000042", "image": uint8 [height, width, 3], "tree": uint8 [height, width, 1] (255 times the share of
+    each pixel that is vessel), "fov": uint8 0/255 [height, width, 1], "label": "phantom"}.
 
   Raises:
-    ValueError: seed, size or view is impossible.
+    ValueError: an invalid seed, size or view.
   """
   height, width = _checked_size(size)
   eye_anatomy, seen = _chosen_view(seed, view)

@@ -1,4 +1,4 @@
-"""Light on a procedural retina: the fundus photograph of `retree_jax.data.phantom`, from its anatomy and its vessels' depth."""
+"""Rendering of a procedural retina: the fundus photograph of `retree_jax.data.phantom`, from its anatomy and vessel depth."""
 
 import math
 
@@ -22,8 +22,7 @@ def photograph(rng, eye_anatomy, view, x, y, artery, vein, reflex):
   side = eye_anatomy.side
   fundus = np.hypot(x - view.centre[0], y - view.centre[1]) / view.radius
 
-  # Pigmentation: from orange (blond fundus, choroid shows) to dark brown-red; exposure and camera tint vary
-  # apart.
+  # Pigmentation: from orange (blond fundus, choroid shows) to dark brown-red; exposure and camera tint vary independently.
   pigment = rng.beta(2.0, 2.0)
   red = rng.uniform(170, 235) - 35 * pigment
   green = red * (rng.uniform(0.34, 0.48) - 0.06 * pigment)
@@ -110,8 +109,8 @@ def _cloud(rng, view, x, y, side, wavelength, stretch=1.0):
   """Smooth noise, mean 0 and deviation about 1, the same at every picture size: [height, width] float32.
 
   Args:
-    wavelength: size of its spots in degrees.
-    stretch: how much longer than high the spots are.
+    wavelength: size of the spots in degrees.
+    stretch: ratio of the spots' width to their height.
   """
   half = 1.15 * view.radius
   rows, columns = (max(4, int(2 * half / wavelength)), max(4, int(2 * half / wavelength / stretch)))

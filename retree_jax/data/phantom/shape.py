@@ -10,15 +10,13 @@ import numpy as np
 
 
 def optimal_angles(r0, r1, r2):
-  """Angles of the two children against the parent's direction that cost the least work (Murray 1926, eq.
-  5-6).
+  """Angles of the two children against the parent's direction that cost the least work (Murray 1926, eq. 5-6).
 
   Args:
     r0: radius of the parent, any array shape; r1, r2: of the children.
 
   Returns:
-    (theta1, theta2) in radians, same shape: cos(theta1) = (r0^4 + r1^4 - r2^4) / (2 r0^2 r1^2), and likewise
-    theta2.
+    (theta1, theta2) in radians, same shape: cos(theta1) = (r0^4 + r1^4 - r2^4) / (2 r0^2 r1^2), and likewise theta2.
   """
   c1 = (r0**4 + r1**4 - r2**4) / (2 * r0**2 * r1**2)
   c2 = (r0**4 + r2**4 - r1**4) / (2 * r0**2 * r2**2)
@@ -31,7 +29,7 @@ def murray(rng, parent, feeds_beyond, trunk_radius):
   Args:
     rng: numpy Generator, for the tips' calibres.
     parent: int [n], -1 for a root; parents come before children.
-    feeds_beyond: bool [n]. Such a tip is no tip: it feeds retina beyond what is grown, so it is wider.
+    feeds_beyond: bool [n]; such a tip is wider, as the vessel goes on beyond the domain that is grown.
     trunk_radius: [roots], in any unit.
   """
   n = len(parent)
@@ -51,9 +49,7 @@ def murray(rng, parent, feeds_beyond, trunk_radius):
 
 
 def forks(parent, radius):
-  """Rows (node, first node of the larger child, first node of the smaller) [m, 3], and each node's larger
-  child.
-  """
+  """Rows (node, first node of the larger child, first node of the smaller) [m, 3], and each node's larger child."""
   n = len(parent)
   order = np.argsort(-radius, kind="stable")
   main = np.full(n, -1)
@@ -70,7 +66,7 @@ def forks(parent, radius):
 
 
 def smooth(position, parent, main, rounds=4):
-  """Take the kinks out of the steps; roots, forks' topology and tips stay."""
+  """Smooths the steps; roots, tips and topology stay."""
   inner = np.flatnonzero((parent >= 0) & (main >= 0))
   for _ in range(rounds):
     middle = 0.5 * (position[parent[inner]] + position[main[inner]])
@@ -80,9 +76,9 @@ def smooth(position, parent, main, rounds=4):
 
 
 def turn_forks(rng, position, parent, radius, forks, reach=4, spread=0.18):
-  """Turn the children of every fork to Murray's angles; the turn fades out over `reach` steps.
+  """Turns the children of every fork to Murray's angles; the turn fades out over `reach` steps.
 
-  Returns the new positions [n, 2] and the angles asked for [m, 2] (larger child, smaller child), radians.
+  Returns the new positions [n, 2] and the target angles [m, 2] (larger child, smaller child), radians.
   """
   at, large, small = forks.T
   before = position[at] - position[np.maximum(parent[at], 0)]
@@ -115,9 +111,7 @@ def turn_forks(rng, position, parent, radius, forks, reach=4, spread=0.18):
 
 
 def subdivide(position, parent, main, radius, segment, depth):
-  """One round of the four-point interpolating scheme (Dyn, Levin, Gregory 1987) on a tree: a node in every
-  edge.
-  """
+  """One round of the four-point interpolating scheme (Dyn, Levin, Gregory 1987) on a tree: a new node in every edge."""
   n = len(parent)
   low = np.flatnonzero(parent >= 0)
   up = parent[low]

@@ -1,25 +1,22 @@
 """Growth of a procedural retina's vessels: the anatomy behind `retree_jax.data.phantom`.
 
-Coordinates are degrees of visual angle (1 degree is about 0.3 mm of retina): x points from the optic disc to
-the temporal side, y upwards (superior), the disc's centre is the origin. Nothing here knows of pixels, so the
-same seed is the same eye at every picture size; laterality only mirrors the picture.
+Coordinates are degrees of visual angle (1 degree is about 0.3 mm of retina): x points from the optic disc to the temporal side,
+y upwards (superior), the disc's centre is the origin. Nothing depends on pixels, so the same seed is the same eye at every
+picture size; laterality only mirrors the picture.
 
-How the vessels come about, for arteries and veins each:
+Steps, for arteries and veins each:
 
-1. Four-quadrant trunks leave the disc: superior and inferior temporal arcades around the fovea, nasal
-   branches.
-2. Space colonisation (Runions et al., "Modeling and visualization of leaf venation patterns", SIGGRAPH 2005;
-   "Modeling trees with a space colonization algorithm", 2007) fills the retina in three passes from coarse to
-   fine: every attractor pulls its nearest vessel, and dies when a vessel of its kind is near, which keeps
-   vessels of one kind apart; veins also avoid arteries' places, so that the two interleave, but they may
-   cross.
-3. Calibres follow Murray's law from the tips to the disc, r0^3 = r1^3 + r2^3 (Murray, "The physiological
-   principle of minimum work", PNAS 12, 1926), scaled to the trunk's calibre. Space gives the asymmetry of
-   every bifurcation.
-4. Branching angles are turned to the optimum of the same principle (Murray, "The physiological principle of
-   minimum work applied to the angle of branching of arteries", J. Gen. Physiol. 9, 1926), with a random
-   spread.
-5. Interpolating subdivision makes curves of the steps; a smooth random warp makes them tortuous.
+1. Trunks leave the disc into four quadrants: superior and inferior temporal arcades around the fovea, nasal branches.
+2. Space colonisation (Runions et al., "Modeling and visualization of leaf venation patterns", SIGGRAPH 2005; "Modeling trees
+   with a space colonization algorithm", 2007) fills the retina in three passes from coarse to fine: every attractor pulls its
+   nearest vessel, and is removed when a vessel of its kind is near, which keeps vessels of one kind apart. Veins also avoid the
+   places of arteries, so that the two interleave, but they may cross.
+3. Calibres follow Murray's law from the tips to the disc, r0^3 = r1^3 + r2^3 (Murray, "The physiological principle of minimum
+   work", PNAS 12, 1926), scaled to the trunk's calibre. The asymmetry of a bifurcation follows from the space that each child
+   fills.
+4. Branching angles are turned to the optimum of the same principle (Murray, "The physiological principle of minimum work
+   applied to the angle of branching of arteries", J. Gen. Physiol. 9, 1926), with a random spread.
+5. Interpolating subdivision turns the steps into curves; a smooth random warp makes them tortuous.
 """
 
 import dataclasses
@@ -50,11 +47,9 @@ class Vessels:
     radius: float64 [n], half calibre of the vessel between `parent` and the node, degrees.
     segment: int [n], nodes of one unbranched vessel piece share a number.
     depth: int [n], number of steps from the root.
-    bifurcations: int [m, 3], rows (node before the fork, first node of the larger child, of the smaller
-      child).
-    angle: float64 [m, 2], the children's angles against the parent that were asked for at each fork, radians.
-    coarse: int, the first `coarse` nodes are those that grew; the others were put between them by
-      subdivision.
+    bifurcations: int [m, 3], rows (node before the fork, first node of the larger child, of the smaller child).
+    angle: float64 [m, 2], target angles of the children against the parent at each fork, radians.
+    coarse: int, the first `coarse` nodes were grown; the others were inserted by subdivision.
   """
 
   kind: str
@@ -76,9 +71,7 @@ def _along(points, step=STEP):
 
 
 def _branch(rng, origin, heading, side, length):
-  """A first-order branch that leaves a trunk at `origin` and ends up running along `heading` (radians, 90
-  is up).
-  """
+  """A first-order branch from `origin` on a trunk, about along `heading` (radians; pi / 2 is up)."""
   reach = np.linspace(0, 1, 5) ** 1.4 * length
   bend = heading + math.radians(rng.normal(0, 9)) * np.linspace(-1, 1, 5)
   x = origin[0] + np.cumsum(np.diff(reach, prepend=0) * np.cos(bend))
@@ -87,9 +80,7 @@ def _branch(rng, origin, heading, side, length):
 
 
 def _trunks(rng, kind, fovea):
-  """The vessels that every retina has: node positions [n, 2] and parents [n], two trees of several branches
-  each.
-  """
+  """The vessels that every retina has: node positions [n, 2] and parents [n], two trees of several branches each."""
   position, parent = [], []
   artery = kind == "artery"
   start = rng.normal((-0.6 if artery else -0.1, 0.0), (0.25, 0.2))
@@ -118,7 +109,7 @@ def _trunks(rng, kind, fovea):
     ]
     controls = np.array([(x, start[1] + y * side + fovea[1] * max(x, 0) / fovea[0]) for x, y in controls])
     arcade = _along(controls)
-    # Beyond a random point past its crest the arcade has no course of its own: it divides as space asks.
+    # Beyond a random point past its crest the arcade ends, and space colonisation continues it.
     arcade = arcade[arcade[:, 0] < rng.uniform(11, 24)]
     base = attach(arcade, -1)
 
@@ -140,7 +131,7 @@ def _trunks(rng, kind, fovea):
 
 
 def _attractors(rng, spacing, fovea, hollow):
-  """Jittered grid of points in the domain that ask for blood, none within `hollow` degrees of the fovea."""
+  """Attractors: a jittered grid of points in the domain, none within `hollow` degrees of the fovea."""
   cx, cy, ax, ay = DOMAIN
   x, y = np.meshgrid(np.arange(cx - ax, cx + ax, spacing), np.arange(cy - ay, cy + ay, spacing * 0.866))
   x = x + (np.arange(len(x)) % 2)[:, None] * spacing / 2
@@ -152,16 +143,14 @@ def _attractors(rng, spacing, fovea, hollow):
 
 
 def _flow(points, fovea):
-  """Where vessels run on the whole, unit vectors [n, 2]: towards the fovea inside the arcades, else away
-  from the disc.
-  """
+  """General direction of vessels, unit vectors [n, 2]: towards the fovea inside the arcades, else away from the disc."""
   inside = ((points[:, 0] - fovea[0] + 2) / 10.0) ** 2 + ((points[:, 1] - fovea[1]) / 7.0) ** 2 < 1
   flow = np.where(inside[:, None], np.asarray(fovea) - points, points - np.clip(points[:, :1] * [0.6, 0], 0, 7))
   return flow / np.maximum(np.hypot(*flow.T), 1e-9)[:, None]
 
 
 class _Forest:
-  """Growing arrays of one kind of vessels."""
+  """Arrays that hold one kind of vessels while they grow."""
 
   def __init__(self, position, parent, room=9000):
     n = len(position)
@@ -177,7 +166,7 @@ class _Forest:
     self.heading[:n][parent < 0] = (0, 1)
 
   def colonise(self, rng, goals, kill, share, fovea, hollow):
-    """Grow towards the goals until all are reached or no vessel can get nearer; one pass, in place."""
+    """Grows towards the goals (attractors) until all are reached or no vessel can get nearer; one pass, in place."""
     sprout = rng.random(len(self.parent)) < share
     dead = np.zeros(len(self.parent), bool)
     first_new = self.n
@@ -199,7 +188,7 @@ class _Forest:
       distance = cdist(goals, self.position[nodes])
       nearest = distance.argmin(1)
       pull = (goals - self.position[nodes[nearest]]) / np.maximum(distance.min(1), 1e-9)[:, None]
-      # A goal beside or behind a vessel is none: tips that turn back would curl.
+      # Ignore goals beside or behind a vessel: tips that turn back would curl.
       ahead = (pull * self.heading[nodes[nearest]]).sum(1)
       pull[ahead < np.where(self.children[nodes[nearest]] == 0, 0.35, 0.0)] = 0
       total = np.zeros((len(nodes), 2))
@@ -236,7 +225,7 @@ class _Forest:
 
 
 def _pruned(position, parent, shortest=4):
-  """Without twigs of fewer than `shortest` steps, which are buds and not vessels."""
+  """Removes twigs of fewer than `shortest` steps."""
   while True:
     n = len(parent)
     children = np.bincount(parent[parent >= 0], minlength=n)
@@ -266,7 +255,7 @@ def _pruned(position, parent, shortest=4):
 
 
 def grow_kind(rng, kind, fovea, occupied=None, tortuosity=0.035, trunk_radius=(0.3, 0.3)):
-  """Grow all arteries or all veins of one eye.
+  """Grows all arteries or all veins of one eye.
 
   Args:
     rng: numpy Generator.
