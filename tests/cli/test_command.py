@@ -71,7 +71,7 @@ def test_bad_input_exits_with_2_and_one_sentence(arguments, words, monkeypatch, 
 
 def test_the_exit_code_of_a_command_is_passed_on(monkeypatch, capsys):
   assert run(monkeypatch, "reproduce", "--labelled=nowhere", "--out=x") == 2
-  assert capsys.readouterr().err == "error: nowhere is no folder: name existing ones\n"
+  assert capsys.readouterr().err == "error: nowhere is not a folder: give existing folders\n"
 
 
 def test_train_and_sample_in_an_empty_folder_with_a_built_in_config(tmp_path, monkeypatch, capsys):
