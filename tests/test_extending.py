@@ -1,4 +1,4 @@
-"""The Python files on docs/extending.md, written to disk, add a network, a sampler and a sixth stage that trains and resumes."""
+"""The Python files on docs/extending.md are written to disk: they add a network, a sampler and a sixth stage, which trains."""
 
 import json
 import os
