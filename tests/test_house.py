@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -172,3 +173,10 @@ def test_only_models_know_flax_and_the_default_path_neither_tensorflow_nor_pytor
     assert name.partition(".")[0] == "models" or "flax" not in everywhere, f"{name} imports Flax"
     assert not {"tensorflow", "torch"} & packages(tree.body), f"{name} imports TensorFlow or PyTorch when it is imported"
   assert {"flax", "torch", "jax"} <= seen
+
+
+def test_the_map_in_contributing_has_the_same_order():
+  rows = re.findall(r"^\| (`.*?) \|", (small.ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+  shown = [name.removesuffix(".py").strip("/") for row in rows for name in re.findall(r"`([\w/.]+)`", row)]
+  commands = ("main", "generate", "evaluate", "convert", "demo")
+  assert shown == ["__main__", *commands, *(room for room in reversed(ROOMS) if room not in ("__main__", *commands))]
