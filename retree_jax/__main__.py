@@ -47,7 +47,7 @@ _EXIT_CODES = """Exit codes:
   1    the run failed (a full disk, too little memory, a loss that is not finite)
   2    bad input: a flag, a config field, a file
   130  stopped with Ctrl-C
-  143  stopped by SIGTERM before the run was complete; rerun the same command to resume
+  143  stopped by SIGTERM (129: SIGHUP) before the run was complete; rerun the same command to resume
 
 RETREE_JAX_TRACEBACK=1 shows where an error was raised."""
 
