@@ -1,7 +1,7 @@
 """The whole chain, from folders of eyes to a report.
 
-    python -m experiments.reproduce --labelled data/CHASE_DB1,data/HRF --photographs data/IDRiD --out runs/chain
-    python -m experiments.reproduce --out runs/phantom --preset tiny            # no data: phantom retinas, CPU minutes
+    retree-jax reproduce --labelled data/CHASE_DB1,data/HRF --photographs data/IDRiD --out runs/chain
+    retree-jax reproduce --out runs/phantom --preset tiny            # no data: phantom retinas, CPU minutes
 
 segmenter → labels for the photographs that have none → tree stage → tree filter → fundus stage → super-resolution →
 generated set → report and validation. Every step is one of the project's own commands and is printed before it runs. Rerunning
@@ -118,7 +118,7 @@ def plan(args) -> list[Step]:
       generated,
       *preset["validation"],
     )
-    steps.append(Step("validation", ("-m", "experiments.validation", *flags, "--out", str(out / "validation"))))
+    steps.append(Step("validation", ("-m", f"{__package__}.validation", *flags, "--out", str(out / "validation"))))
   return steps
 
 
@@ -228,7 +228,7 @@ def _budget(text: str) -> dict[str, float]:
 
 def parser() -> argparse.ArgumentParser:
   """The flags."""
-  p = argparse.ArgumentParser(prog="python -m experiments.reproduce", description=__doc__.split("\n\n")[0])
+  p = argparse.ArgumentParser(prog="retree-jax reproduce", description=__doc__.split("\n\n")[0])
   folders = lambda text: [os.path.expanduser(part) for part in text.split(",") if part]  # noqa: E731
   p.add_argument(
     "--labelled", type=folders, default=[], help="folders of pairs (images/, masks/), comma-separated; default: phantom"
@@ -240,7 +240,7 @@ def parser() -> argparse.ArgumentParser:
   p.add_argument("--num", type=int, default=0, help="pairs to generate (default: the preset's)")
   p.add_argument("--seed", type=int, default=0, help="seed of the trainings")
   p.add_argument("--vgg19", default="", help="VGG19 weights (.pth, .h5, .npz) for the perceptual loss")
-  p.add_argument("--validate", action="store_true", help="also run experiments.validation on the generated set")
+  p.add_argument("--validate", action="store_true", help="also run `retree-jax validate` on the generated set")
   p.add_argument("--piece_minutes", type=float, default=0, help="save and stop after this many minutes")
   return p
 

@@ -2,13 +2,15 @@
 
     python -m experiments.ship tree=runs/chain/tree fundus=runs/chain/fundus superres=runs/chain/superres
 
-Afterwards `retree_jax.checkpoint.load("tree")` and `python -m retree_jax.generate --num 16 --out out` use them. The latest
-checkpoint of each run is exported unless --step selects another. Folders in the config are reduced to their last component, so
+Afterwards `retree_jax.checkpoint.load("tree")` and `retree-jax generate --num 16 --out out` use them. The latest checkpoint
+of each run is exported unless --step selects another. Folders in the config are reduced to their last component, so
 that no path of the training machine is published. The bounds of a tree filter and the vessel threshold of super-resolution are
-chosen here, on the data that the run's config names.
+chosen here, on the data that the run's config names. --cards names a JSON file {NAME: {"data": ..., "licence": ..., "scores":
+[...]}} with what `retree-jax info` shows of the weights, see `retree_jax.cli.info.model`.
 """
 
 import argparse
+import json
 import pathlib
 import re
 import sys
@@ -16,7 +18,8 @@ import sys
 import retree_jax
 from experiments.benchmarks import superres
 from retree_jax import checkpoint
-from retree_jax.cli import errors
+from retree_jax.cli import errors, info
+from retree_jax.data import writing
 from retree_jax.inference import tree_filter
 
 WEIGHTS = pathlib.Path(retree_jax.__file__).parent / "weights"
@@ -31,8 +34,9 @@ def without_paths(value):
   return value
 
 
-def ship(name: str, path, step="latest", folder=WEIGHTS, sampler=None) -> int:
-  """Exports the run in `path` to folder/name, with changed fields of `config.sampler` if given. Returns the size in bytes."""
+def ship(name: str, path, step="latest", folder=WEIGHTS, sampler=None, card=None) -> int:
+  """Exports the run in `path` to folder/name, with changed fields of `config.sampler` and a card if given. Returns the size in
+  bytes."""
   loaded = checkpoint.load(path, step=step)
   given = loaded.config.copy_and_resolve_references()
   loaded.config.update(without_paths(loaded.config.to_dict()))
@@ -49,6 +53,9 @@ def ship(name: str, path, step="latest", folder=WEIGHTS, sampler=None) -> int:
   (out / "commit_success.txt").write_text("Checkpoint commit was successful\n")
   if given.stage == "filter":
     tree_filter.choose_bounds(out, given)
+  if card is not None:
+    fields = {field: card[field] for field in ("data", "licence", "scores")}
+    writing.write_json(out / info.CARD, {"checkpoint": checkpoint.load(out).identity(), **fields})
   return sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
 
 
@@ -58,13 +65,15 @@ def main() -> None:
   p.add_argument("runs", nargs="+", metavar="NAME=WORKDIR", help="name of the weights and the run they come from")
   p.add_argument("--step", default="latest", help="checkpoint: latest, best or a step")
   p.add_argument("--guidance", type=float, help="default guidance scale of the fundus stage, instead of the config's")
+  p.add_argument("--cards", help="JSON file of the models' data, licences and scores")
   args = p.parse_args()
+  cards = json.loads(pathlib.Path(args.cards).read_text()) if args.cards else {}
   for pair in args.runs:
     name, _, path = pair.partition("=")
     if not re.fullmatch(r"[a-z0-9_]+", name) or not path:
       raise ValueError(f"{pair!r} is not NAME=WORKDIR: write for example tree=runs/tree")
     changes = {"guidance": args.guidance} if args.guidance is not None and name == "fundus" else {}
-    print(f"{name}: {ship(name, path, args.step, sampler=changes) / 2**20:.1f} MiB", flush=True)
+    print(f"{name}: {ship(name, path, args.step, sampler=changes, card=cards.get(name)) / 2**20:.1f} MiB", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What generated pairs add to a few labelled eyes: segmenters trained with equal numbers of steps, tested on real eyes.
 
-    python -m experiments.validation --real PATH --generated data/retree --test PATH --out runs/validation
+    retree-jax validate --real PATH --generated data/retree --test PATH --out runs/validation
 
 The arms share one network and one number of optimizer steps:
 
@@ -31,11 +31,9 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from retree_jax import checkpoint
-from retree_jax.cli import cpu, errors
+from retree_jax.cli import config_files, cpu, errors
 from retree_jax.config import defaults
 from retree_jax.data import sources, writing
-from retree_jax.inference import segmenter
 from retree_jax.metrics.intervals import mean_with_interval
 
 ARMS = ("real", "generated", "both", "finetune", "real_strong")
@@ -158,7 +156,7 @@ def run(plan: Plan, config, out, deadline: float = float("inf")) -> dict:
 
 def _finish(plan, arm, seed, config, tests, out, deadline) -> bool:
   """Trains and scores one arm with one seed unless that is done. Returns False if the deadline has passed."""
-  from retree_jax import train
+  from retree_jax import checkpoint, train
 
   scores = out / "scores" / f"{arm}-{seed}.json"
   if scores.exists():
@@ -203,6 +201,8 @@ class _First:
 
 def _scored(loaded, source) -> dict:
   """Means over the photographs for each protocol, and the F1 score of every photograph."""
+  from retree_jax.inference import segmenter  # here, so that --help answers without JAX
+
   full = segmenter.score_source(loaded, source)
   means = {p: {m: full[p]["all"]["per_image"][m]["mean"] for m in _METRICS} for p in segmenter.PROTOCOLS}
   return {**means, "images": {name: f1["native"] for name, f1 in full["images"].items()}}
@@ -210,6 +210,8 @@ def _scored(loaded, source) -> dict:
 
 def _claim(out, plan, config) -> None:
   """Checks that a folder holds this experiment or none; seeds and arms may be added later."""
+  from retree_jax import checkpoint
+
   facts = dataclasses.asdict(plan) | {"config": checkpoint.to_json(config)}
   facts = {k: v for k, v in json.loads(json.dumps(facts)).items() if k not in ("arms", "seeds")}
   path = out / "experiment.json"
@@ -230,6 +232,8 @@ def collect(plan: Plan, out: pathlib.Path) -> dict:
   The standard deviation is over seeds. The gain is the mean over photographs of the difference in F1 (native protocol),
   averaged for each photograph over the seeds that both arms have, with a 95 % bootstrap interval over photographs.
   """
+  from retree_jax.inference import segmenter
+
   done = {}
   for arm in plan.arms:
     for seed in plan.seeds:
@@ -355,7 +359,7 @@ def define_flags() -> flags.FlagValues:
   """The command's flags."""
   f = flags.FlagValues()
   config_flags.DEFINE_config_file(
-    "config", "configs/segmentation.py:cpu", "Config of the segmenters.", lock_config=True, flag_values=f
+    "config", config_files.find("segmentation:cpu"), "Config of the segmenters.", lock_config=True, flag_values=f
   )
   flags.DEFINE_multi_string("real", [], "Real pairs to train on; repeat it to run the experiment with each.", flag_values=f)
   flags.DEFINE_string("generated", None, "Generated pairs.", flag_values=f)
@@ -368,17 +372,13 @@ def define_flags() -> flags.FlagValues:
   flags.DEFINE_integer(
     "fidelity", 50, "Number of generated photographs for the label fidelity; 0 = none.", lower_bound=0, flag_values=f
   )
-  flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=f)
   return f
 
 
 def main() -> None:
   """Runs the experiment for each `--real`, prints the tables."""
   f = define_flags()
-  errors.parse(f, sys.argv)
-  if f.help:
-    print(f"{__doc__}\n{f.get_help()}")
-    return
+  errors.parse(f, sys.argv, __doc__)
   if not f.real or not f.generated:
     raise ValueError("--real or --generated is missing: name a folder of real pairs and a folder of generated pairs")
   cpu.dispatch_inline()

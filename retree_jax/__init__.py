@@ -1,7 +1,8 @@
 """Labelled retinal photographs from diffusion models, and what they are worth.
 
-Importing the package imports nothing heavy; take what you need: `retree_jax.checkpoint.load`, `retree_jax.generate`,
-`retree_jax.train`, `retree_jax.metrics.segmentation`, ...
+Importing the package alone does not import JAX. Its modules are imported when they are first used:
+`retree_jax.checkpoint.load`, `retree_jax.generate.pairs`, `retree_jax.train.train`, `retree_jax.metrics.segmentation.scores`.
+`retree-jax --help` lists the commands.
 """
 
 import importlib

@@ -1,10 +1,10 @@
-"""The original's published PyTorch checkpoints as checkpoints of ours.
+"""Converts the PyTorch checkpoints of the original ReTree.
 
-    python -m retree_jax.convert --config configs/tree.py:paper --torch tree.pth.tar --out runs/original_tree
-    python -m retree_jax.convert --config configs/fundus.py:paper --torch fundus.pth.tar --out runs/original_fundus
-    python -m retree_jax.generate --tree runs/original_tree --fundus runs/original_fundus --num 16 --out out
+    retree-jax convert --config tree:paper --torch tree.pth.tar --out runs/original_tree
+    retree-jax convert --config fundus:paper --torch fundus.pth.tar --out runs/original_fundus
+    retree-jax generate --tree runs/original_tree --fundus runs/original_fundus --num 16 --out out
 
-Reads tensors alone, so a file cannot run code. Needs PyTorch: pip install 'retree-jax[torch]'.
+Only tensors are read, so that a file cannot run code. Needs PyTorch: pip install 'retree-jax[torch]'.
 """
 
 import sys
@@ -15,24 +15,26 @@ from ml_collections import config_flags
 
 from retree_jax.cli import cpu, errors
 
-_FLAGS = flags.FlagValues()  # its own, so that importing this module leaves the flags of others alone
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "configs/STAGE.py:paper, which says how the weights were trained.", flag_values=_FLAGS
-)
-_TORCH = flags.DEFINE_string("torch", None, "The original's .pth.tar file.", flag_values=_FLAGS)
-_OUT = flags.DEFINE_string("out", None, "New folder for the checkpoint.", flag_values=_FLAGS)
+
+def define_flags() -> flags.FlagValues:
+  """The command's flags."""
+  f = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", None, "STAGE:paper: how the weights were trained.", flag_values=f)
+  flags.DEFINE_string("torch", None, "The original's .pth.tar file.", flag_values=f)
+  flags.DEFINE_string("out", None, "New folder for the checkpoint.", flag_values=f)
+  return f
 
 
 def convert(config: ml_collections.ConfigDict, path, out) -> None:
   """Writes a float32 checkpoint that `retree_jax.checkpoint.load` reads.
 
   Args:
-    config: of the stage that the weights are of; its `model` is replaced by what the file's shapes say.
+    config: config of the weights' stage; its `model` is replaced by the settings that the shapes in the file imply.
     path: the `.pth.tar` file.
     out: new folder.
 
   Raises:
-    ValueError: the file is not the original's, or its network is of another stage than the config.
+    ValueError: the file is not a checkpoint of the original, or its network belongs to another stage than the config.
     ModuleNotFoundError: PyTorch is not installed.
   """
   import jax.numpy as jnp
@@ -50,16 +52,16 @@ def convert(config: ml_collections.ConfigDict, path, out) -> None:
   if is_filter != (config.stage == "filter"):
     raise ValueError(
       f"{path} holds a {settings['name']}, which the {config.stage} stage does not use: give "
-      f"--config configs/{'filter' if is_filter else 'tree'}.py:paper"
+      f"--config {'filter' if is_filter else 'tree'}:paper"
     )
   if not is_filter:
     target = num_channels(config.data.target)
     given = target + num_channels(config.data.condition)
-    takes = params["initial_conv"]["kernel"].shape[2]
-    if settings["out_channels"] != target or takes != given:
+    in_channels = params["initial_conv"]["kernel"].shape[2]
+    if settings["out_channels"] != target or in_channels != given:
       raise ValueError(
-        f"{path} makes {settings['out_channels']} channels, the {config.stage} stage {target}: give the "
-        "config of the stage that the weights were trained for"
+        f"the network in {path} has {in_channels} input and {settings['out_channels']} output channels, the {config.stage} "
+        f"stage {given} and {target}: give the config of the stage that the weights were trained for"
       )
   config.unlock()
   config.model = ml_collections.ConfigDict({k: v for k, v in settings.items() if k != "out_channels"})
@@ -69,13 +71,14 @@ def convert(config: ml_collections.ConfigDict, path, out) -> None:
 
 
 def main() -> None:
-  """Parses the flags and converts."""
-  errors.parse(_FLAGS, sys.argv)
-  for flag, value in (("--config", _CONFIG.value), ("--torch", _TORCH.value), ("--out", _OUT.value)):
-    if value is None:
-      raise ValueError(f"{flag} is missing; see --help")
-  convert(_CONFIG.value, _TORCH.value, _OUT.value)
-  print(f"wrote {_OUT.value}", flush=True)
+  """Parses the flags in `sys.argv` and converts."""
+  f = define_flags()
+  errors.parse(f, sys.argv, __doc__)
+  for name in ("config", "torch", "out"):
+    if f[name].value is None:
+      raise ValueError(f"--{name} is missing; see --help")
+  convert(f.config, f.torch, f.out)
+  print(f"wrote {f.out}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Compares generated pairs with real ones, and writes a report that people and scripts can read.
 
-    python -m retree_jax.evaluate --generated data/retree --real data/CHASE_DB1 --out report
-    python -m retree_jax.evaluate --generated data/retree --real data/CHASE_DB1 --train data/CHASE_DB1 --out report
-    python -m retree_jax.evaluate --generated data/retree --real HELD_OUT --train TRAINED_ON --segmenter runs/segment
+    retree-jax evaluate --generated data/retree --real data/CHASE_DB1 --out report
+    retree-jax evaluate --generated data/retree --real data/CHASE_DB1 --train data/CHASE_DB1 --out report
+    retree-jax evaluate --generated data/retree --real HELD_OUT --train TRAINED_ON --segmenter runs/segment
         --features inception --feature_weights inception.npz --out report
 
 Writes report.html (one file, with pictures), report.md and report.json; `retree_jax.report.files` describes their contents.
@@ -72,11 +72,8 @@ def define_flags() -> flags.FlagValues:
 
 def main(argv: list[str] | None = None) -> None:
   """Parses the flags, compares the sets and writes the report."""
-  argv = sys.argv if argv is None else argv
   f = define_flags()
-  rest = errors.parse(f, argv)
-  if rest[1:]:
-    raise ValueError(f"{rest[1]!r} does not belong to a flag: write --generated DIR --real DIR; see --help")
+  errors.parse(f, sys.argv if argv is None else argv, __doc__)
   for name in ("generated", "real"):
     if not f[name].value:
       raise ValueError(f"--{name} is missing: give the folder of {name} pairs, with images/ and masks/ inside")

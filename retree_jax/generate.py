@@ -1,13 +1,13 @@
-"""The product's main job: seeds → trees → filter → photographs → super-resolution → a labelled data set on disk.
+"""Generates a labelled data set: seeds → trees → filter → photographs → super-resolution → files.
 
-    python -m retree_jax.generate --num 16 --out out                                  # the shipped models
-    python -m retree_jax.generate --tree runs/tree --fundus runs/fundus --num 1000 --out data/retree
-    python -m retree_jax.generate --trees FOLDER --fundus runs/fundus --out painted   # paint your own trees
-    python -m retree_jax.generate --tree runs/tree --num 500 --out trees              # trees alone
+    retree-jax generate --num 16 --out out                                  # the shipped models
+    retree-jax generate --tree runs/tree --fundus runs/fundus --num 1000 --out data/retree
+    retree-jax generate --trees FOLDER --fundus runs/fundus --out painted   # paint your own trees
+    retree-jax generate --tree runs/tree --num 500 --out trees              # trees alone
 
-Pair k is a function of (models, settings, seed, k): not of the batch, the number of devices or hosts, or a
-restart. Rerunning the command continues it. `pairs` does the same on arrays, for notebooks;
-`retree_jax.inference.dataset_writer` writes.
+Pair k depends on the models, the settings, the seed and k alone; the batch size, the number of devices or hosts and restarts
+do not change it. Rerunning the command continues it. `python -m retree_jax.generate` is the same command. In a notebook,
+`retree_jax.generate.pairs` returns arrays.
 """
 
 import importlib
@@ -23,14 +23,14 @@ _NOTEBOOK = ("Generator", "Models", "load_models", "pairs", "tilts", "MAX_ATTEMP
 
 
 def __getattr__(name: str):
-  """`retree_jax.generate.load_models` and its like, from `inference.pairs`, loaded at their first use."""
+  """`retree_jax.generate.load_models` and the others of `_NOTEBOOK`, imported from `inference.pairs` at their first use."""
   if name in _NOTEBOOK:
     return getattr(importlib.import_module("retree_jax.inference.pairs"), name)
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def define_flags() -> flags.FlagValues:
-  """The command's flags, apart from absl's global ones: other commands of the project have flags of these names."""
+  """The command's flags, separate from absl's global ones: other commands of the project have flags of the same names."""
   f = flags.FlagValues()
   for name, text in (
     ("tree", "Workdir or name of the tree stage."),
@@ -41,21 +41,23 @@ def define_flags() -> flags.FlagValues:
     ("coordinator", "host:port of process 0, for clusters that JAX does not recognise."),
   ):
     flags.DEFINE_string(name, None, text, flag_values=f)
-  flags.DEFINE_string("out", "out", "Folder to write; a bucket will do.", flag_values=f)
+  flags.DEFINE_string("out", "out", "Folder to write to, local or a bucket.", flag_values=f)
   flags.DEFINE_integer(
     "num", None, "Number of pairs (default 16, or all of --trees).", lower_bound=1, upper_bound=_MAX_NUM, flag_values=f
   )
-  flags.DEFINE_integer("seed", 0, "Root of the randomness.", lower_bound=0, upper_bound=2**32 - 1, flag_values=f)
-  flags.DEFINE_enum("format", "png", ["png", "tfds"], "PNG folders, or a TFDS data set of ArrayRecord shards.", flag_values=f)
+  flags.DEFINE_integer("seed", 0, "Root of all randomness.", lower_bound=0, upper_bound=2**32 - 1, flag_values=f)
+  flags.DEFINE_enum("format", "png", ["png", "tfds"], "PNG folders, or a TFDS data set in ArrayRecord files.", flag_values=f)
   flags.DEFINE_float(
-    "filter_threshold", None, "Least filter score; by default the one chosen on the filter's validation data.", flag_values=f
+    "filter_threshold",
+    None,
+    "Keep trees that score at least this (default: chosen on the filter's validation data).",
+    flag_values=f,
   )
   flags.DEFINE_float("guidance", None, "Guidance scale of the fundus stage.", lower_bound=0.0, flag_values=f)
   flags.DEFINE_integer("steps", None, "Sampler steps of the diffusion stages.", lower_bound=1, flag_values=f)
   flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "Join the processes of a multi-host job.", flag_values=f)
   flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.", flag_values=f)
   flags.DEFINE_integer("process_id", None, "With --coordinator: rank of this process.", flag_values=f)
-  flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=f)
   return f
 
 
@@ -69,12 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ValueError: bad flags, models or folders.
   """
   f = define_flags()
-  rest = errors.parse(f, list(sys.argv if argv is None else argv))
-  if f.help:
-    print(f"{__doc__}\n{f.get_help()}")
-    return
-  if len(rest) > 1:
-    raise ValueError(f"{rest[1]!r} is no flag: write --flag=value, see --help")
+  errors.parse(f, sys.argv if argv is None else argv, __doc__)
   from retree_jax import sharding
   from retree_jax.inference import dataset_writer
 
@@ -86,12 +83,12 @@ def main(argv: Sequence[str] | None = None) -> None:
   if f.trees:
     for name in ("tree", "filter"):
       if f[name].value:
-        raise ValueError(f"--{name} serves to draw trees, and --trees gives them: leave one of the two out")
+        raise ValueError(f"--{name} is for sampling trees, but --trees gives them: leave one of the two out")
     paths |= {"tree": None, "filter_path": None}
   if f.filter_threshold is not None and not paths["filter_path"]:
-    raise ValueError("--filter_threshold is that of a tree filter, and there is none: give --filter, or leave it out")
+    raise ValueError("--filter_threshold needs a tree filter: give --filter, or leave --filter_threshold out")
   if f.guidance is not None and not paths["fundus"]:
-    raise ValueError("--guidance is that of the fundus stage, and there is none: give --fundus, or leave it out")
+    raise ValueError("--guidance needs a fundus stage: give --fundus, or leave --guidance out")
   dataset_writer.write(
     paths,
     out=f.out,

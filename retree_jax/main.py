@@ -1,8 +1,13 @@
-"""The command line of the stages: train, sample, evaluate.
+"""The stages: train one, sample from it, evaluate it.
 
+    retree-jax train  --config STAGE[:VARIANT] [--workdir DIR] [--config.FIELD=VALUE ...]
+    retree-jax sample --config STAGE[:VARIANT] [--workdir DIR] [--num N | --input FOLDER] [--out DIR]
     python -m retree_jax.main --config configs/STAGE.py[:VARIANT] [--workdir DIR] [--mode train|sample|evaluate]
 
-This file is short on purpose: what it calls can be imported, tested and used from a notebook.
+STAGE is a built-in config, such as tree or fundus (`retree-jax info` lists them and their variants), or the path of a
+config file. --config.FIELD=VALUE changes any field of the config. Rerunning a training resumes it.
+
+This file only reads flags; `retree_jax.cli.stages` does the work and can be used from a notebook.
 """
 
 import sys
@@ -12,61 +17,82 @@ from ml_collections import config_flags
 
 from retree_jax.cli import cpu, errors
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, configs/STAGE.py[:VARIANT].", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (default runs/STAGE); a bucket will do.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "evaluate"], "What to do.")
-_NUM = flags.DEFINE_integer("num", None, "--mode sample: number of samples.", lower_bound=1)
-_SEED = flags.DEFINE_integer(
-  "seed", None, "Root of all randomness, for config.seed (train) or config.sampler.seed.", lower_bound=0
-)
-_OUT = flags.DEFINE_string("out", None, "--mode sample: folder to write to (default WORKDIR/samples).")
-_INPUT = flags.DEFINE_string(
-  "input",
-  None,
-  "--mode sample: folder of photographs to label (segmentation), of pairs to "
-  "enlarge (superres), or of trees to paint (fundus).",
-)
-_STEP = flags.DEFINE_string("step", "best", "--mode sample: checkpoint to use, 'best', 'latest' or a step.")
-_DISTRIBUTED = flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "Join the processes of a multi-host job.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, for clusters that JAX does not recognise.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: rank of this process.")
+_MODES = ("train", "sample", "evaluate")
 
 
-def main() -> None:
-  """Parses the flags and does what --mode says."""
-  errors.parse(flags.FLAGS, sys.argv)
-  if _CONFIG.value is None:
-    raise ValueError("--config is missing: give for example --config configs/tree.py:tiny")
-  import jax
+def define_flags(mode: str | None = None) -> flags.FlagValues:
+  """The flags of one mode, or those of all modes and --mode itself."""
+  f = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", None, "STAGE[:VARIANT], or a config file.", lock_config=True, flag_values=f)
+  flags.DEFINE_string("workdir", None, "Folder of the run (default runs/STAGE), local or a bucket.", flag_values=f)
+  flags.DEFINE_integer(
+    "seed",
+    None,
+    "Root of all randomness; sets config.seed (train) or config.sampler.seed (sample).",
+    lower_bound=0,
+    flag_values=f,
+  )
+  if mode is None:
+    flags.DEFINE_enum("mode", "train", _MODES, "What to do.", flag_values=f)
+  if mode != "train":
+    only = "" if mode else "--mode sample: "
+    flags.DEFINE_integer("num", None, f"{only}Number of samples (default 16, or all inputs).", lower_bound=1, flag_values=f)
+    flags.DEFINE_string("out", None, f"{only}Folder to write to (default WORKDIR/samples).", flag_values=f)
+    flags.DEFINE_string(
+      "input",
+      None,
+      f"{only}Folder of photographs to segment (segmentation), of pairs to enlarge (superres), or of trees to paint (fundus).",
+      flag_values=f,
+    )
+    flags.DEFINE_string("step", "best", f"{only}Checkpoint to use: best, latest or a step.", flag_values=f)
+  flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "Join the processes of a multi-host job.", flag_values=f)
+  flags.DEFINE_string("coordinator", None, "host:port of process 0, for clusters that JAX does not recognise.", flag_values=f)
+  flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.", flag_values=f)
+  flags.DEFINE_integer("process_id", None, "With --coordinator: rank of this process.", flag_values=f)
+  return f
 
+
+def train() -> None:
+  """`retree-jax train`."""
+  main("train")
+
+
+def sample() -> None:
+  """`retree-jax sample`."""
+  main("sample")
+
+
+def main(mode: str | None = None) -> None:
+  """Parses the flags in `sys.argv`, where ml_collections looks for fields of the config, and trains, samples or evaluates.
+
+  Args:
+    mode: "train", "sample" or "evaluate"; by default what --mode says.
+
+  Raises:
+    ValueError: bad flags, config, workdir or data.
+  """
+  f = define_flags(mode)
+  errors.parse(f, sys.argv, __doc__)
+  if f.config is None:
+    raise ValueError("--config is missing: give for example --config tree:tiny")
   from retree_jax import sharding
   from retree_jax.cli import stages
 
+  flags.FLAGS(sys.argv[:1])  # Grain's workers read the global flags
   cpu.dispatch_inline()
-  jax.config.parse_flags_with_absl()
-  sharding.initialize_distributed(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-  config = _CONFIG.value
-  workdir = _WORKDIR.value or f"runs/{config.stage}"
-  if _MODE.value == "train":
-    if _SEED.value is not None:
-      config.seed = _SEED.value
+  sharding.initialize_distributed(f.distributed, f.coordinator, f.num_processes, f.process_id)
+  config, mode = f.config, mode or f.mode
+  workdir = f.workdir or f"runs/{config.stage}"
+  if mode == "train":
+    if f.seed is not None:
+      config.seed = f.seed
     stages.train(config, workdir)
     return
-  overrides = config_flags.get_override_values(flags.FLAGS["config"])
-  if _MODE.value == "sample":
-    stages.sample(
-      config.stage,
-      workdir,
-      num=_NUM.value,
-      seed=_SEED.value,
-      out=_OUT.value,
-      inputs=_INPUT.value,
-      step=_STEP.value,
-      overrides=overrides,
-    )
+  overrides = config_flags.get_override_values(f["config"])
+  if mode == "sample":
+    stages.sample(config.stage, workdir, num=f.num, seed=f.seed, out=f.out, inputs=f.input, step=f.step, overrides=overrides)
   else:
-    stages.evaluate(config.stage, workdir, source=config.data.source, step=_STEP.value, overrides=overrides)
+    stages.evaluate(config.stage, workdir, source=config.data.source, step=f.step, overrides=overrides)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ def test_a_published_file_gives_the_original_output(parity_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "config, sentence", [(tree, "makes 3 channels, the tree stage 1"), (filter_config, "which the filter stage does not use")]
+  "config, sentence",
+  [(tree, "has 4 input and 3 output channels, the tree stage 1 and 1"), (filter_config, "which the filter stage does not use")],
 )
 def test_a_file_of_another_stage_is_refused(parity_dir, tmp_path, config, sentence):
   with pytest.raises(ValueError, match=sentence):

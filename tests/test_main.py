@@ -99,7 +99,7 @@ def test_train_sample_and_evaluate(trained, tmp_path):
 
 
 BAD = {
-  "no config": ([], "--config is missing: give for example --config configs/tree.py:tiny"),
+  "no config": ([], "--config is missing: give for example --config tree:tiny"),
   "no such config file": (["--config", "configs/branch.py"], "there is no config file configs/branch.py: name one"),
   "wrong variant": (["--config", "configs/tree.py:huge"], "variant 'huge' is unknown: write configs/tree.py alone"),
   "misspelt field": (

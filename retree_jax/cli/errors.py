@@ -3,17 +3,19 @@
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from retree_jax.cli import config_files
 
 
-def run(function: Callable[[], None]) -> int:
-  """Runs a command; returns its exit code: 0, 1 for a failed run, 2 for bad input, 130 for Ctrl-C.
+def run(function: Callable[[], int | None]) -> int:
+  """Runs a command; returns its exit code: what the command returns (None = 0), 1 for a failed run, 2 for bad input, 130 for
+  Ctrl-C.
 
   Set RETREE_JAX_TRACEBACK=1 to see where an error was raised.
   """
   try:
-    function()
-    return 0
+    return function() or 0
   except KeyboardInterrupt:
     return _complain("stopped by the keyboard; rerun the same command to go on", 130)
   except Exception as error:
@@ -46,24 +48,28 @@ def _complain(text: str, code: int) -> int:
   return code
 
 
-def parse(flags_object, argv: list[str]) -> list[str]:
-  """absl flags and the config file, with one sentence for what they refuse.
+def parse(flags_object, argv: Sequence[str], doc: str | None = None) -> list[str]:
+  """Reads a command line: absl flags, the config file and its fields. Prints the help and exits if --help is among them.
+
+  Args:
+    flags_object: the flags that the command has.
+    argv: program name and flags.
+    doc: text above the list of flags in the help.
+
+  Returns:
+    [program name].
 
   Raises:
-    ValueError: a flag or config field that does not exist, or a value of the wrong type.
+    ValueError: a flag or config field that does not exist, a value of the wrong type, or a word that is not a flag.
   """
   from absl import flags
 
-  if {"--help", "-help", "-h"} & set(argv[1:]) and "help" not in flags_object:
-    print(f"{sys.modules['__main__'].__doc__ or ''}\n{flags_object.main_module_help()}")
+  if {"--help", "-help", "-h"} & set(argv[1:]):
+    print(f"{doc or ''}\n{flags_object.get_help(include_special_flags=False)}")
     raise SystemExit(0)
-  for flag, following in zip(argv, [*argv[1:], ""], strict=True):
-    name, equals, value = flag.partition("=")
-    path = (value if equals else following).partition(":")[0]
-    if name in ("--config", "-config") and path and not os.path.isfile(path):
-      raise ValueError(f"there is no config file {path}: name one, e.g. --config=configs/tree.py, from the folder it lies in")
+  argv = config_files.resolve(list(argv))
   try:
-    return flags_object(argv)
+    rest = flags_object(argv)
   except flags.Error as error:
     text = str(error)
     if "Traceback" in text:  # what a config file raised, wrapped by ml_collections: its last line is the sentence
@@ -72,6 +78,9 @@ def parse(flags_object, argv: list[str]) -> list[str]:
   except (KeyError, AttributeError, TypeError, FileNotFoundError) as error:
     text = _plain(str(error.args[0] if error.args else error))
     raise ValueError(f"{text} (in {' '.join(a for a in argv[1:] if a.startswith('--config')) or 'the config'})") from error
+  if rest[1:]:
+    raise ValueError(f"{rest[1]!r} is not a flag: write --flag=value; see --help")
+  return rest
 
 
 def _plain(text: str) -> str:

@@ -29,7 +29,7 @@ _OPTIMIZER = {
   "clip_norm": "at least 0",
 }
 
-# section -> field -> what it may be: a kind of number (see `_KINDS`), or a tuple of words.
+# section -> field -> what it may be: a kind of number (see `_KINDS`), or the words that are valid.
 _FIELDS = {
   "data": {
     "fit": transforms.MODES,
@@ -85,7 +85,7 @@ def check(config) -> None:
         continue
       value = config[section][name]
       field = f"config.{section}.{name}={value!r}"
-      if isinstance(allowed, tuple):
+      if not isinstance(allowed, str):
         if value not in allowed:
           raise ValueError(f"{field} is unknown: use {', '.join(allowed)}")
       elif not (math.isfinite(value) and _KINDS[allowed](value)):

@@ -1,18 +1,15 @@
 """Samplers: from noise to images with a network that estimates the clean image.
 
-All four take `predict_x0(x [B, H, W, C], t [B]) -> x0 [B, H, W, C]`, noise x [B, H, W, C], a `Grid` of noise
-levels and, where they draw noise, one key per sample. Each is one `lax.scan` that carries the current image
-(`dpmpp_2m` also the last estimate), so memory does not depend on the number of steps, and compiles into
-whatever jitted function calls it. Arithmetic is in float32, or in float64 for a float64 x, whatever the
-network computes in.
+All four take `predict_x0(x [B, H, W, C], t [B]) -> x0 [B, H, W, C]`, noise x [B, H, W, C], a `Grid` of noise levels and, where
+they draw noise, one key per sample. Each is one `lax.scan` that carries the current image (`dpmpp_2m` also the last estimate),
+so memory does not depend on the number of steps, and compiles into whatever jitted function calls it. Arithmetic is in float32,
+or in float64 for a float64 x, whatever the network computes in.
 
-The noise that sample k gets in step i is `normal(fold_in(keys[k], i))`: the same at any batch size, on any
-devices.
+The noise of sample k in step i is `normal(fold_in(keys[k], i))`: the same at any batch size, on any devices.
 
-Notation, for a step from level t to the less noisy level s: x_t = alpha_t x0 + sigma_t eps, the ratio sigma /
-alpha (EDM's sigma) and the half log-SNR lambda = log(alpha / sigma). Coefficients are worked out in numpy and
-float64 before compilation: for one step of a 1000-step grid, 1 - alpha_t**2 / alpha_s**2 has few correct
-digits in float32.
+Notation, for a step from level t to the less noisy level s: x_t = alpha_t x0 + sigma_t eps, the ratio sigma / alpha (EDM's
+sigma) and the half log-SNR lambda = log(alpha / sigma). Coefficients are computed in NumPy and float64 before compilation: for
+one step of a 1000-step grid, 1 - alpha_t**2 / alpha_s**2 has few correct digits in float32.
 """
 
 import inspect
@@ -43,9 +40,8 @@ def guided(
   Args:
     predict_cond, predict_uncond: `predict_x0` with and without the condition.
     scale: 1 is no guidance, and then `predict_uncond` is never called; 0 ignores the condition.
-    interval: (first, last) timesteps, both included, outside which the scale is 1 and, when a whole batch is
-      outside, `predict_uncond` is not computed (Kynkäänniemi et al., arXiv 2404.07724). None guides
-      everywhere.
+    interval: (first, last) timesteps, both included, outside which the scale is 1 and, when a whole batch is outside,
+      `predict_uncond` is not computed (Kynkäänniemi et al., arXiv 2404.07724). None guides everywhere.
 
   Raises:
     ValueError: the interval is empty.
@@ -382,7 +378,12 @@ def heun(
 
 
 _SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m, "heun": heun}
-NAMES = tuple(_SAMPLERS)
+NAMES = _SAMPLERS.keys()  # a view: registered samplers are in it
+
+
+def register(name: str, sampler: Callable[..., jax.Array]) -> None:
+  """Adds a sampler that is called as `ddpm` is, with `clip` among its options (`docs/extending.md`)."""
+  _SAMPLERS[name] = sampler
 
 
 def sample(name: str, predict_x0: Predict, x: jax.Array, grid: Grid, keys: jax.Array | None = None, **options) -> jax.Array:

@@ -13,7 +13,7 @@ from typing import Any
 
 from retree_jax.models.network import Network
 
-__all__ = ["Network", "build", "defaults"]
+__all__ = ["Network", "build", "defaults", "register"]
 
 # name -> (module of this package, class). Imported when asked for: a user of one network loads one file.
 _NETWORKS = {
@@ -55,14 +55,33 @@ def build(settings: Mapping[str, Any]) -> Network:
   return Network(settings={"name": name, **fields, **given}, module=module)
 
 
+def register(name: str, network: type) -> None:
+  """Adds a network from outside the package (`docs/extending.md`).
+
+  Args:
+    name: its name in `config.model.name`.
+    network: a Flax module with a default for every field, a property `size_multiple` and
+      `__call__(x, t=None, cond=None, train=False)`.
+
+  Raises:
+    ValueError: the name is that of a built-in network.
+  """
+  if isinstance(_NETWORKS.get(name), tuple):
+    raise ValueError(f"The network {name!r} is built in: register yours under another name.")
+  _NETWORKS[name] = network
+
+
 def defaults(name: str) -> dict[str, Any]:
   """All settings of the network `name` with their defaults and "name"; ValueError if there is none."""
   return {"name": name, **_fields(name)}
 
 
 def _class(name: str) -> type:
-  file, cls = _NETWORKS[name]
-  return getattr(importlib.import_module(f"retree_jax.models.{file}"), cls)
+  network = _NETWORKS[name]
+  if isinstance(network, tuple):
+    file, cls = network
+    network = getattr(importlib.import_module(f"retree_jax.models.{file}"), cls)
+  return network
 
 
 def _fields(name: str) -> dict[str, Any]:

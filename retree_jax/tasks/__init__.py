@@ -18,6 +18,21 @@ _TASKS = {
 }
 
 
+def register(stage: str, task: type) -> None:
+  """Adds a stage from outside the package (`docs/extending.md`).
+
+  Args:
+    stage: its name, the value of `config.stage`.
+    task: a class like those of this package.
+
+  Raises:
+    ValueError: the name is that of a built-in stage.
+  """
+  if isinstance(_TASKS.get(stage), tuple):
+    raise ValueError(f"the stage {stage!r} is built in: register yours under another name")
+  _TASKS[stage] = task
+
+
 def make(config):
   """The task of `config.stage`.
 
@@ -33,7 +48,10 @@ def make(config):
   size = tuple(config.data.image_size)
   if len(size) != 2 or min(size) < 1:
     raise ValueError(f"config.data.image_size={size} must be (height, width): write it once, as '(256, 256)'")
-  module, name = _TASKS[config.stage]
+  task = _TASKS[config.stage]
   if config.stage == "segmentation" and "diffusion" in config:  # masks drawn from noise, given the photograph
-    module, name = _TASKS["tree"]
-  return getattr(importlib.import_module(f"retree_jax.tasks.{module}"), name)(config)
+    task = _TASKS["tree"]
+  if isinstance(task, tuple):
+    module, name = task
+    task = getattr(importlib.import_module(f"retree_jax.tasks.{module}"), name)
+  return task(config)

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from experiments import ship
 from experiments.benchmarks import superres
 from retree_jax import checkpoint, models, train
+from retree_jax.cli import info
 from retree_jax.data import sources
 from tests import small
 
@@ -25,11 +26,14 @@ def test_shipped_weights_are_the_last_average_at_16_bits(monkeypatch, tmp_path):
   monkeypatch.setattr(models, "build", small.Toy)
   config = small.config(train__num_steps=3, checkpoint__every=1)
   state = train.train(config, tmp_path / "run", arrays=small.arrays(), devices=jax.devices()[:1])
-  assert ship.ship("tree", tmp_path / "run", folder=tmp_path / "weights") > 0
+  card = {"data": "24 drawn trees", "licence": "none", "scores": []}
+  assert ship.ship("tree", tmp_path / "run", folder=tmp_path / "weights", card=card) > 0
   loaded = checkpoint.load(tmp_path / "weights" / "tree", stage="tree")
   assert loaded.step == 3
   for ours, theirs in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(state.ema), strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=2**-8)
+  facts = info.model(tmp_path / "weights" / "tree")
+  assert facts["data"] == "24 drawn trees" and facts["step"] == 3
 
 
 @pytest.mark.parametrize("own_cut", [0.5, 0.4])

@@ -355,13 +355,13 @@ def test_trees_of_another_kind_are_refused():
     (["--num=0"], "--num=0"),
     (["--num", "many"], "--num=many"),
     (["--format=zip"], "png|tfds"),
-    (["somewhere"], "'somewhere' is no flag"),
+    (["somewhere"], "'somewhere' is not a flag"),
     (["--tree=nowhere"], "nowhere does not exist"),
     (["--trees=nowhere", "--fundus=nothing"], "nowhere does not exist"),
-    (["--trees=nowhere", "--tree=x"], "--tree serves to draw trees, and --trees gives them"),
-    (["--trees=nowhere", "--filter=x"], "--filter serves to draw trees"),
-    (["--tree=x", "--filter_threshold=0.5"], "--filter_threshold is that of a tree filter"),
-    (["--tree=x", "--guidance=2"], "--guidance is that of the fundus stage"),
+    (["--trees=nowhere", "--tree=x"], "--tree is for sampling trees, but --trees gives them"),
+    (["--trees=nowhere", "--filter=x"], "--filter is for sampling trees"),
+    (["--tree=x", "--filter_threshold=0.5"], "--filter_threshold needs a tree filter: give --filter"),
+    (["--tree=x", "--guidance=2"], "--guidance needs a fundus stage: give --fundus"),
   ],
 )
 def test_bad_flags_are_one_sentence_and_code_2(arguments, sentence, capsys, monkeypatch):
@@ -372,7 +372,9 @@ def test_bad_flags_are_one_sentence_and_code_2(arguments, sentence, capsys, monk
 
 
 def test_help_and_flags_of_its_own(capsys):
-  generate.main(["generate", "--help"])
+  with pytest.raises(SystemExit) as stop:
+    generate.main(["generate", "--help"])
+  assert stop.value.code == 0
   text = capsys.readouterr().out
   assert "--filter_threshold" in text and "paint your own trees" in text
   # Importing it leaves the global flags alone, which other commands define by the same names.
