@@ -148,7 +148,7 @@ def _binary(picture: image_io.Picture, data, name: str, what: str, source: str) 
   grey = values if values.dtype == np.uint8 else np.rint(values * (255.0 / top)).astype(np.uint8)
   counts = np.bincount(grey.ravel(), minlength=256)
   used = np.flatnonzero(counts)
-  if len(used) == 2 and top >= 2 * low:
+  if len(used) == 2 and not picture.is_lossy:
     return grey > used[0]
   if 2 < len(used) <= 4 and used[0] == 0 and values is not picture.alpha and _has_colour(picture):
     return _classes(values, name, what, source, f"{len(used) - 1} colours besides black")

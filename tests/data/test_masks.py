@@ -53,7 +53,7 @@ def said(monkeypatch):
   return found
 
 
-@pytest.mark.parametrize("values", [(0, 1), (0, 255), (0, 128), (1, 2), (40, 200)])
+@pytest.mark.parametrize("values", [(0, 1), (0, 255), (0, 128), (1, 2), (40, 200), (200, 250)])
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
 def test_two_values_are_a_mask_whatever_they_are(values, kind, said):
   mask = np.where(TREE, values[1], values[0]).astype(kind)
