@@ -20,7 +20,7 @@ MODULES = {
   "absl-py": "absl",
   "orbax-checkpoint": "orbax",
   "pillow": "PIL",
-  "scikit-image": "skimage",
+  "protobuf": "google", "scikit-image": "skimage",
   "ml-collections": "ml_collections",
 }
 

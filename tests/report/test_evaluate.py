@@ -321,7 +321,7 @@ def test_command_says_what_is_wrong_in_one_line(sets, tmp_path, capsys):
     (("--generated", pairs, "--real", pairs, "--size", "9"), "at 64 to 2048 pixels a side, not at 9x9: change --size."),
     (("--generated", pairs, "--real", pairs, "--segmenter", tmp_path / "empty"), f"{tmp_path}/empty holds no checkpoint"),
     (("--generated", pairs, "--real", pairs, "--out", odd / "masks/eye1.png"), "eye1.png is a file: name a folder"),
-    (("--generated", pairs, "--real", pairs, "stray"), "'stray' does not belong to a flag: write --generated DIR --real DIR"),
+    (("--generated", pairs, "--real", pairs, "stray"), "'stray' is not a flag: write --flag=value; see --help"),
     (("--generated", pairs, "--real", pairs, "--sice", "64"), "Unknown command line flag 'sice'"),
   ):
     assert _run("--out", tmp_path / "out", *arguments) == 2
