@@ -163,19 +163,27 @@ def _create(path: epath.Path, text: str) -> bool:
 
 def _remove_stale(path: epath.Path, seen: dict) -> None:
   """Removes the lease that was judged stale, and no other that has come in its place meanwhile."""
-  if "://" in str(path):
+  with _alone(path.parent):
     if _read(path) == seen:
       path.unlink(missing_ok=True)
-    return
-  aside = f"{os.fspath(path)}.{uuid.uuid4().hex[:12]}"
+
+
+@contextlib.contextmanager
+def _alone(folder: epath.Path) -> Iterator[None]:
+  """Keeps other processes from removing a lease at the same time, where the system can (not in buckets)."""
   try:
-    os.rename(path, aside)
-  except FileNotFoundError:
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+  except (ImportError, OSError):
+    yield
     return
-  if _read(epath.Path(aside)) != seen:
-    with contextlib.suppress(OSError):
-      os.link(aside, path)
-  os.unlink(aside)
+  try:
+    with contextlib.suppress(OSError):  # some network disks lock no folders
+      fcntl.flock(handle, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(handle)
 
 
 def _lives(path: epath.Path, found: dict) -> bool:
