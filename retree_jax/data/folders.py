@@ -278,8 +278,12 @@ class FolderSource:
       )
     return images, pairs
 
+  def files(self, name) -> list[pathlib.Path]:
+    """The files of one example: photograph, mask and field of view, as far as there are any."""
+    return [files[name] for files in (self._images, self._masks, self._fov) if name in files]
+
   def _check_sizes(self, name, size=image_io.picture_size):
-    files = [files[name] for files in (self._images, self._masks, self._fov) if name in files]
+    files = self.files(name)
     sizes = [size(path) for path in files]
     if len(set(sizes)) == 1:
       return

@@ -47,7 +47,6 @@ class SuperresTask:
       self.discriminator.check_size(*self._trained_size)
       self.discriminator_optimizer = state.make_optimizer(config.discriminator_optimizer)
     self._features = self._load_features()
-    self.epoch_steps = 1  # set by the loop; nothing here counts epochs
 
   def _check(self):
     c = self.config
