@@ -217,8 +217,8 @@ def _not_finite(what: str, steps: list[int], checkpoints, cause: int | None, wor
   text += f"the last good checkpoint is step {good} in {workdir}" if good else f"{workdir} holds no good checkpoint yet"
   text += f" (step {cause}, whose parameters gave it, is now in {moved})" if moved else ""
   rates = [f"config.{s}.learning_rate" for s in ("optimizer", "discriminator_optimizer") if s in config]
-  dtype = ", or set config.model.dtype=float32" if config.model.get("dtype") == "bfloat16" else ""
-  return f"{text}. Lower {' and '.join(rates)}{dtype}, and rerun: {'it goes on from there' if good else 'it starts anew'}"
+  dtype = ", or set config.model.dtype=float32," if config.model.get("dtype") == "bfloat16" else ""
+  return f"{text}. Lower {' and '.join(rates)}{dtype} and rerun: {'it goes on from there' if good else 'it starts anew'}"
 
 
 class _Signals:

@@ -1,6 +1,5 @@
 """Checkpoints: what is kept, what is found again, on which devices, and what is refused."""
 
-import json
 import shutil
 
 import jax
