@@ -4,7 +4,7 @@
 
 Every held-out pair is brought to the stage's size, shrunk by area averages to its input size, and enlarged again in both ways.
 PSNR and SSIM of the photograph, over the whole frame and within the field of view; F1 and clDice of the tree within the field
-of view, cut where the stage cuts it (`config.sampler.tree_cut`). Bicubic trees, cut at one half, are scored a second time at
+of view, cut where the stage cuts it (`config.sampler.mask_threshold`). Bicubic trees, cut at one half, are scored a second time at
 the threshold that gives the best F1 on training eyes, as averages of thin vessels never reach one half. Differences are
 paired, with 95 % bootstrap intervals over the eyes.
 
@@ -77,7 +77,7 @@ def choose_cut(loaded, spec: str, num: int = 1000) -> dict[float, float]:
   """
   config = loaded.config.copy_and_resolve_references()
   with config.unlocked():
-    config.sampler.tree_cut = 0.5  # so that coverage is the probability itself
+    config.sampler.mask_threshold = 0.5  # so that coverage is the probability itself
   enlarger, found = Enlarger(dataclasses.replace(loaded, config=config)), []
   source = sources.open_source(spec, split="train", fields=("image", "tree"), size=enlarger.size)
   for real in pairs(source, enlarger.size, num):

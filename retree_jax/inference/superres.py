@@ -30,7 +30,7 @@ class Enlarger:
     scale: how many times larger, along a side.
     size: (height, width) in pixels of what comes out.
     block: pairs that the network sees at once.
-    tree_cut: vessel probability that becomes a coverage of one half, where masks are cut.
+    mask_threshold: vessel probability that becomes a coverage of one half, where masks are cut.
 
   Raises:
     ValueError: a field of the config that cannot be, see `retree_jax.config.validate`.
@@ -44,7 +44,7 @@ class Enlarger:
     self.scale = int(loaded.network.settings["factor"])
     self.size = tuple(loaded.config.data.image_size)
     self.input_size = tuple(s // self.scale for s in self.size)
-    self.tree_cut = float(options.get("tree_cut", 0.5))
+    self.mask_threshold = float(options.get("mask_threshold", 0.5))
     on_cpu = self.mesh.devices.flat[0].platform == "cpu"
     # One pair at a time on a CPU: as quick there, and the same bits whatever the batch.
     self.block = options.block or (1 if on_cpu else options.batch_size)
@@ -108,7 +108,7 @@ class Enlarger:
 
   def _block(self, params, pixels):
     low = pixels[..., :4].astype(jnp.float32) / 127.5 - 1.0
-    high = to_pixels(self._network.apply(params, low, noise=own_noise(pixels[..., :4], self.scale)), self.tree_cut)
+    high = to_pixels(self._network.apply(params, low, noise=own_noise(pixels[..., :4], self.scale)), self.mask_threshold)
     if pixels.shape[-1] == 4:
       return high
     return blackened(high, enlarged_fov(pixels[..., 4:], self.scale))
@@ -138,17 +138,17 @@ def noise(key: jax.Array, size: tuple[int, int], scale: int) -> jax.Array:
   return jax.random.normal(key, (size[0] * scale, size[1] * scale, scale.bit_length() - 1))
 
 
-def to_pixels(output: jax.Array, tree_cut: float = 0.5) -> jax.Array:
+def to_pixels(output: jax.Array, mask_threshold: float = 0.5) -> jax.Array:
   """The network's output as uint8 photograph and coverage.
 
   Where a vessel is thinner than a small pixel, its place at the large size is uncertain and its probability spread over more
-  pixels than it fills: cut at one half, it goes. A lower `tree_cut` keeps it.
+  pixels than it fills: cut at one half, it goes. A lower `mask_threshold` keeps it.
 
   Args:
     output: RGB around [-1, 1] and tree logits, [B, H, W, 4].
-    tree_cut: probability that becomes 128 of 255; the others follow smoothly, by their odds.
+    mask_threshold: probability that becomes 128 of 255; the others follow smoothly, by their odds.
   """
-  logits = output[..., 3:] - math.log(tree_cut / (1.0 - tree_cut))
+  logits = output[..., 3:] - math.log(mask_threshold / (1.0 - mask_threshold))
   unit = jnp.concatenate([(output[..., :3] + 1.0) / 2.0, jax.nn.sigmoid(logits)], axis=-1)
   return jnp.clip(jnp.round(unit * 255.0), 0, 255).astype(jnp.uint8)
 

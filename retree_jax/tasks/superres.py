@@ -245,7 +245,7 @@ class SuperresTask:
 
     Returns:
       "loss" (the weighted terms without the adversarial one), "psnr" in dB, "ssim", "f1" of the tree, cut at
-      `config.sampler.tree_cut`, within the field of view, and the last three for bicubic enlargement under "..._bicubic".
+      `config.sampler.mask_threshold`, within the field of view, and the last three for bicubic enlargement under "..._bicubic".
     """
     del index
     high = batches.stack_signed(batch, ("image", "tree"))
@@ -255,7 +255,7 @@ class SuperresTask:
     terms = self._terms(output, high)
     base = superres.bicubic(small, self.factor)
     scores = {"loss": sum(self.config.loss[name] * value for name, value in terms.items())}
-    for name, pixels in (("", superres.to_pixels(output, self.config.sampler.tree_cut)), ("_bicubic", base)):
+    for name, pixels in (("", superres.to_pixels(output, self.config.sampler.mask_threshold)), ("_bicubic", base)):
       pixels = jnp.where(batch["fov"] >= 128, pixels, 0)
       image = batches.to_signed(pixels[..., :3])
       scores["psnr" + name] = losses.psnr(image, high[..., :3])

@@ -47,7 +47,7 @@ def test_super_resolution_is_cut_where_thin_vessels_of_training_eyes_stay(monkey
     scale = 2
 
     def __init__(self, loaded):
-      self.size, self.cut = size, loaded.config.sampler.tree_cut
+      self.size, self.cut = size, loaded.config.sampler.mask_threshold
 
     def __call__(self, small):
       real = next(answers)
@@ -56,9 +56,9 @@ def test_super_resolution_is_cut_where_thin_vessels_of_training_eyes_stay(monkey
       return {"tree": np.round(255 * odds / (1 + odds)).astype(np.uint8)}
 
   monkeypatch.setattr(superres, "Enlarger", Enlarger)
-  loaded = checkpoint.Loaded(ConfigDict({"sampler": {"tree_cut": own_cut}}), {}, None, 0, "")
+  loaded = checkpoint.Loaded(ConfigDict({"sampler": {"mask_threshold": own_cut}}), {}, None, 0, "")
   scores = superres.choose_cut(loaded, spec)
-  assert loaded.config.sampler.tree_cut == own_cut
+  assert loaded.config.sampler.mask_threshold == own_cut
   best = [cut for cut, score in scores.items() if score > 0.999]
   assert best == [cut for cut in superres.CUTS if 0.22 < cut < 0.33]
   assert scores[0.5] == 0 and 0 < scores[0.2] < 0.9

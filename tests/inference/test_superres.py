@@ -303,7 +303,7 @@ def test_neither_the_batch_nor_the_number_of_devices_changes_a_bit(noisy):
   assert eight.size == (32, 32) and eight.scale == 2
   # The same as the network itself.
   low = jnp.concatenate([fields["image"], fields["tree"]], -1).astype(jnp.float32) / 127.5 - 1
-  cut = loaded.config.sampler.tree_cut
+  cut = loaded.config.sampler.mask_threshold
   noise = superres.own_noise(jnp.concatenate([fields["image"], fields["tree"]], -1), 2)
   plain = np.asarray(superres.to_pixels(loaded.network.apply(loaded.params, low, noise=noise), cut), int)
   inside = whole["fov"][..., 0] > 0
@@ -378,5 +378,5 @@ def test_every_variant_makes_its_task(variant):
 
 @pytest.mark.parametrize("cut", [0.0, 1.0, -2.0])
 def test_a_cut_that_is_no_probability_is_refused(cut):
-  with pytest.raises(ValueError, match=r"config.sampler.tree_cut=.* between 0 and 1"):
-    superres.Enlarger(dataclasses.replace(_loaded(), config=config(sampler__tree_cut=cut)))
+  with pytest.raises(ValueError, match=r"config.sampler.mask_threshold=.* between 0 and 1"):
+    superres.Enlarger(dataclasses.replace(_loaded(), config=config(sampler__mask_threshold=cut)))
