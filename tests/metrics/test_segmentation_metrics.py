@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 from PIL import Image
+from scipy import stats
 from skimage.morphology import skeletonize
 from sklearn import metrics as reference
 
