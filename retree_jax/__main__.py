@@ -81,7 +81,7 @@ def _run(name: str, arguments: list[str]) -> int | None:
     raise ValueError(f"{reason}: {hint}use {', '.join(COMMANDS)}, or --help")
   command = COMMANDS[name]
   if command.cpu_settings and not {"-h", "-help", "--help"} & set(arguments):
-    cpu.restart_with_settings("retree_jax")
+    cpu.restart_with_settings()
   sys.argv = [f"retree-jax {name}", *arguments]
   return getattr(_import(command.module), command.function)()
 

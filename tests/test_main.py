@@ -164,7 +164,7 @@ def test_bad_input_is_answered_in_one_sentence(trained, tmp_path):
     (
       PermissionError(errno.EACCES, "denied", "/closed/x"),
       2,
-      "no permission for /closed/x: use a folder that you may write to",
+      "no permission for /closed/x: change its permissions, or use another file or folder",
     ),
     (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), 1, "lower config.train.batch_size"),
     (NotFiniteError("The loss is\n  not finite"), 1, "The loss is not finite"),
