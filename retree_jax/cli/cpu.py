@@ -44,7 +44,7 @@ def settings(environment=None) -> dict[str, str]:
 
 
 def restart_with_settings() -> None:
-  """Replaces this process, once, by the same command with the settings in its environment; must be called before JAX is imported.
+  """Replaces this process, once, by the same command with the settings in its environment. Call it before JAX is imported.
 
   The command is repeated to the letter: interpreter options (`-X`, `-W`, `-O`) and `-m cProfile` stay. A process in a debugger
   or under a tracer (pdb, coverage) is left as it is, because the replacement would lose breakpoints and connection; so is every
