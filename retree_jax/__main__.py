@@ -70,7 +70,7 @@ def main() -> int:
   if name == "--version":
     print(retree_jax.__version__)
     return 0
-  return errors.run(lambda: _run(name, rest))
+  return errors.run(lambda: _run(name, errors.expand_home(rest)))
 
 
 def _run(name: str, arguments: list[str]) -> int | None:

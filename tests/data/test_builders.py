@@ -288,7 +288,7 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path, capsys):
 
 def test_generated_sets_are_sources(tmp_path):
   out = tmp_path / "generated"
-  manifest.Ledger(out).claim({}, 12)
+  manifest.Journal(out).claim({}, 12, 16)
   trees = np.stack([vessel(i)[..., None] for i in range(12)])
   fields = {
     "images": np.stack([shade(60 + i) for i in range(12)]),
