@@ -91,7 +91,7 @@ def test_train_sample_and_evaluate(trained, tmp_path):
   for k in range(2):
     assert (few / f"masks/{k:06d}.png").read_bytes() == masks[k].read_bytes()
   assert any((other / f"masks/{k:06d}.png").read_bytes() != masks[k].read_bytes() for k in range(2))
-  assert "holds other samples: name another folder with --out" in results[3][1]
+  assert "holds another run (seed is 0 there and 4 here): use another --out" in results[3][1]
   scores = json.loads((trained / "evaluation.json").read_text())
   assert scores["step"] == 2 and scores["scores"]["heldout_loss"] > 0
   assert "Resumed from step 2" in results[5][1]

@@ -63,7 +63,7 @@ class Generator:
     if models.superres is not None:
       from retree_jax.inference.superres import Enlarger
 
-      self._enlarger = Enlarger(models.superres, mesh)
+      self._enlarger = Enlarger(models.superres.config, models.superres.network, mesh)
       wanted, size = self._enlarger.input_size, self.samplers["fundus"].size
       if wanted != size:
         raise ValueError(
@@ -184,7 +184,7 @@ class Generator:
     else:
       started = time.monotonic()
       # With the disc's coverage, for a rim without steps and without what enlarging would make of a noisy edge.
-      out = self._enlarger(out | {"image": field_of_view.soft_rim(out["image"], out["fov"])})
+      out = self._enlarger(self.models.superres.params, out | {"image": field_of_view.soft_rim(out["image"], out["fov"])})
       self.seconds["superres"] += time.monotonic() - started
     return out if tilts is None else field_of_view.upright(out, tilts)
 

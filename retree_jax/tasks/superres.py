@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from retree_jax import checkpoint, keys, losses, models, state
+from retree_jax import keys, losses, models, state
 from retree_jax.inference import superres
 from retree_jax.models.pretrained import vgg
 from retree_jax.tasks import batches, views
@@ -273,8 +273,7 @@ class SuperresTask:
     """
     real = {f: np.asarray(batch[f][: self.config.preview.num]) for f in self.fields}
     small = shrunk(real, self.factor)
-    loaded = checkpoint.Loaded(self.config, ema, self.network, 0, "")
-    large = superres.Enlarger(loaded, mesh)(small)
+    large = superres.Enlarger(self.config, self.network, mesh)(ema, small)
     pictures = {f"small_{f}": small[f].repeat(self.factor, 1).repeat(self.factor, 2) for f in ("image", "tree")}
     return pictures | {f"enlarged_{f}": large[f] for f in ("image", "tree")} | {f"real_{f}": real[f] for f in ("image", "tree")}
 

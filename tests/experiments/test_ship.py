@@ -46,10 +46,10 @@ def test_super_resolution_is_cut_where_thin_vessels_of_training_eyes_stay(monkey
   class Enlarger:
     scale = 2
 
-    def __init__(self, loaded):
-      self.size, self.cut = size, loaded.config.sampler.mask_threshold
+    def __init__(self, config, network):
+      self.size, self.cut = size, config.sampler.mask_threshold
 
-    def __call__(self, small):
+    def __call__(self, params, small):
       real = next(answers)
       assert small["tree"].shape == (1, 64, 64, 1)
       odds = np.where(real["tree"] >= 128, 0.33 / 0.67, 0.22 / 0.78) * (1 - self.cut) / self.cut
