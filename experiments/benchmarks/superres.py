@@ -4,7 +4,7 @@
 
 Every held-out pair is brought to the stage's size, shrunk by area averages to its input size, and enlarged again in both ways.
 PSNR and SSIM of the photograph, over the whole frame and within the field of view; F1 and clDice of the tree within the field
-of view, cut where the stage cuts it (`config.sampler.mask_threshold`). Bicubic trees, cut at one half, are scored a second time at
+of view, at the stage's own threshold (`config.sampler.mask_threshold`). Bicubic trees at one half are scored a second time at
 the threshold that gives the best F1 on training eyes, as averages of thin vessels never reach one half. Differences are
 paired, with 95 % bootstrap intervals over the eyes.
 

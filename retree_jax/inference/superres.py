@@ -150,7 +150,7 @@ def to_pixels(output: jax.Array, mask_threshold: float = 0.5) -> jax.Array:
 
   Args:
     output: RGB around [-1, 1] and tree logits, [B, H, W, 4].
-    mask_threshold: probability that becomes 128 of 255. The others follow smoothly: the odds are divided by those of `mask_threshold`.
+    mask_threshold: probability that becomes 128 of 255. The others follow smoothly: their odds are divided by the threshold's.
   """
   logits = output[..., 3:] - math.log(mask_threshold / (1.0 - mask_threshold))
   unit = jnp.concatenate([(output[..., :3] + 1.0) / 2.0, jax.nn.sigmoid(logits)], axis=-1)
