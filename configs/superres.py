@@ -76,14 +76,14 @@ def get_config(variant: str = ""):
   # Pairs per device and compiled call when enlarging, and how many the network sees at once (0 = one on a CPU, all elsewhere).
   # And the vessel probability at which masks are cut: below one half, or the thinnest vessels go, whose place is uncertain.
   # `experiments.ship` chooses it on the training eyes.
-  c.sampler = ConfigDict({"batch_size": 8, "block": 0, "tree_cut": 0.4})
+  c.sampler = ConfigDict({"batch_size": 8, "block": 0, "mask_threshold": 0.4})
 
   if variant == "paper":
     # Alimanov & Islam 2023: 64 → 512, five losses whose weights they do not state. Stated by their companion paper (Biomedical
     # Engineering Advances 6:100099) and taken over here: 10 for L1 and SSIM, Adam with 1e-5 and betas .5 and .999, batch 1, and
     # attention over a 64×64 grid with four heads. The network that they used is not published.
     c.data.fit = "crop"
-    c.sampler.tree_cut = 0.5
+    c.sampler.mask_threshold = 0.5
     c.data.crop, c.data.turns = 0, False
     c.data.augment = defaults.no_augmentation()
     c.data.augment.horizontal_flip = c.data.augment.vertical_flip = 0.5

@@ -44,7 +44,7 @@ def ship(name: str, path, step="latest", folder=WEIGHTS, sampler=None, card=None
   with loaded.config.unlocked():
     if given.stage == "superres":
       scores = superres.choose_cut(loaded, given.data.source)
-      loaded.config.sampler.tree_cut = max(scores, key=scores.get)
+      loaded.config.sampler.mask_threshold = max(scores, key=scores.get)
       print(f"{name}: clDice {', '.join(f'{s:.3f} at {c:.3f}' for c, s in scores.items())}")
     loaded.config.sampler.update(sampler or {})
   out = pathlib.Path(folder) / name

@@ -390,5 +390,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  cpu.restart_with_settings("experiments.validation")
+  cpu.restart_with_settings()
   sys.exit(errors.run(main))

@@ -70,7 +70,7 @@ def main() -> int:
   if name == "--version":
     print(retree_jax.__version__)
     return 0
-  return errors.run(lambda: _run(name, rest))
+  return errors.run(lambda: _run(name, errors.expand_home(rest)))
 
 
 def _run(name: str, arguments: list[str]) -> int | None:
@@ -81,7 +81,7 @@ def _run(name: str, arguments: list[str]) -> int | None:
     raise ValueError(f"{reason}: {hint}use {', '.join(COMMANDS)}, or --help")
   command = COMMANDS[name]
   if command.cpu_settings and not {"-h", "-help", "--help"} & set(arguments):
-    cpu.restart_with_settings("retree_jax")
+    cpu.restart_with_settings()
   sys.argv = [f"retree-jax {name}", *arguments]
   return getattr(_import(command.module), command.function)()
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
@@ -22,23 +23,12 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 
 from retree_jax import models, sharding
-from retree_jax.data import writing
+from retree_jax.config import stored
+from retree_jax.config.stored import to_json
 from retree_jax.data.fields import num_channels
 from retree_jax.state import TrainState
 
-# What a resumed run may change: how long, how often and where, never what is being learnt or on what.
-_FREE_FIELDS = (
-  "train.num_steps",
-  "log.",
-  "checkpoint.",
-  "sampler.",
-  "mesh.",
-  "evaluate.",
-  "preview.",
-  "data.num_threads",
-  "data.prefetch",
-  "name",
-)
+_NOT_FINITE = "not_finite"  # folder of a workdir for checkpoints whose parameters give NaN
 
 
 class Checkpoints:
@@ -48,29 +38,33 @@ class Checkpoints:
     workdir: folder of the run; `checkpoints/` is made inside.
     keep_latest: number of newest checkpoints to keep, at least 1.
     keep_best: number of checkpoints with the lowest held-out loss to keep besides; the newest is never deleted for it.
+    first_scored_step: first step whose held-out loss counts (`config.stored.first_scored_step`).
   """
 
-  def __init__(self, workdir, keep_latest: int = 2, keep_best: int = 1):
+  def __init__(self, workdir, keep_latest: int = 2, keep_best: int = 1, first_scored_step: int = 0):
     from orbax.checkpoint import v1 as ocp
 
     if keep_latest < 1:
       raise ValueError(f"config.checkpoint.keep_latest={keep_latest} would delete the newest checkpoint: use 1 or more")
     policies = ocp.training.preservation_policies
-    keep = [policies.LatestN(keep_latest)]
-    if keep_best:
-      keep.append(
-        policies.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=keep_best, keep_checkpoints_without_metrics=False)
-      )
+    keep = [policies.LatestN(keep_latest), _Best(keep_best, first_scored_step)]
+    self._first_scored_step, self._moved, self._closed, self._saving = first_scored_step, None, False, None
     self._writer = ocp.training.Checkpointer(
       epath.Path(workdir).absolute() / "checkpoints",
       save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
       preservation_policy=policies.AnyPreservationPolicy(keep),
-      cleanup_tmp_directories=jax.process_index() == 0 or jax.process_count() > 1,
+      cleanup_tmp_directories=True,  # of a killed run: the lease keeps any other out
     )
 
   def latest_step(self) -> int | None:
     """Step of the newest complete checkpoint, or None."""
-    return None if self._writer.latest is None else self._writer.latest.step
+    steps = [info.step for info in self._writer.checkpoints if info.step != self._moved]
+    return steps[-1] if steps else None
+
+  def position(self) -> dict | None:
+    """The position in the data of the newest checkpoint, or None."""
+    step = self.latest_step()
+    return None if step is None else _metadata(self._writer.directory / str(step)).custom_metadata["data"]
 
   def save(self, state: TrainState, data_position: dict, config: ml_collections.ConfigDict, loss: float | None = None) -> None:
     """Starts an asynchronous save; arrays are copied before this returns, so the state may be donated.
@@ -79,21 +73,48 @@ class Checkpoints:
       state: the run's state; its step names the checkpoint.
       data_position: JSON-able position of the data iterator.
       config: the run's config.
-      loss: held-out loss for keep_best; None if not evaluated at this step.
+      loss: held-out loss, by which the best checkpoint is chosen; None if not evaluated at this step.
     """
     step = int(state.step)
-    if self._writer.latest is not None and self._writer.latest.step == step:
+    if self.latest_step() == step:
       return
     items = {"state": dataclasses.replace(state, ema=None).__dict__, "ema": state.averaged}
-    self._writer.save_checkpointables_async(
+    self.wait()
+    scored = loss is not None and math.isfinite(loss) and step >= self._first_scored_step
+    self._saving = self._writer.save_checkpointables_async(
       step,
       items,
-      metrics=None if loss is None else {"loss": float(loss)},
+      metrics={"loss": float(loss)} if scored else None,
       custom_metadata={"config": to_json(config), "data": data_position},
     )
 
-  def restore(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
-    """The newest checkpoint, laid out like `abstract`, and the position in the data; None if there is none.
+  def wait(self) -> None:
+    """Waits for the save in flight."""
+    saving, self._saving = self._saving, None
+    if saving is not None:
+      saving.result()  # without which Orbax leaves the thread of each save behind
+
+  def set_aside(self, step: int | None) -> str:
+    """Moves the newest checkpoint out of the way of a rerun, if it is of this step; no save may follow.
+
+    Returns:
+      Where it is now; "" if nothing was moved.
+    """
+    if step is None or self.latest_step() != step:
+      return ""
+    self.close()
+    here = epath.Path(self._writer.directory)
+    there = here.parent / _NOT_FINITE / str(step)
+    if jax.process_index() == 0:
+      there.parent.mkdir(exist_ok=True)
+      if there.exists():
+        there.rmtree()
+      (here / str(step)).rename(there)
+    self._moved = step
+    return str(there)
+
+  def restore(self, abstract: TrainState) -> TrainState | None:
+    """The newest checkpoint, laid out like `abstract`; None if there is none.
 
     Args:
       abstract: state of `jax.ShapeDtypeStruct` with shardings, on whatever devices this run has.
@@ -109,11 +130,47 @@ class Checkpoints:
     _check_same_shapes(path, abstract.averaged)
     with _reading(path):
       items = self._writer.load_checkpointables(self._writer.latest, want)
-    return TrainState(**{**items["state"], "ema": items.get("ema")}), _metadata(path).custom_metadata["data"]
+    return TrainState(**{**items["state"], "ema": items.get("ema")})
 
   def close(self) -> None:
-    """Waits for the save in flight."""
-    self._writer.close()
+    """Waits for the save in flight, and ends the threads."""
+    if self._closed:
+      return
+    self._closed = True
+    try:
+      self.wait()
+    finally:
+      self._writer.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Best:
+  """Orbax policy: preserves the checkpoints of lowest held-out loss among those that are scored at all."""
+
+  num: int
+  first: int
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    del context
+    kept = [info.step for info in _by_loss(checkpoints, self.first)[: self.num]]
+    return [info.step in kept for info in checkpoints]
+
+
+def _by_loss(infos, first: int) -> list:
+  """Checkpoints that have a held-out loss that counts, the best first; of equal ones the newer."""
+  return sorted((i for i in infos if i.metrics and i.step >= first), key=lambda i: (i.metrics["loss"], -i.step))
+
+
+def is_finite(state: TrainState) -> bool:
+  """Whether a state is fit to go on from: all its numbers are finite, and no parameter is so large that its square is not."""
+  return bool(_is_finite((state.params, state.ema), state.opt_state))
+
+
+@jax.jit
+def _is_finite(params, others):
+  floats = [[x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)] for tree in (params, others)]
+  good = [jnp.isfinite(jnp.sum(jnp.square(x.astype(jnp.float32)))) for x in floats[0]]
+  return jnp.all(jnp.stack(good + [jnp.all(jnp.isfinite(x)) for x in floats[1]]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +198,7 @@ class Loaded:
 
   def identity(self) -> str:
     """First 16 hex digits of SHA-256 over the parameters and the network's settings: names these weights, wherever they lie."""
-    digest = hashlib.sha256(json.dumps(to_json(self.config.model), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(stored.counted_settings(self.config.model), sort_keys=True).encode())
     for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(self.params), key=lambda item: str(item[0])):
       digest.update(str(path).encode())
       digest.update(np.asarray(leaf).tobytes())
@@ -153,7 +210,8 @@ def load(path_or_name, step: int | str = "best", mesh=None, stage: str | None = 
 
   Args:
     path_or_name: a workdir, one checkpoint folder, or the name of shipped weights (`shipped_names()`).
-    step: "best" (lowest held-out loss, else the latest), "latest", or a number.
+    step: "best" (lowest held-out loss among states that have all they train, such as a GAN after its discriminator joined; else
+      the latest), "latest", or a number.
     mesh: devices to hold the parameters, replicated; the first local device by default.
     stage: if given, the stage that the checkpoint must be of ("tree", "fundus", "superres", "segmentation", "filter").
 
@@ -164,7 +222,7 @@ def load(path_or_name, step: int | str = "best", mesh=None, stage: str | None = 
 
   path = _find(path_or_name, step)
   metadata = _metadata(path)
-  config = ml_collections.ConfigDict(metadata.custom_metadata["config"])
+  config = ml_collections.ConfigDict(stored.upgrade(metadata.custom_metadata["config"]))
   if stage is not None and config.stage != stage:
     raise ValueError(
       f"{path_or_name} is a checkpoint of the {config.stage} stage, not of the {stage} stage: give the workdir "
@@ -203,48 +261,6 @@ def export(loaded: Loaded, path, dtype=jnp.bfloat16) -> None:
   ocp.save_checkpointables(epath.Path(path).absolute(), {"ema": params}, overwrite=True, custom_metadata={"config": config})
 
 
-def to_json(config) -> dict:
-  """A ConfigDict as plain JSON (tuples become lists)."""
-  return json.loads(config.to_json_best_effort() if hasattr(config, "to_json_best_effort") else json.dumps(config))
-
-
-def check_workdir(workdir, config: ml_collections.ConfigDict) -> None:
-  """Checks that the run in a workdir, if there is one, has the same config.
-
-  Raises:
-    ValueError: the workdir belongs to another config; the sentence names the fields that differ.
-  """
-  path = epath.Path(workdir) / "config.json"
-  ours = _flat(to_json(config))
-  if path.exists():
-    try:
-      theirs = _flat(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-      raise ValueError(f"{path} is not readable JSON: restore it, or use another --workdir") from error
-    # A field that a newer version added is not in an older run's file; a network's settings are always all there.
-    known = [k for k in sorted({*ours, *theirs}) if k in theirs or k.startswith("model.")]
-    differ = [k for k in known if ours.get(k) != theirs.get(k) and not k.startswith(_FREE_FIELDS)]
-    if differ:
-      shown = ", ".join(f"{k} ({theirs.get(k)!r} there, {ours.get(k)!r} here)" for k in differ[:4])
-      more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
-      raise ValueError(f"{workdir} belongs to a run with another config: {shown}{more}. Use another --workdir, or that config")
-
-
-def claim_workdir(workdir, config: ml_collections.ConfigDict) -> None:
-  """Writes workdir/config.json, after `check_workdir`."""
-  check_workdir(workdir, config)
-  if jax.process_index() == 0:
-    writing.write_text(epath.Path(workdir) / "config.json", json.dumps(to_json(config), indent=1) + "\n")
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-  flat = {}
-  for key, value in tree.items():
-    name = f"{prefix}{key}"
-    flat.update(_flat(value, name + ".") if isinstance(value, dict) and value else {name: value})
-  return flat
-
-
 def _shipped_root():
   return epath.Path(str(resources.files("retree_jax") / "weights"))
 
@@ -269,8 +285,8 @@ def _find(path_or_name, step) -> epath.Path:
   if not infos:
     raise ValueError(f"{path_or_name} holds no finished checkpoint yet: train longer, or lower config.checkpoint.every")
   if step == "best":
-    scored = [i for i in infos if i.metrics]
-    chosen = min(scored, key=lambda i: i.metrics["loss"]) if scored else infos[-1]
+    config = _metadata(folder / str(infos[-1].step)).custom_metadata["config"]
+    chosen = (_by_loss(infos, stored.first_scored_step(config)) or infos[-1:])[0]
   elif step == "latest":
     chosen = infos[-1]
   else:

@@ -82,5 +82,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  cpu.restart_with_settings("retree_jax.convert")
+  cpu.restart_with_settings()
   sys.exit(errors.run(main))

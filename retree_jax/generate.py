@@ -103,5 +103,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  cpu.restart_with_settings("retree_jax.generate")
+  cpu.restart_with_settings()
   sys.exit(errors.run(main))

@@ -96,5 +96,5 @@ def main(mode: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-  cpu.restart_with_settings("retree_jax.main")
+  cpu.restart_with_settings()
   sys.exit(errors.run(main))

@@ -125,3 +125,41 @@ def to_host(tree):
   from jax.experimental import multihost_utils
 
   return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def on_first_process(function):
+  """Calls `function` on process 0 alone; what it refuses is refused on all, so that none waits for one that has gone.
+
+  Args:
+    function: takes nothing.
+
+  Returns:
+    What it returns on process 0, None on the others.
+
+  Raises:
+    ValueError: on every process, with the sentence of the ValueError or OSError that process 0 met.
+  """
+  if jax.process_count() == 1:
+    return function()
+  from jax.experimental import multihost_utils
+
+  result, sentence = None, ""
+  if jax.process_index() == 0:
+    try:
+      result = function()
+    except (ValueError, OSError) as error:
+      sentence = str(error) or type(error).__name__
+  text = np.zeros(4096, np.uint8)
+  data = np.frombuffer(sentence.encode()[: text.size], np.uint8)
+  text[: data.size] = data
+  if sentence := bytes(multihost_utils.broadcast_one_to_all(text)).rstrip(b"\0").decode(errors="ignore"):
+    raise ValueError(sentence)
+  return result
+
+
+def wait_for_all(name: str) -> None:
+  """Waits until all hosts have come here; a no-op on one."""
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(f"retree_jax {name}")

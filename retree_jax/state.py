@@ -1,6 +1,7 @@
 """What a training run carries from step to step: parameters, their average, the optimizer, the random state."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -126,6 +127,11 @@ def value_and_gradients(loss_fn, params, batch, accumulate: int = 1):
     return jax.tree.map(jnp.add, total, grad_fn(params, part)), None
 
   # XLA's gradients of convolutions are some 30 times slower inside a loop on CPUs, so there the loop is unrolled.
-  total, _ = jax.lax.scan(body, zero, parts, unroll=accumulate if jax.default_backend() == "cpu" else 1)
+  def add_up(parts, unroll):
+    return jax.lax.scan(body, zero, parts, unroll=unroll)[0]
+
+  total = jax.lax.platform_dependent(
+    parts, cpu=functools.partial(add_up, unroll=accumulate), default=functools.partial(add_up, unroll=1)
+  )
   (loss, metrics), grads = jax.tree.map(lambda x: x / accumulate, total)
   return loss, metrics, grads

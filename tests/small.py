@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 import jax
 import jax.numpy as jnp
@@ -165,3 +166,11 @@ def stop(*processes: subprocess.Popen | None) -> None:
     if process is not None and not process.stdout.closed:
       process.kill()
       process.communicate()
+
+
+def wait_for(condition, seconds: float = 1500) -> None:
+  """Waits until `condition()` is true; AssertionError if it never is."""
+  end = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < end, "it did not happen"
+    time.sleep(0.05)

@@ -1,6 +1,5 @@
 """Checkpoints: what is kept, what is found again, on which devices, and what is refused."""
 
-import json
 import shutil
 
 import jax
@@ -80,7 +79,7 @@ def test_everything_comes_back_bit_for_bit(tmp_path):
   checkpoints.save(written, position, small.config(), 0.5)  # the same step again is no second checkpoint, and no error
   checkpoints.close()
   checkpoints = checkpoint.Checkpoints(tmp_path)
-  state, found = checkpoints.restore(like(written))
+  state, found = checkpoints.restore(like(written)), checkpoints.position()
   checkpoints.close()
   small.assert_same(state, written)
   assert found == position
@@ -109,7 +108,7 @@ def test_any_number_of_devices_reads_what_any_other_wrote(writer, reader, tmp_pa
   checkpoints.close()
   wanted = like(make_state(0, meshes[1]))
   checkpoints = checkpoint.Checkpoints(tmp_path)
-  state, _ = checkpoints.restore(wanted)
+  state = checkpoints.restore(wanted)
   checkpoints.close()
   small.assert_same(state, written)
   assert state.params["w"].sharding.is_equivalent_to(wanted.params["w"].sharding, 2)
@@ -154,19 +153,6 @@ def test_exported_weights_are_half_as_many_bytes_and_the_same_model(tmp_path):
   np.testing.assert_array_equal(shipped.params["w"], loaded.params["w"].astype(jnp.bfloat16).astype(jnp.float32))
 
 
-def test_a_workdir_belongs_to_one_config(tmp_path):
-  checkpoint.claim_workdir(tmp_path, small.config())
-  # How long, how often and where may change; what is learnt, and on what, may not.
-  checkpoint.claim_workdir(tmp_path, small.config(train__num_steps=9, log__every=7, mesh__fsdp=2, sampler__num_steps=3))
-  assert json.loads((tmp_path / "config.json").read_text())["train"]["num_steps"] == 9
-  with pytest.raises(ValueError, match=r"another config: model.widths \(\[8\] there, \[16\] here\), seed \(0 there, 4 here"):
-    checkpoint.claim_workdir(tmp_path, small.config(seed=4, model__widths=(16,)))
-  assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
-  (tmp_path / "config.json").write_text('{"seed": ')
-  with pytest.raises(ValueError, match="not readable JSON: restore it, or use another --workdir"):
-    checkpoint.claim_workdir(tmp_path, small.config())
-
-
 def test_what_cannot_be_loaded_is_answered_in_a_sentence(tmp_path):
   with pytest.raises(ValueError, match="does not exist: give a workdir"):
     checkpoint.load(tmp_path / "nowhere")
@@ -208,6 +194,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(item, cut_s
     with pytest.raises(ValueError, match=r"checkpoints/2 is damaged, .*remove this folder"):
       read()
   shutil.rmtree(broken)
-  restored, position = checkpoint.Checkpoints(tmp_path).restore(like(make_state(1)))
-  assert position == {"next_index": 1}
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  restored = checkpoints.restore(like(make_state(1)))
+  assert checkpoints.position() == {"next_index": 1}
   small.assert_same(restored.params, make_state(1).params)

@@ -91,7 +91,7 @@ def test_train_sample_and_evaluate(trained, tmp_path):
   for k in range(2):
     assert (few / f"masks/{k:06d}.png").read_bytes() == masks[k].read_bytes()
   assert any((other / f"masks/{k:06d}.png").read_bytes() != masks[k].read_bytes() for k in range(2))
-  assert "holds other samples: name another folder with --out" in results[3][1]
+  assert "holds another run (seed is 0 there and 4 here): use another --out" in results[3][1]
   scores = json.loads((trained / "evaluation.json").read_text())
   assert scores["step"] == 2 and scores["scores"]["heldout_loss"] > 0
   assert "Resumed from step 2" in results[5][1]
@@ -164,7 +164,7 @@ def test_bad_input_is_answered_in_one_sentence(trained, tmp_path):
     (
       PermissionError(errno.EACCES, "denied", "/closed/x"),
       2,
-      "no permission for /closed/x: use a folder that you may write to",
+      "no permission for /closed/x: change its permissions, or use another file or folder",
     ),
     (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), 1, "lower config.train.batch_size"),
     (NotFiniteError("The loss is\n  not finite"), 1, "The loss is not finite"),

@@ -1,10 +1,11 @@
 """The loop: what it writes, that stopping changes nothing, what it refuses; and the arithmetic inside a step."""
 
+import gc
 import json
 import math
 import os
 import shutil
-import signal
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,14 @@ import pytest
 from PIL import Image
 
 from retree_jax import checkpoint, keys, models, sharding, state, tasks, train
+<<<<<<< HEAD
 from retree_jax.report.metric_logging import MetricLogger
 from retree_jax.tasks import diffusion
 from retree_jax.train import NotFiniteError
+=======
+from retree_jax.data.examples import Examples
+from retree_jax.tasks.evaluator import Evaluator
+>>>>>>> c338fbd (Training ends well: NaN, signals, a second run, and no threads left behind)
 from tests import small
 
 
@@ -77,6 +83,7 @@ def test_another_seed_is_another_run(toy, tmp_path):
   assert not np.array_equal(a.params["last"], b.params["last"])
 
 
+<<<<<<< HEAD
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_last_good_checkpoint(toy, tmp_path, monkeypatch):
   settings = dict(train__num_steps=12, checkpoint__every=4, log__every=4)
   whole = run(tmp_path / "whole", **settings)
@@ -113,7 +120,53 @@ def test_sigterm_saves_says_so_and_the_run_goes_on_where_it_was(toy, tmp_path, m
 
 def test_a_profile_is_taken_in_its_window(toy, tmp_path):
   run(tmp_path, log__profile_start=1, log__profile_steps=2)
+=======
+@pytest.mark.parametrize("start", [1, 3])
+def test_a_profile_is_taken_in_its_window_and_ends_with_the_run(toy, tmp_path, monkeypatch, start):
+  """Of a run of 4 steps; from step 3 on, the window of 2 steps would end after the run."""
+  waited = []
+  block = jax.block_until_ready
+  monkeypatch.setattr(jax, "block_until_ready", lambda x: waited.append(int(x.step)) or block(x))
+  run(tmp_path, log__profile_start=start, log__profile_steps=2)
+>>>>>>> c338fbd (Training ends well: NaN, signals, a second run, and no threads left behind)
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+  assert waited == [start, start + 2][: 2 if start == 1 else 1]
+  jax.profiler.start_trace(str(tmp_path / "another"))  # fails if one is still running
+  jax.profiler.stop_trace()
+
+
+def test_the_log_means_over_every_step_whatever_is_saved_between(toy, tmp_path):
+  settings = dict(train__num_steps=6, log__every=3)
+  run(tmp_path / "each", train__num_steps=6)
+  run(tmp_path / "means", checkpoint__every=2, **settings)
+  each = [line["loss"] for line in lines(tmp_path / "each")]
+  assert [line["loss"] for line in lines(tmp_path / "means")] == pytest.approx([np.mean(each[:3]), np.mean(each[3:])], rel=1e-6)
+
+
+def test_neither_threads_nor_files_stay_open_after_a_run(toy, tmp_path):
+  """As in a notebook, where one process trains again and again; also where a run is refused half-way."""
+  settings = dict(
+    data__source="phantom:6",
+    data__image_size=(32, 32),
+    data__num_threads=2,
+    checkpoint__every=1,
+    log__tensorboard=True,
+    train__num_steps=2,
+  )
+
+  def train_and_fail(name):
+    train.train(small.config(**settings), tmp_path / name, devices=jax.devices()[:1])
+    with pytest.raises(ValueError, match="another config"):
+      train.train(small.config(**settings, loss__l1=0.5), tmp_path / name, devices=jax.devices()[:1])
+    with pytest.raises(ValueError, match="does not exist"):
+      changes = dict(train__start_from=str(tmp_path / "none"))
+      train.train(small.config(**settings, **changes), tmp_path / f"{name}_2", devices=jax.devices()[:1])
+    gc.collect()
+    return threading.active_count(), len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+  train_and_fail("first")
+  second = train_and_fail("second")
+  assert [train_and_fail(f"run_{i}") for i in range(3)] == [second] * 3, [t.name for t in threading.enumerate()]
 
 
 def test_fine_tuning_starts_from_the_average_of_another_run(toy, tmp_path, monkeypatch):
@@ -170,9 +223,8 @@ def test_evaluation_counts_every_held_out_example_once(toy, tmp_path):
   """Five examples on eight devices: three rows of padding must not count."""
   config = small.config(evaluate__num=5)
   task, mesh = tasks.make(config), sharding.make_mesh()
-  task.epoch_steps = 1
   params = task.init(keys.stream(0, "here")).params
-  evaluator = train._Evaluator(config, task, train._Data(config, small.arrays(), task.fields), mesh)
+  evaluator = Evaluator(task, Examples(config, small.arrays(), task.fields), mesh, config.train.batch_size, config.evaluate.num)
   scores = evaluator(jax.device_put(params, sharding.replicated(mesh)))
   for prefix, split in (("heldout", "heldout"), ("training", "train")):
     batch = {"tree": small.arrays()[split]["tree"][:5]}
@@ -250,6 +302,17 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
   np.testing.assert_allclose(grads, 2 * error @ np.asarray(batch["x"]) / 6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_accumulation_is_unrolled_on_cpus_alone_whatever_the_default_backend(platform, monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: pytest.fail("the form must follow the platform that runs it"))
+
+  def total(params, batch):
+    return state.value_and_gradients(lambda p, part: (jnp.mean(part * p), {}), params, batch, 3)
+
+  traced = jax.jit(total).trace(jnp.ones(()), jnp.ones((6, 2)))
+  assert ("while" in traced.lower(lowering_platforms=(platform,)).as_text()) == (platform != "cpu")
+
+
 def test_a_run_in_parts_is_the_run_in_one(toy, tmp_path):
   whole, parts = run(tmp_path / "whole"), run(tmp_path / "parts", train__accumulate=4)
   small.assert_close(whole.params, parts.params, rtol=1e-4, atol=2e-5)
@@ -265,7 +328,7 @@ def test_repetitions_are_counted_as_the_original_counts_them(toy, tmp_path):
   task = tasks.make(config)
   current = task.init(keys.stream(config.seed, "tree training"))
   params, opt_state = current.params, current.opt_state
-  data = train._Data(config, small.arrays(), task.fields).train_iterator()
+  data = Examples(config, small.arrays(), task.fields).train_iterator()
   grad = jax.jit(lambda p, d: jax.value_and_grad(lambda q: task._loss(q, d)[0])(p))
   descend = jax.jit(task._descend)
   draw_of = jax.jit(lambda b, step: task._noised(b, keys.at_step(current.key, step)))

@@ -94,5 +94,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  cpu.restart_with_settings("experiments.benchmarks.generate")
+  cpu.restart_with_settings()
   sys.exit(errors.run(main))

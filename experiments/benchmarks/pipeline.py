@@ -197,5 +197,5 @@ def main(arguments=None) -> dict:
 
 
 if __name__ == "__main__":
-  cpu.restart_with_settings("experiments.benchmarks.pipeline")
+  cpu.restart_with_settings()
   main()

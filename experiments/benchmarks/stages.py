@@ -121,7 +121,6 @@ def measure(spec: str, seconds: float) -> dict:
 
 def _use(config, task, state):
   """(images per call, the call) of a trained stage, or None."""
-  from retree_jax import checkpoint
   from retree_jax.inference import superres
   from retree_jax.inference.sampler import Sampler
   from retree_jax.inference.segmenter import Segmenter
@@ -131,19 +130,18 @@ def _use(config, task, state):
   def pixels(count, channels, factor=1):
     return rng.integers(0, 256, (count, size[0] // factor, size[1] // factor, channels), np.uint8)
 
-  loaded = checkpoint.Loaded(config, state.averaged, task.network, 0, "")
   if config.stage in ("tree", "fundus"):
     sampler = Sampler(config, task.network)
     count = sampler.batch_size if sampler.mesh.devices.flat[0].platform != "cpu" else 4
     condition = {name: pixels(count, 1) for name in config.data.condition}
     return count, lambda: sampler(state.averaged, np.arange(count), condition)
   if config.stage == "superres":
-    enlarger = superres.Enlarger(loaded)
+    enlarger = superres.Enlarger(config, task.network)
     pair = {"image": pixels(8, 3, enlarger.scale), "tree": pixels(8, 1, enlarger.scale)}
-    return 8, lambda: enlarger(pair)
+    return 8, lambda: enlarger(state.averaged, pair)
   if config.stage == "segmentation":
-    segmenter, photographs = Segmenter(loaded), list(pixels(1, 3))
-    return 1, lambda: segmenter(photographs, [np.full((*size, 1), 255, np.uint8)])
+    segmenter, photographs = Segmenter(config, task.network), list(pixels(1, 3))
+    return 1, lambda: segmenter(state.averaged, photographs, [np.full((*size, 1), 255, np.uint8)])
   return None
 
 

@@ -4,7 +4,7 @@
 
 Every held-out pair is brought to the stage's size, shrunk by area averages to its input size, and enlarged again in both ways.
 PSNR and SSIM of the photograph, over the whole frame and within the field of view; F1 and clDice of the tree within the field
-of view, cut where the stage cuts it (`config.sampler.tree_cut`). Bicubic trees, cut at one half, are scored a second time at
+of view, at the stage's own threshold (`config.sampler.mask_threshold`). Bicubic trees at one half are scored a second time at
 the threshold that gives the best F1 on training eyes, as averages of thin vessels never reach one half. Differences are
 paired, with 95 % bootstrap intervals over the eyes.
 
@@ -14,7 +14,6 @@ random halves of the real ones score against each other.
 """
 
 import argparse
-import dataclasses
 import pathlib
 import time
 
@@ -77,11 +76,11 @@ def choose_cut(loaded, spec: str, num: int = 1000) -> dict[float, float]:
   """
   config = loaded.config.copy_and_resolve_references()
   with config.unlocked():
-    config.sampler.tree_cut = 0.5  # so that coverage is the probability itself
-  enlarger, found = Enlarger(dataclasses.replace(loaded, config=config)), []
+    config.sampler.mask_threshold = 0.5  # so that coverage is the probability itself
+  enlarger, found = Enlarger(config, loaded.network), []
   source = sources.open_source(spec, split="train", fields=("image", "tree"), size=enlarger.size)
   for real in pairs(source, enlarger.size, num):
-    probability = enlarger(shrunk(real, enlarger.scale))["tree"][0] / 255.0
+    probability = enlarger(loaded.params, shrunk(real, enlarger.scale))["tree"][0] / 255.0
     truth, fov = real["tree"][0] >= 128, real["fov"][0] >= 128
     found.append([segmentation.scores(probability, truth, fov, cut)["cldice"] for cut in CUTS])
   return dict(zip(CUTS, np.mean(found, axis=0).tolist(), strict=True))
@@ -97,7 +96,7 @@ def run(path, spec: str, num: int = 1000, tuning: int = 12) -> dict:
     tuning: training pairs from which the threshold of bicubic trees is chosen.
   """
   loaded = checkpoint.load(path, step="latest", stage="superres")
-  enlarger = Enlarger(loaded)
+  enlarger = Enlarger(loaded.config, loaded.network)
   fields = ("image", "tree")
   train = sources.open_source(spec, split="train", fields=fields, size=enlarger.size)
   test = sources.open_source(spec, split="test", fields=fields, size=enlarger.size)
@@ -114,7 +113,7 @@ def run(path, spec: str, num: int = 1000, tuning: int = 12) -> dict:
   for real in pairs(test, enlarger.size, num):
     small = shrunk(real, enlarger.scale)
     started = time.perf_counter()
-    large = enlarger(small)
+    large = enlarger(loaded.params, small)
     seconds.append(time.perf_counter() - started)
     base = by_bicubic(small, enlarger.scale)
     whole.append(is_whole(real["fov"][0]))

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from retree_jax.cli import config_files
@@ -14,6 +16,7 @@ def run(function: Callable[[], int | None]) -> int:
 
   Set RETREE_JAX_TRACEBACK=1 to see where an error was raised.
   """
+  sys.argv[1:] = expand_home(sys.argv[1:])
   try:
     return function() or 0
   except KeyboardInterrupt:
@@ -24,23 +27,45 @@ def run(function: Callable[[], int | None]) -> int:
     return _complain(*_sentence(error))
 
 
+def expand_home(arguments: Sequence[str]) -> list[str]:
+  """Replaces `~` and `~user` at the start of every path on a command line by the home folder.
+
+  Shells do so only at the start of a word, not after `--out=`, `folder:` or the `+` that joins data sources.
+  """
+  tilde = re.compile(r"(^|^--?[\w.]+=|folder:)(~[^/+]*)(?=[/+]|$)")
+  return [tilde.sub(lambda match: match[1] + os.path.expanduser(match[2]), argument) for argument in arguments]
+
+
 def _sentence(error: Exception) -> tuple[str, int]:
   text = " ".join(str(error).split())
   full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
   if full or "No space left" in text or "RESOURCE_EXHAUSTED: write" in text:
     return "no space is left on the disk: free some, or use another folder; what was saved before is intact", 1
   if isinstance(error, PermissionError):
-    return f"no permission for {error.filename}: use a folder that you may write to", 2
+    return f"no permission for {error.filename}: change its permissions, or use another file or folder", 2
   if "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
     return (
       "the device's memory is too small: lower config.train.batch_size, raise config.train.accumulate, or set "
       "config.model.remat=True"
     ), 1
+  if (platforms := os.environ.get("JAX_PLATFORMS")) and _has_no_device(error, text):
+    return (
+      f"JAX_PLATFORMS={platforms} asks for a device that JAX does not find here: unset JAX_PLATFORMS to use the devices that "
+      "there are, or install JAX for that device, e.g. pip install 'retree-jax[gpu]'"
+    ), 2
   if isinstance(error, (ValueError, OSError)):
     return text, 2
   if isinstance(error, RuntimeError) and type(error).__module__.startswith("retree_jax"):
     return text, 1
   return f"{type(error).__name__}: {text[:600]} (RETREE_JAX_TRACEBACK=1 shows where)", 1
+
+
+def _has_no_device(error: Exception, text: str) -> bool:
+  """Whether JAX could not start the platform that JAX_PLATFORMS names; of a missing CUDA, JAX 0.10 says `AssertionError`."""
+  if isinstance(error, RuntimeError):
+    return "Unable to initialize backend" in text
+  frames = traceback.extract_tb(error.__traceback__)
+  return isinstance(error, AssertionError) and bool(frames) and frames[-1].filename.endswith("xla_bridge.py")
 
 
 def _complain(text: str, code: int) -> int:
@@ -64,10 +89,11 @@ def parse(flags_object, argv: Sequence[str], doc: str | None = None) -> list[str
   """
   from absl import flags
 
+  argv = [*argv[:1], *expand_home(argv[1:])]
   if {"--help", "-help", "-h"} & set(argv[1:]):
     print(f"{doc or ''}\n{flags_object.get_help(include_special_flags=False)}")
     raise SystemExit(0)
-  argv = config_files.resolve(list(argv))
+  argv = config_files.resolve(argv)
   try:
     rest = flags_object(argv)
   except flags.Error as error:

@@ -1,15 +1,16 @@
 """What `python -m retree_jax.main` does once its flags are read: train, sample, evaluate. All of it importable."""
 
-import hashlib
+import itertools
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
 from etils import epath
 
 from retree_jax import checkpoint, sharding
-from retree_jax.data import folders, pipeline, sources, writing
+from retree_jax.data import claim, fingerprint, folders, pipeline, sources, transforms, writing
 from retree_jax.inference.sampler import Sampler
 from retree_jax.report import plots
 
@@ -119,112 +120,134 @@ def _override_sampler(config, overrides: Mapping) -> None:
 
 
 def _diffuse(loaded, out, num, seed, inputs) -> None:
-  """Trees, or photographs of given trees, in chunks, so that memory does not grow with their number."""
+  """Samples trees, or photographs of given trees, in chunks, so that memory does not grow with their number."""
   config = loaded.config
   seed = config.sampler.seed if seed is None else seed
   mesh = sharding.make_mesh()
   sampler = Sampler(config, loaded.network, mesh)
   params = jax.device_put(loaded.params, sharding.replicated(mesh))
-  names, given = _given(config, inputs, num)
-  num = len(names) if given is not None else (num or 16)
-  names = names or [f"{k:06d}" for k in range(num)]
-  run = _claim(out, loaded, seed=seed, sampler=dict(config.sampler), inputs=None if given is None else _digest(names))
+  source, names, wanted = _conditions(config, inputs), None, num or 16
+  if source is not None:
+    names = [name.replace("/", "_") for name in source.names]
+    wanted = min(num or len(names), len(names))
   folder_of = {"tree": "masks", "fov": "fov", "image": "images"}
-  shown = []
-  for start in range(0, num, _CHUNK):
-    rows = np.arange(start, min(start + _CHUNK, num))
-    condition = None if given is None else {f: given[f][rows] for f in sampler.condition}
-    made = sampler(params, rows, condition, seed=seed)
+  digest = None if source is None else fingerprint.of_source(source)
+  run = _identity(loaded, seed=seed, sampler=dict(config.sampler), inputs=digest)
+  with claim.hold(out, "sampling"):
+    total = _begin(out, run, names, wanted, folder_of[sampler.target[0]])
+    shown, start = [], 0
+    for condition in _chunks(config, source, inputs, total):
+      rows = np.arange(start, min(start + _CHUNK, total))
+      condition = {f: condition[f][: len(rows)] for f in sampler.condition}
+      made = sampler(params, rows, condition, seed=seed)
+      if jax.process_index() == 0:
+        for i, k in enumerate(rows):
+          for field, pixels in ({**condition, **made}).items():
+            picture = pixels[i] if field == "image" else transforms.binarise(pixels[i])
+            writing.write_png(out / folder_of[field] / f"{_name(names, k)}.png", picture)
+      shown.append({f: v[: max(0, 64 - start)] for f, v in made.items()})
+      start += len(rows)
     if jax.process_index() == 0:
-      for i, k in enumerate(rows):
-        for field, pixels in ({**(condition or {}), **made}).items():
-          picture = pixels[i] if field == "image" else np.where(pixels[i] >= 128, 255, 0).astype(np.uint8)
-          writing.write_png(out / folder_of[field] / f"{names[k]}.png", picture)
-    shown.append({f: v[: max(0, 64 - start)] for f, v in made.items()})
-  if jax.process_index():
-    return
-  _write_manifest(out, names, run)
-  for field in made:
-    writing.write_png(
-      out / ("grid.png" if field != "fov" else "grid_fov.png"),
-      plots.grid(np.concatenate([s[field] for s in shown if len(s[field])])),
-    )
+      for field in made:
+        pictures = np.concatenate([s[field] for s in shown if len(s[field])])
+        writing.write_png(out / ("grid.png" if field != "fov" else "grid_fov.png"), plots.grid(pictures))
 
 
-def _claim(out, loaded, **facts) -> dict:
-  """Makes sure that a folder holds samples of this very run or none, and writes run.json; returns what that holds."""
-  run = json.loads(json.dumps({"stage": loaded.config.stage, "checkpoint": loaded.identity(), "step": loaded.step, **facts}))
-  claim = out / "run.json"
-  if claim.exists() and json.loads(claim.read_text()) != run:
-    raise ValueError(f"{out} holds other samples: name another folder with --out")
-  if jax.process_index() == 0:
-    writing.write_json(claim, run)
-  return run
+def _identity(loaded, **facts) -> dict:
+  """What the samples in a folder depend on besides their number, as run.json holds it."""
+  return json.loads(json.dumps({"stage": loaded.config.stage, "checkpoint": loaded.identity(), "step": loaded.step, **facts}))
 
 
-def _digest(names) -> str:
-  return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+def _name(names, k: int) -> str:
+  return f"{k:06d}" if names is None else names[k]
 
 
-def _write_manifest(out, names, run: dict) -> None:
-  origin = {k: v for k, v in run.items() if k != "inputs"}
-  writing.write_text(
-    out / "manifest.jsonl", "".join(json.dumps({"name": name, "index": i, **origin}) + "\n" for i, name in enumerate(names))
-  )
+def _begin(out, run: dict, names, num: int, folder: str) -> int:
+  """Claims a folder and writes its manifest, before the first sample: none is ever there that the manifest does not list.
+
+  Args:
+    out: the folder.
+    run: the identity of the samples.
+    names: of the inputs; None for samples that are only numbered.
+    num: samples wanted.
+    folder: subfolder of `out` that holds a picture of every sample.
+
+  Returns:
+    The number of samples that the folder is to hold: `num`, or those that are there already.
+  """
+
+  def first() -> None:
+    begun = claim.check(out, run) is not None
+    there = {p.name.removesuffix(".png") for p in (out / folder).iterdir()} if begun and (out / folder).exists() else set()
+    if names is None:
+      done = max((int(name) + 1 for name in there if name.isdecimal()), default=0)
+    else:
+      done = max((k + 1 for k, name in enumerate(names) if name in there), default=0)
+    if done > num:
+      print(f"{out} holds {done} samples already, more than the {num} asked for: all of them are kept", file=sys.stderr)
+    total = max(num, done)
+    claim.record(out, run, num=total)
+    origin = {k: v for k, v in run.items() if k != "inputs"}
+    lines = [json.dumps({"name": _name(names, k), "index": k, **origin}) + "\n" for k in range(total)]
+    writing.write_text(out / "manifest.jsonl", "".join(lines))
+    for part in ("", "images", "masks", "fov"):
+      writing.remove_unfinished(out / part)
+
+  sharding.on_first_process(first)
+  return int(json.loads((out / "run.json").read_text())["num"])
 
 
-def _given(config, inputs, num):
-  """Names and condition fields of the trees to paint: from a folder, or the held-out split of the stage's own source."""
+def _conditions(config, inputs):
+  """The trees to paint, from a folder or from the held-out split of the stage's own source; None where the stage takes none."""
   if not config.data.condition:
     if inputs is not None:
       raise ValueError("the tree stage takes no --input: leave it out")
-    return None, None
-  fields = tuple(config.data.condition)
+    return None
   if inputs is not None:
-    source = folders.FolderSource(inputs, ("tree",))
-  else:
-    wanted = tuple(f for f in fields if f != "fov")
-    source = sources.open_source(
-      config.data.source, split="test", fields=wanted, seed=config.seed, size=tuple(config.data.image_size)
-    )
-  total = min(num or len(source), len(source))
-  fit = config.data.fit if inputs is None else "pad"
-  given, seen = {f: [] for f in fields}, 0
-  for batch in pipeline.evaluation_batches(
-    source, size=tuple(config.data.image_size), batch_size=min(_CHUNK, total), fit=fit, fields=fields
-  ):
-    for f in fields:
-      given[f].append(batch[f][batch["valid"]])
-    seen += int(batch["valid"].sum())
-    if seen >= total:
-      break
-  names = [source.names[i] for i in range(total)] if hasattr(source, "names") else [f"{k:06d}" for k in range(total)]
-  return [n.replace("/", "_") for n in names], {f: np.concatenate(v)[:total] for f, v in given.items()}
+    return folders.FolderSource(inputs, ("tree",))
+  fields = tuple(f for f in config.data.condition if f != "fov")
+  size = tuple(config.data.image_size)
+  return sources.open_source(config.data.source, split="test", fields=fields, seed=config.seed, size=size)
+
+
+def _chunks(config, source, inputs, total: int) -> Iterator[dict]:
+  """The conditions of `total` samples, _CHUNK at a time: uint8 [n, H, W, 1] each; empty dicts where there are none."""
+  number = -(-total // _CHUNK)
+  if source is None:
+    yield from ({} for _ in range(number))
+    return
+  batches = pipeline.evaluation_batches(
+    source,
+    size=tuple(config.data.image_size),
+    batch_size=min(_CHUNK, total),
+    fit=config.data.fit if inputs is None else "pad",
+    fields=tuple(config.data.condition),
+  )
+  yield from itertools.islice(batches, number)
 
 
 def _enlarge(loaded, inputs, out, num) -> None:
-  """Super-resolves the pairs of a folder, shrunk to the size that the stage takes."""
+  """Super-resolves the pairs of a folder, shrunk to the size that the stage takes. Process 0 writes."""
   from retree_jax.inference import superres
 
   mesh = sharding.make_mesh()
-  enlarger = superres.Enlarger(loaded, mesh)
+  enlarger = superres.Enlarger(loaded.config, loaded.network, mesh)
   params = jax.device_put(loaded.params, sharding.replicated(mesh))
   source = folders.FolderSource(inputs, ("image", "tree"))
-  total = min(num or len(source), len(source))
-  size = tuple(enlarger.input_size)
-  names = source.names[:total]
-  run = _claim(out, loaded, sampler=dict(loaded.config.get("sampler", {})), inputs=_digest(source.names))
-  done = 0
-  for batch in pipeline.evaluation_batches(
-    source, size=size, batch_size=8, fit=loaded.config.data.fit, fields=("image", "tree", "fov")
-  ):
-    made = enlarger({f: batch[f] for f in ("image", "tree", "fov")}, params)
-    for i, name in enumerate(names[done : done + int(batch["valid"].sum())]):
-      writing.write_png(out / "images" / f"{name}.png", made["image"][i])
-      writing.write_png(out / "masks" / f"{name}.png", np.where(made["tree"][i] >= 128, 255, 0).astype(np.uint8))
-      writing.write_png(out / "fov" / f"{name}.png", np.where(made["fov"][i] >= 128, 255, 0).astype(np.uint8))
-    done += int(batch["valid"].sum())
-    if done >= total:
-      break
-  if jax.process_index() == 0:
-    _write_manifest(out, names, run)
+  names = source.names
+  run = _identity(loaded, sampler=dict(loaded.config.get("sampler", {})), inputs=fingerprint.of_source(source))
+  fields = ("image", "tree", "fov")
+  with claim.hold(out, "enlarging"):
+    total, done = _begin(out, run, names, min(num or len(names), len(names)), "masks"), 0
+    for batch in pipeline.evaluation_batches(
+      source, size=enlarger.input_size, batch_size=8, fit=loaded.config.data.fit, fields=fields
+    ):
+      made = enlarger(params, {f: batch[f] for f in fields})
+      count = min(int(batch["valid"].sum()), total - done)
+      for i, name in enumerate(names[done : done + count] if jax.process_index() == 0 else ()):
+        writing.write_png(out / "images" / f"{name}.png", made["image"][i])
+        for field, folder in (("tree", "masks"), ("fov", "fov")):
+          writing.write_png(out / folder / f"{name}.png", transforms.binarise(made[field][i]))
+      done += count
+      if done >= total:
+        break

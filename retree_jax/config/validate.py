@@ -69,7 +69,7 @@ _FIELDS = {
     "batch_size": "at least 1",
     "block": "at least 0",
     "overlap": "at least 0",
-    "tree_cut": _OPEN_SHARE,
+    "mask_threshold": _OPEN_SHARE,
     "threshold": _OPEN_SHARE,
   },
   "crop": {"size": "at least 0"},

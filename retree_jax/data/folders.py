@@ -193,6 +193,19 @@ def read_labels(folder: pathlib.Path) -> dict[str, str]:
   return labels
 
 
+def _label_of_unlisted(folder: pathlib.Path) -> str:
+  """Label of the masks that no manifest lists: "expert", unless this project writes the folder, which a killed run leaves
+  without a whole manifest.
+  """
+  for name, label in (("run.json", "generated"), ("labels.json", "predicted")):
+    try:
+      if "checkpoint" in (folder / name).read_text(encoding="utf-8"):
+        return label
+    except (OSError, UnicodeDecodeError):
+      continue
+  return "expert"
+
+
 class FolderSource:
   """Eyes of one folder as a random-access sequence of examples; usually opened by `sources.open_source`.
 
@@ -233,7 +246,8 @@ class FolderSource:
     self._fov = match(dict.fromkeys(self.names, self.path), listed["fov"]) if "fov" in listed else {}
     self._takes_image = takes_image
     known = read_labels(self.path)
-    self._labels = {name: known.get(name, "expert") for name in self.names}
+    unlisted = _label_of_unlisted(self.path)
+    self._labels = {name: known.get(name, unlisted) for name in self.names}
     for name in self.names[: self.max_checked]:
       self._check_sizes(name)
 
@@ -278,8 +292,12 @@ class FolderSource:
       )
     return images, pairs
 
+  def files(self, name) -> list[pathlib.Path]:
+    """The files of one example: photograph, mask and field of view, as far as there are any."""
+    return [files[name] for files in (self._images, self._masks, self._fov) if name in files]
+
   def _check_sizes(self, name, size=image_io.picture_size):
-    files = [files[name] for files in (self._images, self._masks, self._fov) if name in files]
+    files = self.files(name)
     sizes = [size(path) for path in files]
     if len(set(sizes)) == 1:
       return

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import pathlib
 import uuid
 from collections.abc import Iterable
 
@@ -51,14 +52,15 @@ def write_stream(path, pieces: Iterable[bytes]) -> None:
 
 
 def remove_unfinished(folder) -> None:
-  """Deletes the files that killed processes left half-written in a local folder; nobody may be writing
-  there.
+  """Deletes the files that killed processes left half-written in a local folder.
+
+  Nobody else may be writing there: hold the folder (`retree_jax.data.claim`).
   """
   if "://" not in str(folder) and os.path.isdir(folder):
     with os.scandir(folder) as entries:
       for entry in entries:
         if entry.name.startswith(".") and entry.name.endswith(UNFINISHED):
-          os.unlink(entry.path)
+          pathlib.Path(entry.path).unlink(missing_ok=True)
 
 
 def write_text(path, text: str) -> None:

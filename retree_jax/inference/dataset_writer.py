@@ -1,11 +1,11 @@
-"""Writes generated pairs to disk: streaming, resumable, from any number of hosts, with the papers that belong to a data set.
+"""Writes generated pairs to disk: streaming, resumable, from any number of hosts, with the documents that belong to a data set.
 
     OUT/images/NAME.png  masks/NAME.png (0/255)  fov/NAME.png      a pair folder, which `folder:OUT` reads back
     OUT/coverage/NAME.png                                          without a fundus stage: trees as drawn, 0..255
     OUT/manifest.jsonl  run.json  DATA_CARD.md  contact_sheet.png
 
 Devices make one chunk of pairs while threads write the last two; memory does not grow with the number of pairs. Each host makes
-its own range. The books are kept by `retree_jax.data.manifest`.
+its own range of them. `retree_jax.data.manifest` keeps the progress journal.
 """
 
 import collections
@@ -20,14 +20,15 @@ import jax
 import numpy as np
 
 from retree_jax import checkpoint, sharding
-from retree_jax.data import folders, manifest, sources, transforms, writing
+from retree_jax.data import claim, fingerprint, folders, manifest, transforms, writing
 from retree_jax.data.builders import generated
 from retree_jax.inference import pairs
 from retree_jax.report import data_card
 
 _IN_FLIGHT = 2  # chunks that may wait for the disk while the devices work on the next
-_CHECKED_AT_ONCE = 256  # given masks that are looked at before the first is painted
+_CHECKED_AT_ONCE = 256  # given masks that are checked before the first is painted
 _SHIPPED = {"tree": "tree", "fundus": "fundus", "superres": "superres", "filter_path": "filter"}
+_DOCUMENTS = {"png": ("DATA_CARD.md", "contact_sheet.png"), "tfds": ("DATA_CARD.md", "dataset_info.json", "features.json")}
 
 
 def shipped() -> dict[str, str | None]:
@@ -37,13 +38,13 @@ def shipped() -> dict[str, str | None]:
     ValueError: this installation has none.
   """
   names = checkpoint.shipped_names()
-  found = {stage: name if name in names else None for stage, name in _SHIPPED.items()}
-  if not (found["tree"] or found["fundus"]):
+  paths = {stage: name if name in names else None for stage, name in _SHIPPED.items()}
+  if not (paths["tree"] or paths["fundus"]):
     raise ValueError(
       "this installation ships no weights: give --tree and --fundus, the workdirs of "
       "`python -m retree_jax.main --config configs/tree.py` and `configs/fundus.py`"
     )
-  return found
+  return paths
 
 
 def write(
@@ -58,12 +59,13 @@ def write(
   threshold: float | None = None,
   mesh=None,
 ) -> dict:
-  """Generates a data set into a folder, or goes on with one.
+  """Generates a data set into a folder, or continues one.
 
   Args:
     paths: {"tree", "fundus", "superres", "filter_path"}: workdirs or names of shipped weights, None to leave a stage out.
     out: folder to write, local or bucket, shared by all hosts.
-    num: pairs; 16 by default, or all of `trees`. More than the folder has extends it.
+    num: pairs; by default those that the folder was begun with, in a new one 16, or all of `trees`. More than the folder has
+      extends it; fewer shorten a set of which no pair beyond is done.
     seed: root of the randomness.
     trees: folder of vessel masks to paint, flat or a pair folder, in place of the tree stage; names are kept.
     form: "png", or "tfds" for ArrayRecord shards that TFDS reads.
@@ -76,7 +78,8 @@ def write(
     stage}.
 
   Raises:
-    ValueError: models that do not fit, trees that cannot be painted, a folder that holds something else.
+    ValueError: models that do not fit, trees that cannot be painted, a folder that holds something else or that another process
+      writes to.
   """
   mesh = sharding.make_mesh(devices=jax.local_devices()) if mesh is None else mesh
   given = None if trees is None else _Given(trees)
@@ -88,34 +91,80 @@ def write(
     raise ValueError("there are no trees to paint: give --tree to draw some, or --trees with a folder of masks")
   if given is not None and num is not None and num > len(given):
     raise ValueError(f"{trees} holds {len(given)} trees, not --num={num}: give at most that, or leave --num out")
-  num = num or (16 if given is None else len(given))
-  books = manifest.Ledger(out)
+  journal = manifest.Journal(out)
   identity = _identity(generator, seed, form, given)
-  card = books.out / "DATA_CARD.md"
-  if jax.process_index() == 0:
-    books.claim(identity, num)
-    if not books.finished():
-      card.unlink(missing_ok=True)
-  _barrier("claimed")
-  if books.num() > num:
-    _say(f"{out} was begun with {books.num()} pairs, so that is what it gets")
-  num = books.num()
-  summary = {"pairs": num, "made": 0, "wall": 0.0, "waited": 0.0, "stages": {}}
-  if card.exists():
-    _say(f"{out} is finished: {num} pairs")
-    return summary
-  if models.tree_filter is not None:
-    _say(f"trees are kept from a score of {models.tree_filter.threshold:.4f} on: {models.tree_filter.how}")
-  summary |= _make(generator, books, _facts(identity), given, seed, form, num)
-  _barrier("made")
-  if jax.process_index() == 0:
-    books.merge()
-    if form == "tfds":
-      generated.finish(books.out)
-    data_card.write(books, identity, models)
-    _say(f"{out} holds {num} pairs")
-  _barrier("finished")
+  with claim.hold(journal.out, "generating") as lease:
+    sharding.on_first_process(lambda: _begin(journal, identity, num, given, form))
+    num, card = journal.num(), journal.out / "DATA_CARD.md"
+    summary = {"pairs": num, "made": 0, "wall": 0.0, "waited": 0.0, "stages": {}}
+    if card.exists():
+      _say(f"{out} is finished: {num} pairs")
+      return summary
+    if models.tree_filter is not None:
+      _say(f"trees are kept from a score of {models.tree_filter.threshold:.4f} on: {models.tree_filter.how}")
+    summary |= _make(generator, journal, lease, _facts(identity), given, seed, form, num)
+    sharding.wait_for_all("pairs made")
+    if jax.process_index() == 0:
+      journal.merge()
+      if form == "tfds":
+        generated.finish(journal.out)
+      data_card.write(journal, identity, models)
+      _say(f"{out} holds {num} pairs")
+    sharding.wait_for_all("data set finished")
   return summary
+
+
+def _begin(journal, identity, num, given, form) -> None:
+  """Claims the folder for this run. The data card goes if anything is missing, which tells all hosts that there is work."""
+  total, begun = journal.claim(identity, num, 16 if given is None else len(given))
+  if begun and total < begun:
+    _say(f"{journal.out} was begun with {begun} pairs and will now hold {total}")
+    _remove_beyond(journal.out, total, given, form)
+  elif num and total > num:
+    _say(f"{journal.out} was begun with {begun} pairs, and all of them are done: they are kept")
+  lost = _lost(journal, total, given, form)
+  if lost.any():
+    _say(f"{lost.sum()} pairs of {journal.out} lack a file and are made again")
+  documents = [journal.out / name for name in _DOCUMENTS[form]]
+  if lost.any() or not journal.finished() or not all(path.exists() for path in documents):
+    documents[0].unlink(missing_ok=True)
+
+
+def _number_of(given):
+  """From the name of a file to the number of its pair, or None."""
+  numbers = None if given is None else {name: k for k, name in enumerate(given.names)}
+
+  def number(file: str) -> int | None:
+    name = file.removesuffix(".png")
+    if numbers is not None:
+      return numbers.get(name)
+    return int(name) if name.isdecimal() and f"{int(name):07d}" == name else None
+
+  return number
+
+
+def _lost(journal, num: int, given, form) -> np.ndarray:
+  """[num] bool: pairs that are recorded as done although a file of theirs is gone."""
+  if form == "tfds":
+    shards = [not generated.shard_path(journal.out, i).exists() for i in range(-(-num // generated.SHARD))]
+    return np.repeat(shards, generated.SHARD)[:num] & ~journal.todo(num)
+  images = "coverage" if (journal.out / "coverage").exists() else "images"
+  return journal.lost(("masks", "fov", images), _number_of(given), num)
+
+
+def _remove_beyond(out, num: int, given, form) -> None:
+  """Removes what a killed run wrote of pairs from `num` on: none of them is in the manifest."""
+  if form == "tfds":
+    last = num // generated.SHARD  # a shard that is cut short is written again
+    while (path := generated.shard_path(out, last)).exists():
+      path.unlink()
+      last += 1
+    return
+  number = _number_of(given)
+  for folder in ("images", "masks", "fov", "coverage"):
+    for path in list((out / folder).iterdir()) if (out / folder).exists() else ():
+      if (k := number(path.name)) is not None and k >= num:
+        path.unlink()
 
 
 class _Given:
@@ -123,7 +172,7 @@ class _Given:
 
   def __init__(self, path):
     self._source = folders.FolderSource(path, ("tree",))
-    self.names, self.fingerprint = self._source.names, sources.fingerprint(self._source)
+    self.names, self.fingerprint = self._source.names, fingerprint.of_source(self._source)
     with concurrent.futures.ThreadPoolExecutor() as pool:
       for _ in pool.map(lambda i: self._source[i] and None, range(min(len(self), _CHECKED_AT_ONCE))):
         pass
@@ -132,32 +181,34 @@ class _Given:
     return len(self.names)
 
   def __getitem__(self, rows: range) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
-    """(trees, visible discs) uint8 [H, W, 1]; None where nothing tells the disc."""
+    """(trees, fields of view) uint8 [H, W, 1]; None where the field of view is unknown."""
     examples = [self._source[i] for i in rows]
     return [e["tree"] for e in examples], [e["fov"] if e["fov"].min() < 255 else None for e in examples]
 
 
-def _make(generator, books, facts, given, seed, form, num) -> dict:
+def _make(generator, journal, lease, facts, given, seed, form, num) -> dict:
   """Makes this host's missing pairs."""
   hosts, host = jax.process_count(), jax.process_index()
   # No two hosts write into one shard.
   unit = generated.SHARD if form == "tfds" else 1
   start, stop = (min(num, -(-num // unit) * h // hosts * unit) for h in (host, host + 1))
   size = generator.batch_size if form == "png" else generated.SHARD
-  pieces = list(books.missing(start, stop, size))
+  pieces = list(journal.missing(start, stop, size, _lost(journal, num, given, form)))
   made, waited, began = 0, 0.0, time.monotonic()
   progress = _Progress(stop - start, stop - start - sum(b - a for a, b in pieces))
   in_flight: collections.deque = collections.deque()
   pool = concurrent.futures.ThreadPoolExecutor(max(2, min(16, os.cpu_count() or 2)))
 
   def settle():
-    """Waits until the oldest chunk is on disk, and books it."""
+    """Waits until the oldest chunk is on disk, and records it as done."""
     nonlocal waited, made
     a, rows, files = in_flight.popleft()
     since = time.monotonic()
     for file in files:
       file.result()
-    books.add(a, rows)
+    if lease is not None:
+      lease.check()
+    journal.add(a, rows)
     waited, made = waited + time.monotonic() - since, made + len(rows)
     progress(len(rows))
 
@@ -166,10 +217,10 @@ def _make(generator, books, facts, given, seed, form, num) -> dict:
       rows, fields = _chunk(generator, facts, given, seed, range(a, b))
       if form == "png":
         files = [
-          pool.submit(_write_pngs, books.out, r["name"], {k: v[i] for k, v in fields.items()}) for i, r in enumerate(rows)
+          pool.submit(_write_pngs, journal.out, r["name"], {k: v[i] for k, v in fields.items()}) for i, r in enumerate(rows)
         ]
       else:
-        files = [pool.submit(generated.write_shard, books.out, a, rows, fields)]
+        files = [pool.submit(generated.write_shard, journal.out, a, rows, fields)]
       in_flight.append((a, rows, files))
       if len(in_flight) > _IN_FLIGHT:
         settle()
@@ -217,21 +268,16 @@ def _identity(generator, seed, form, given) -> dict:
     if name in generator.samplers:
       options = checkpoint.to_json(generator.samplers[name].config.sampler)
       stages[name]["sampler"] = {k: v for k, v in options.items() if k not in ("batch_size", "block", "seed")}
-  if (judge := models.tree_filter) is not None:
+  if (tree_filter := models.tree_filter) is not None:
     stages["filter"] = {
-      "checkpoint": judge.loaded.identity(),
-      "step": judge.loaded.step,
-      "config": _hash(judge.loaded.config),
-      "threshold": judge.threshold,
-      "how": judge.how,
-      "ranges": judge.ranges,
+      "checkpoint": tree_filter.loaded.identity(),
+      "step": tree_filter.loaded.step,
+      "config": _hash(tree_filter.loaded.config),
+      "threshold": tree_filter.threshold,
+      "how": tree_filter.how,
+      "ranges": tree_filter.ranges,
     }
-  return {
-    "format": form,
-    "seed": seed,
-    "trees": "sampled" if given is None else f"given {given.fingerprint:08x}",
-    "stages": stages,
-  }
+  return {"format": form, "seed": seed, "trees": "sampled" if given is None else f"given {given.fingerprint}", "stages": stages}
 
 
 def _facts(identity: dict) -> dict:
@@ -250,14 +296,6 @@ def _facts(identity: dict) -> dict:
 
 def _hash(config) -> str:
   return hashlib.sha256(json.dumps(checkpoint.to_json(config), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _barrier(name: str) -> None:
-  """Waits for all hosts."""
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices(f"retree_jax.inference.dataset_writer {name}")
 
 
 def _say(text: str) -> None:

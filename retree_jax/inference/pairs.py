@@ -63,7 +63,7 @@ class Generator:
     if models.superres is not None:
       from retree_jax.inference.superres import Enlarger
 
-      self._enlarger = Enlarger(models.superres, mesh)
+      self._enlarger = Enlarger(models.superres.config, models.superres.network, mesh)
       wanted, size = self._enlarger.input_size, self.samplers["fundus"].size
       if wanted != size:
         raise ValueError(
@@ -94,12 +94,12 @@ class Generator:
     """
     if "tree" not in self.samplers:
       raise ValueError("there is no tree stage to draw trees with: give --tree, or trees to paint with --trees")
-    sampler, judge = self.samplers["tree"], self.models.tree_filter
+    sampler, tree_filter = self.samplers["tree"], self.models.tree_filter
     n, indices = len(indices), np.asarray(indices, np.int64)
     records = [{"attempts": 0, "accepted": False, "filter_score": None, "dropped": [], "tilt": 0} for _ in range(n)]
     fields: dict[str, np.ndarray] = {}
     waiting, drawn_before = np.arange(n), 0
-    while len(waiting) and drawn_before < (1 if judge is None else MAX_ATTEMPTS):
+    while len(waiting) and drawn_before < (1 if tree_filter is None else MAX_ATTEMPTS):
       # Where a compiled block has room, the next attempts are drawn along; which tree is taken does not change.
       unit = sampler.block * sampler.mesh.size
       ahead = min(MAX_ATTEMPTS - drawn_before, max(1, unit // len(waiting))) if drawn_before else 1
@@ -111,12 +111,12 @@ class Generator:
       drawn, tilts = field_of_view.with_fov(drawn, sampler.config.data.fit == "fov")
       self.seconds["tree"] += time.monotonic() - started
       started = time.monotonic()
-      verdicts = [None] * len(rows) if judge is None else judge(drawn["tree"], drawn["fov"])
+      verdicts = [None] * len(rows) if tree_filter is None else tree_filter(drawn["tree"], drawn["fov"])
       self.seconds["filter"] += time.monotonic() - started
       for name, pixels in drawn.items():
         fields.setdefault(name, np.zeros((n, *pixels.shape[1:]), np.uint8))
       for place, (i, verdict) in enumerate(zip(rows, verdicts, strict=True)):
-        if not records[i]["accepted"] and _book(records[i], verdict):
+        if not records[i]["accepted"] and record_attempt(records[i], verdict):
           records[i]["tilt"] = tilts[place]
           for name, pixels in drawn.items():
             fields[name][i] = pixels[place]
@@ -184,7 +184,7 @@ class Generator:
     else:
       started = time.monotonic()
       # With the disc's coverage, for a rim without steps and without what enlarging would make of a noisy edge.
-      out = self._enlarger(out | {"image": field_of_view.soft_rim(out["image"], out["fov"])})
+      out = self._enlarger(self.models.superres.params, out | {"image": field_of_view.soft_rim(out["image"], out["fov"])})
       self.seconds["superres"] += time.monotonic() - started
     return out if tilts is None else field_of_view.upright(out, tilts)
 
@@ -252,8 +252,8 @@ def load_models(tree=None, fundus=None, superres=None, filter_path=None, thresho
   def stage(path, name):
     return None if path is None else checkpoint.load(path, mesh=mesh, stage=name)
 
-  judge = None if filter_path is None else tree_filter.load(filter_path, threshold)
-  return Models(stage(tree, "tree"), stage(fundus, "fundus"), stage(superres, "superres"), judge)
+  loaded_filter = None if filter_path is None else tree_filter.load(filter_path, threshold)
+  return Models(stage(tree, "tree"), stage(fundus, "fundus"), stage(superres, "superres"), loaded_filter)
 
 
 def _check_fit(models: Models) -> None:
@@ -271,8 +271,8 @@ def _check_fit(models: Models) -> None:
     )
 
 
-def _book(record: dict, verdict) -> bool:
-  """Notes one more tree that was drawn for a pair; returns whether it is the pair's best so far."""
+def record_attempt(record: dict, verdict) -> bool:
+  """Adds one drawn tree to a pair's record; returns whether it is the best tree of the pair so far."""
   record["attempts"] += 1
   if verdict is None:
     record["accepted"] = True

@@ -1,12 +1,13 @@
-"""Super-resolution as used: a trained generator and uint8 pairs in, enlarged uint8 pairs out.
+"""Super-resolution in use: uint8 pairs in, enlarged uint8 pairs out.
 
-Pair k's pixels are a function of (weights, pair k) alone: each device runs the same program on blocks of
-`config.sampler.block` pairs, so neither the batch nor the number of devices changes a bit. The noise that texture is made of,
-where the network takes any, follows from the small pair's own pixels.
+The enlarged pair k is a function of (weights, pair k) alone: each device runs the same program on blocks of
+`config.sampler.block` pairs, so neither the batch nor the number of devices changes a bit. Where the network takes noise as the
+raw material of texture, it is derived from the small pair's own pixels.
 """
 
 import math
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,30 +24,31 @@ class Enlarger:
   """A compiled super-resolution over a mesh.
 
   Args:
-    loaded: `checkpoint.Loaded` of the superres stage, or anything else with its config, network and params.
+    config: the superres stage's config.
+    network: `retree_jax.models.Network`.
     mesh: devices; one local device by default.
 
   Attributes:
-    scale: how many times larger, along a side.
-    size: (height, width) in pixels of what comes out.
+    scale: factor by which each side is enlarged.
+    size, input_size: (height, width) in pixels of the output and the input.
     block: pairs that the network sees at once.
-    tree_cut: vessel probability that becomes a coverage of one half, where masks are cut.
+    mask_threshold: vessel probability that becomes a coverage of one half, at which masks are thresholded.
 
   Raises:
-    ValueError: a field of the config that cannot be, see `retree_jax.config.validate`.
+    ValueError: an invalid field of the config, see `retree_jax.config.validate`.
   """
 
-  def __init__(self, loaded, mesh=None):
-    validate.check(loaded.config)
-    self.params, self._network = loaded.params, loaded.network
+  def __init__(self, config, network, mesh=None):
+    validate.check(config)
+    self._network = network
     self.mesh = sharding.make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
-    options = loaded.config.sampler
-    self.scale = int(loaded.network.settings["factor"])
-    self.size = tuple(loaded.config.data.image_size)
+    options = config.sampler
+    self.scale = int(network.settings["factor"])
+    self.size = tuple(config.data.image_size)
     self.input_size = tuple(s // self.scale for s in self.size)
-    self.tree_cut = float(options.get("tree_cut", 0.5))
+    self.mask_threshold = float(options.get("mask_threshold", 0.5))
     on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-    # One pair at a time on a CPU: as quick there, and the same bits whatever the batch.
+    # On a CPU one pair at a time is as fast, and gives the same bits for any batch.
     self.block = options.block or (1 if on_cpu else options.batch_size)
     blocks = max(1, options.batch_size // self.block)
     self.batch_size = self.block * blocks * self.mesh.size
@@ -55,13 +57,13 @@ class Enlarger:
       jax.shard_map(self._on_device, mesh=self.mesh, in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False)
     )
 
-  def __call__(self, fields: dict[str, np.ndarray], params=None) -> dict[str, np.ndarray]:
+  def __call__(self, params, fields: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Enlarges pairs, in as many compiled batches as it takes.
 
     Args:
+      params: the generator's parameters.
       fields: "image" uint8 [N, h, w, 3], "tree" uint8 [N, h, w, 1] (coverage) and, if there is one, "fov"
         uint8 [N, h, w, 1], with (h, w) = `input_size`.
-      params: other parameters than the loaded ones, e.g. of a run in progress.
 
     Returns:
       The same fields, uint8 [N, H, W, C] with (H, W) = `size`, on every host. The field of view is 0 or 255,
@@ -73,7 +75,7 @@ class Enlarger:
     self._check(fields)
     names = [name for name in _FIELDS if name in fields]
     pixels = np.concatenate([fields[name] for name in names], axis=-1)
-    params = self.params if params is None else params
+    params = jax.device_put(params, sharding.replicated(self.mesh))
     parts = [self._batch(params, pixels[i : i + self.batch_size]) for i in range(0, len(pixels), self.batch_size)]
     whole = np.concatenate(parts) if parts else np.zeros((0, *self.size, pixels.shape[-1]), np.uint8)
     return split_channels(whole, names)
@@ -83,7 +85,8 @@ class Enlarger:
     for name in ("image", "tree", *(["fov"] if "fov" in fields else [])):
       if name not in fields:
         raise ValueError(
-          f"super-resolution raises photograph and tree together, but there is no {name!r}: give both, or leave this stage out"
+          f"super-resolution enlarges photograph and tree together, but there is no {name!r}: give both, or leave out this "
+          "stage"
         )
       shape, kind = np.shape(fields[name]), np.asarray(fields[name]).dtype
       if kind != np.uint8 or shape != (len(fields["image"]), h, w, CHANNELS[name]):
@@ -94,7 +97,7 @@ class Enlarger:
 
   def _batch(self, params, pixels):
     n = len(pixels)
-    # Padded to whole blocks on every device: at most a few sizes are ever compiled.
+    # Padded to whole blocks on every device, so that only a few sizes are ever compiled.
     pad = -n % (self.block * self.mesh.size)
     pixels = np.pad(pixels, ((0, pad), (0, 0), (0, 0), (0, 0)), mode="edge")
     split = sharding.batch_sharding(self.mesh)
@@ -102,69 +105,70 @@ class Enlarger:
 
   def _on_device(self, params, pixels):
     """One device's share, blocks one after the other: uint8 [b, h, w, 4 or 5] -> uint8 [b, H, W, 4 or 5]."""
-    blocks = pixels.reshape(-1, self.block, *pixels.shape[1:])
+    blocks = einops.rearrange(pixels, "(n block) h w c -> n block h w c", block=self.block)
     out = jax.lax.map(lambda x: self._block(params, x), blocks)
-    return out.reshape(-1, *out.shape[2:])
+    return einops.rearrange(out, "n block h w c -> (n block) h w c")
 
   def _block(self, params, pixels):
     low = pixels[..., :4].astype(jnp.float32) / 127.5 - 1.0
-    high = to_pixels(self._network.apply(params, low, noise=own_noise(pixels[..., :4], self.scale)), self.tree_cut)
+    high = to_pixels(self._network.apply(params, low, noise=own_noise(pixels[..., :4], self.scale)), self.mask_threshold)
     if pixels.shape[-1] == 4:
       return high
     return blackened(high, enlarged_fov(pixels[..., 4:], self.scale))
 
 
 def own_noise(pixels: jax.Array, scale: int) -> jax.Array:
-  """The noise of a pair's texture, see `models.superres.Superres`: always the same for the same pair, another for any other.
+  """The noise that `models.superres.Superres` takes, derived from the pair: the same for the same pair, different for another.
 
   Args:
     pixels: the small pairs, uint8 [B, h, w, 4].
-    scale: how many times larger, along a side.
+    scale: factor by which each side is enlarged.
 
   Returns:
     Standard normal [B, h * scale, w * scale, log2(scale)], float32.
   """
   b, h, w, c = pixels.shape
-  # A sum of products modulo 2³² (Fibonacci hashing of the place, odd so that no change of a pixel is lost): exact in any order.
+  # Sum of products modulo 2³²: exact in any order. The factors are odd (Fibonacci hashing of the position), so that no change
+  # of a pixel is lost.
   place = jnp.arange(h * w * c, dtype=jnp.uint32) * jnp.uint32(2654435769) | jnp.uint32(1)
-  numbers = jnp.sum(pixels.reshape(b, -1).astype(jnp.uint32) * place, axis=1, dtype=jnp.uint32)
+  numbers = jnp.sum(einops.rearrange(pixels, "b h w c -> b (h w c)").astype(jnp.uint32) * place, axis=1, dtype=jnp.uint32)
   root = keys.stream(0, "texture")
   return jax.vmap(lambda number: noise(keys.at_step(root, number), (h, w), scale))(numbers)
 
 
 def noise(key: jax.Array, size: tuple[int, int], scale: int) -> jax.Array:
-  """Standard normal [h * scale, w * scale, log2(scale)], float32, for a small pair of `size` = (h, w): a channel for each
-  doubling, as `models.superres.Superres` takes it."""
+  """Standard normal [h * scale, w * scale, log2(scale)], float32, for a small pair of `size` = (h, w): one channel for each
+  doubling of the side, as `models.superres.Superres` takes it."""
   return jax.random.normal(key, (size[0] * scale, size[1] * scale, scale.bit_length() - 1))
 
 
-def to_pixels(output: jax.Array, tree_cut: float = 0.5) -> jax.Array:
+def to_pixels(output: jax.Array, mask_threshold: float = 0.5) -> jax.Array:
   """The network's output as uint8 photograph and coverage.
 
-  Where a vessel is thinner than a small pixel, its place at the large size is uncertain and its probability spread over more
-  pixels than it fills: cut at one half, it goes. A lower `tree_cut` keeps it.
+  Where a vessel is thinner than a small pixel, its position at the large size is uncertain, and its probability is spread over
+  more pixels than it covers: a threshold of one half would lose it. A lower `mask_threshold` keeps it.
 
   Args:
     output: RGB around [-1, 1] and tree logits, [B, H, W, 4].
-    tree_cut: probability that becomes 128 of 255; the others follow smoothly, by their odds.
+    mask_threshold: probability that becomes 128 of 255. The others follow smoothly: their odds are divided by the threshold's.
   """
-  logits = output[..., 3:] - math.log(tree_cut / (1.0 - tree_cut))
+  logits = output[..., 3:] - math.log(mask_threshold / (1.0 - mask_threshold))
   unit = jnp.concatenate([(output[..., :3] + 1.0) / 2.0, jax.nn.sigmoid(logits)], axis=-1)
   return jnp.clip(jnp.round(unit * 255.0), 0, 255).astype(jnp.uint8)
 
 
 def bicubic(pixels: jax.Array, scale: int) -> jax.Array:
-  """What super-resolution has to beat: bicubic enlargement of uint8 [B, h, w, C] -> [B, H, W, C]."""
+  """Bicubic enlargement, the baseline of super-resolution: uint8 [B, h, w, C] -> [B, H, W, C]."""
   b, h, w, c = pixels.shape
   large = jax.image.resize(pixels.astype(jnp.float32), (b, h * scale, w * scale, c), "cubic")
   return jnp.clip(jnp.round(large), 0, 255).astype(jnp.uint8)
 
 
 def enlarged_fov(fov: jax.Array, scale: int) -> jax.Array:
-  """A field of view uint8 [B, h, w, 1] enlarged with a smooth edge, 0 or 255."""
+  """Enlarges a field of view uint8 [B, h, w, 1], with a smooth edge; 0 or 255."""
   return jnp.where(bicubic(fov, scale) >= 128, 255, 0).astype(jnp.uint8)
 
 
 def blackened(pair: jax.Array, fov: jax.Array) -> jax.Array:
-  """Pair uint8 [B, H, W, 4], 0 outside the field of view [B, H, W, 1], and the latter beside it: [B, H, W, 5]."""
+  """Blackens a pair uint8 [B, H, W, 4] outside its field of view [B, H, W, 1], which is appended: [B, H, W, 5]."""
   return jnp.concatenate([jnp.where(fov > 0, pair, 0).astype(jnp.uint8), fov], axis=-1)

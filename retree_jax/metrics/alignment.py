@@ -246,6 +246,7 @@ def _aligned(queries, references, which, others) -> tuple[np.ndarray, np.ndarray
 
 
 @jax.jit
+@jax.default_matmul_precision("highest")  # an audit must not depend on the hardware's default (bfloat16 on TPUs, TF32 on GPUs)
 @jax.vmap
 def _align(query_coarse, query_fine, reference_coarse, reference_fine, begin):
   """Six Gauss-Newton steps on either scale from `begin` [5]; the best pose [4] met, and its correlation."""

@@ -106,7 +106,8 @@ def extract(images: np.ndarray | Sequence[np.ndarray], extractor: Extractor, bat
     if count < batch_size and start:
       batch = np.concatenate([batch, np.zeros((batch_size - count, *shape), np.float32)])
     batch = np.broadcast_to(batch, (*batch.shape[:-1], 3))
-    found.append(np.asarray(extractor(jnp.asarray(batch)), np.float32)[:count])
+    with jax.default_matmul_precision("highest"):  # the user's own extractors too: distances must not depend on the hardware
+      found.append(np.asarray(extractor(jnp.asarray(batch)), np.float32)[:count])
   found = np.concatenate(found)
   if found.ndim != 2:
     raise ValueError(f"Extractor {extractor.name!r} gave {found.shape}, not one vector per image: pool over space.")

@@ -102,8 +102,8 @@ def kernel_distance(
   group_a, group_b = (rng.permutation(len(x)) % max(1, min(groups, len(a) // 2, len(b) // 2)) for x in (a, b))
   # Sums of the kernel between groups: every leave-a-group-out estimate follows from these without a new
   # product.
-  within_a, within_b = _kernel_sums(a, a, group_a, group_a), _kernel_sums(b, b, group_b, group_b)
-  between = _kernel_sums(a, b, group_a, group_b)
+  within_a, within_b = _kernel_sums(a, a, group_a, group_a, within=True), _kernel_sums(b, b, group_b, group_b, within=True)
+  between = _kernel_sums(a, b, group_a, group_b, within=False)
   sizes_a, sizes_b = np.bincount(group_a), np.bincount(group_b)
 
   def without(g):
@@ -287,13 +287,13 @@ def _blocks(total: int):
   return (slice(i, min(i + _BLOCK, total)) for i in range(0, total, _BLOCK))
 
 
-def _kernel_sums(x, y, groups_x, groups_y) -> np.ndarray:
-  """Sums of the cubic kernel between groups of rows; the diagonal is left out where both sets are one."""
+def _kernel_sums(x, y, groups_x, groups_y, within: bool) -> np.ndarray:
+  """Sums of the cubic kernel between groups of rows; `within` one set, each row's kernel with itself is left out."""
   sums = np.zeros((groups_x.max() + 1, groups_y.max() + 1))
   member = np.eye(sums.shape[1])[groups_y]  # [m, groups]
   for rows in _blocks(len(x)):
     kernel = (x[rows] @ y.T / x.shape[1] + 1) ** 3
-    if x is y:
+    if within:
       kernel[np.arange(len(kernel)), np.arange(rows.start, rows.stop)] = 0
     np.add.at(sums, groups_x[rows], kernel @ member)
   return sums
@@ -302,8 +302,9 @@ def _kernel_sums(x, y, groups_x, groups_y) -> np.ndarray:
 def _mmd(x: np.ndarray, y: np.ndarray) -> float:
   one = np.zeros(len(x), int)
   n = len(x)
-  within = _kernel_sums(x, x, one, one) + _kernel_sums(y, y, one, one)
-  return float(within[0, 0] / (n * (n - 1)) - 2 * _kernel_sums(x, y, one, one)[0, 0] / n**2)
+  within = _kernel_sums(x, x, one, one, within=True) + _kernel_sums(y, y, one, one, within=True)
+  between = _kernel_sums(x, y, one, one, within=False)
+  return float(within[0, 0] / (n * (n - 1)) - 2 * between[0, 0] / n**2)
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:

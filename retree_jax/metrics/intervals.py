@@ -1,8 +1,7 @@
-"""Means and shares over few images, with their uncertainty."""
-
-import math
+"""Confidence intervals of means and proportions over few images."""
 
 import numpy as np
+from scipy import stats
 
 
 def mean_with_interval(values, num_bootstrap: int = 1000, seed: int = 0) -> dict[str, float]:
@@ -41,13 +40,12 @@ def mean_with_interval(values, num_bootstrap: int = 1000, seed: int = 0) -> dict
   }
 
 
-def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
-  """95 % interval of a share (Wilson 1927): sensible at 0 and at 1, unlike the normal one.
+def wilson(hits: int, total: int) -> tuple[float, float]:
+  """95 % Wilson score interval of a proportion (Wilson 1927), which stays in [0, 1] and has width at 0 and at 1.
 
   Args:
-    hits: how many of them.
-    total: out of how many, at least 1.
-    z: quantile of the normal distribution.
+    hits: number of successes.
+    total: number of trials, at least 1.
 
   Returns:
     (low, high), both in [0, 1].
@@ -56,7 +54,6 @@ def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
     ValueError: `hits` is not between 0 and `total`, or `total` is 0.
   """
   if not 0 <= hits <= total or total < 1:
-    raise ValueError(f"{hits} of {total} is no share; give counts with 0 <= hits <= total and total at least 1.")
-  share, middle = hits / total, (hits + z * z / 2) / (total + z * z)
-  half = z / (total + z * z) * math.sqrt(total * share * (1 - share) + z * z / 4)
-  return max(0.0, middle - half), min(1.0, middle + half)
+    raise ValueError(f"{hits} of {total} is not a proportion: give counts with 0 <= hits <= total and total at least 1")
+  low, high = stats.binomtest(hits, total).proportion_ci(0.95, method="wilson")
+  return float(low), float(high)

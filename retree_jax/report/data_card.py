@@ -15,7 +15,7 @@ def write(journal, identity: dict, models) -> None:
   """Writes contact_sheet.png, then DATA_CARD.md, which marks the set as finished.
 
   Args:
-    journal: `retree_jax.data.manifest.Ledger` with a merged manifest.
+    journal: `retree_jax.data.manifest.Journal` with a merged manifest.
     identity: what the pairs depend on, as in run.json.
     models: `retree_jax.generate.Models`.
   """

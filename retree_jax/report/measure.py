@@ -201,10 +201,11 @@ def segmenter_parts(loaded) -> tuple[Callable, features.Extractor | None]:
   from retree_jax.inference.segmenter import Segmenter
   from retree_jax.tasks.segmentation import tile_size
 
-  segmenter, config = Segmenter(loaded), loaded.config
+  segmenter, config = Segmenter(loaded.config, loaded.network), loaded.config
 
   def predict(examples):
-    probabilities = segmenter([example["image"] for example in examples], [example["fov"] for example in examples])
+    eyes = [[example[field] for example in examples] for field in ("image", "fov")]
+    probabilities = segmenter(loaded.params, *eyes)
     return [
       (probability, example["tree"] >= 128, example["fov"] > 0, segmenter.threshold)
       for probability, example in zip(probabilities, examples, strict=True)

@@ -3,6 +3,7 @@
 It replaces clu's metric writers, which need TensorFlow.
 """
 
+import contextlib
 import json
 import sys
 
@@ -69,18 +70,20 @@ class MetricLogger:
   def progress(self, step: int, **postfix) -> None:
     """Moves the progress bar to `step`; `postfix` is shown behind it."""
     if self._bar is not None:
-      self._bar.update(step - self._bar.n)
-      if postfix:
-        self._bar.set_postfix(postfix, refresh=False)
+      with contextlib.suppress(OSError):
+        self._bar.update(step - self._bar.n)
+        if postfix:
+          self._bar.set_postfix(postfix, refresh=False)
 
   def say(self, text: str) -> None:
     """Prints a line to stderr, above the progress bar."""
     if not self._active:
       return
-    if self._bar is not None and not self._bar.disable:
-      self._bar.write(text, file=sys.stderr)
-    else:
-      print(text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a terminal that was closed must not keep a run from being saved
+      if self._bar is not None and not self._bar.disable:
+        self._bar.write(text, file=sys.stderr)
+      else:
+        print(text, file=sys.stderr, flush=True)
 
   def close(self) -> None:
     """Closes TensorBoard's file and the progress bar."""

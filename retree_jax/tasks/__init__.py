@@ -33,25 +33,41 @@ def register(stage: str, task: type) -> None:
   _TASKS[stage] = task
 
 
-def make(config):
+def fields(config) -> tuple[str, ...]:
+  """The fields of an example that the task of `config.stage` reads, as `pipeline.train_iterator` takes them.
+
+  Raises:
+    ValueError: unknown stage or field.
+  """
+  task = _class(config)
+  return task.fields_of(config) if hasattr(task, "fields_of") else tuple(task.fields)
+
+
+def make(config, epoch_steps: int = 1):
   """The task of `config.stage`.
 
   Args:
     config: a whole config (see `retree_jax.config.defaults`).
+    epoch_steps: steps in which all training examples are seen once, for a task that counts epochs.
 
   Raises:
     ValueError: unknown stage, or a value that the stage cannot take.
   """
-  if config.stage not in _TASKS:
-    raise ValueError(f"config.stage={config.stage!r} is unknown: use {', '.join(_TASKS)}")
+  task = _class(config)
   validate.check(config)
   size = tuple(config.data.image_size)
   if len(size) != 2 or min(size) < 1:
     raise ValueError(f"config.data.image_size={size} must be (height, width): write it once, as '(256, 256)'")
+  return task(config, epoch_steps) if hasattr(task, "fields_of") else task(config)
+
+
+def _class(config) -> type:
+  if config.stage not in _TASKS:
+    raise ValueError(f"config.stage={config.stage!r} is unknown: use {', '.join(_TASKS)}")
   task = _TASKS[config.stage]
   if config.stage == "segmentation" and "diffusion" in config:  # masks drawn from noise, given the photograph
     task = _TASKS["tree"]
   if isinstance(task, tuple):
     module, name = task
     task = getattr(importlib.import_module(f"retree_jax.tasks.{module}"), name)
-  return task(config)
+  return task

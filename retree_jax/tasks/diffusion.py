@@ -20,18 +20,14 @@ class DiffusionTask:
 
   Args:
     config: `config.diffusion`, `config.loss`, `config.optimizer`, `config.model`, `config.data` and `config.train` are read.
+    epoch_steps: steps in which all training examples are seen once: the repetitive training technique counts epochs.
   """
 
-  def __init__(self, config):
-    self.config = config
+  def __init__(self, config, epoch_steps: int = 1):
+    self.config, self.epoch_steps = config, epoch_steps
     self.target = tuple(config.data.target)
     self.condition = tuple(config.data.condition)
-    unknown = [f for f in (*self.target, *self.condition) if f not in CHANNELS]
-    if unknown:
-      raise ValueError(f"config.data names the unknown field {unknown[0]!r}: use {', '.join(CHANNELS)}")
-    # With condition dropout, photographs without a tree can be learnt from too.
-    optional = "tree" in self.condition and config.diffusion.condition_dropout > 0
-    self.fields = tuple("tree?" if optional and f == "tree" else f for f in dict.fromkeys((*self.target, *self.condition)))
+    self.fields = self.fields_of(config)
     self.channels = num_channels(self.target)
     self.size = tuple(config.data.image_size)
     self.network = models.build({**config.model, "out_channels": self.channels})
@@ -43,7 +39,17 @@ class DiffusionTask:
       )
     Sampler(config, self.network)  # what previews could not draw with is refused here, before training
     self.optimizer = state.make_optimizer(config.optimizer)
-    self.epoch_steps = 1  # set by the loop, which knows the data: the repetitive training technique counts epochs
+
+  @staticmethod
+  def fields_of(config) -> tuple[str, ...]:
+    """The fields of an example that this task reads; ValueError for an unknown one."""
+    names = tuple(dict.fromkeys((*config.data.target, *config.data.condition)))
+    unknown = [f for f in names if f not in CHANNELS]
+    if unknown:
+      raise ValueError(f"config.data names the unknown field {unknown[0]!r}: use {', '.join(CHANNELS)}")
+    # With condition dropout, photographs without a tree can be learnt from too.
+    optional = "tree" in config.data.condition and config.diffusion.condition_dropout > 0
+    return tuple("tree?" if optional and f == "tree" else f for f in names)
 
   # --- state -----------------------------------------------------------------------------------------------------------
 

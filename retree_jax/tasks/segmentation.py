@@ -20,6 +20,8 @@ class SegmentationTask:
       are read.
   """
 
+  fields = ("image", "tree", "fov")
+
   def __init__(self, config):
     self.config = config
     if tuple(config.data.target) != ("tree",):
@@ -27,7 +29,6 @@ class SegmentationTask:
     self.condition = tuple(config.data.condition)
     if not self.condition or set(self.condition) - {"image", "fov"}:
       raise ValueError(f"config.data.condition={self.condition} cannot be segmented: write ('image',) or ('image', 'fov')")
-    self.fields = ("image", "tree", "fov")
     self.size = tuple(config.data.image_size)
     self.network = models.build(config.model)
     self.tile = tile_size(config)
@@ -39,7 +40,6 @@ class SegmentationTask:
     if not any(config.loss[name] for name in ("bce", "dice", "jaccard", "cldice")):
       raise ValueError("all weights in config.loss are 0: set config.loss.bce=1.0")
     self.optimizer = state.make_optimizer(config.optimizer)
-    self.epoch_steps = 1  # set by the loop; of no use here
 
   # --- state -----------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from retree_jax import checkpoint, keys, losses, models, state
+from retree_jax import keys, losses, models, state
 from retree_jax.inference import superres
 from retree_jax.models.pretrained import vgg
 from retree_jax.tasks import batches, views
@@ -47,7 +47,6 @@ class SuperresTask:
       self.discriminator.check_size(*self._trained_size)
       self.discriminator_optimizer = state.make_optimizer(config.discriminator_optimizer)
     self._features = self._load_features()
-    self.epoch_steps = 1  # set by the loop; nothing here counts epochs
 
   def _check(self):
     c = self.config
@@ -246,7 +245,7 @@ class SuperresTask:
 
     Returns:
       "loss" (the weighted terms without the adversarial one), "psnr" in dB, "ssim", "f1" of the tree, cut at
-      `config.sampler.tree_cut`, within the field of view, and the last three for bicubic enlargement under "..._bicubic".
+      `config.sampler.mask_threshold`, within the field of view, and the last three for bicubic enlargement under "..._bicubic".
     """
     del index
     high = batches.stack_signed(batch, ("image", "tree"))
@@ -256,7 +255,7 @@ class SuperresTask:
     terms = self._terms(output, high)
     base = superres.bicubic(small, self.factor)
     scores = {"loss": sum(self.config.loss[name] * value for name, value in terms.items())}
-    for name, pixels in (("", superres.to_pixels(output, self.config.sampler.tree_cut)), ("_bicubic", base)):
+    for name, pixels in (("", superres.to_pixels(output, self.config.sampler.mask_threshold)), ("_bicubic", base)):
       pixels = jnp.where(batch["fov"] >= 128, pixels, 0)
       image = batches.to_signed(pixels[..., :3])
       scores["psnr" + name] = losses.psnr(image, high[..., :3])
@@ -274,8 +273,7 @@ class SuperresTask:
     """
     real = {f: np.asarray(batch[f][: self.config.preview.num]) for f in self.fields}
     small = shrunk(real, self.factor)
-    loaded = checkpoint.Loaded(self.config, ema, self.network, 0, "")
-    large = superres.Enlarger(loaded, mesh)(small)
+    large = superres.Enlarger(self.config, self.network, mesh)(ema, small)
     pictures = {f"small_{f}": small[f].repeat(self.factor, 1).repeat(self.factor, 2) for f in ("image", "tree")}
     return pictures | {f"enlarged_{f}": large[f] for f in ("image", "tree")} | {f"real_{f}": real[f] for f in ("image", "tree")}
 

@@ -76,7 +76,6 @@ class TreeFilterTask:
     self.network = models.build(config.model)
     self.network.check_size(*self.size)
     self.optimizer = state.make_optimizer(config.optimizer)
-    self.epoch_steps = 1
     self._generated, self._heldout = generated_trees(config.data.generated, self.size)
 
   def init(self, seed_key) -> state.TrainState:

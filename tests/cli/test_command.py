@@ -41,7 +41,7 @@ def test_help_of_every_command_imports_neither_jax_nor_anything_built_on_it():
 
 def run(monkeypatch, *arguments: str) -> int:
   monkeypatch.setattr("sys.argv", ["retree-jax", *arguments])
-  monkeypatch.setattr(cpu, "restart_with_settings", lambda module: None)
+  monkeypatch.setattr(cpu, "restart_with_settings", lambda: None)
   return command.main()
 
 

@@ -4,6 +4,8 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -57,38 +59,88 @@ def test_a_flag_that_xla_may_not_know_is_not_given(plain_host, monkeypatch, vers
   assert "XLA_FLAGS" not in cpu.settings({}) and "GLIBC_TUNABLES" in cpu.settings({})
 
 
-def test_the_process_is_replaced_once(plain_host, monkeypatch):
-  calls = []
-  monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
+@pytest.fixture
+def calls(plain_host, monkeypatch):
+  """What `restart_with_settings` would replace an unmarked process by, on a plain host."""
+  made = []
+  monkeypatch.setattr(os, "execve", lambda *call: made.append(call))
   monkeypatch.setattr("sys.platform", "linux")
-  monkeypatch.setattr("sys.argv", ["main.py", "--config", "configs/tree.py:tiny"])
   monkeypatch.setattr("sys.executable", "/usr/bin/python3")
+  monkeypatch.setattr("sys.gettrace", lambda: None)
+  monkeypatch.setattr("sys.orig_argv", ["python", "-m", "retree_jax.main", "--config", "configs/tree.py:tiny"])
   for name in cpu.settings({}):
     monkeypatch.delenv(name, raising=False)
-  cpu.restart_with_settings("retree_jax.main")
+  return made
+
+
+def test_the_process_is_replaced_once(calls, monkeypatch):
+  cpu.restart_with_settings()
   ((program, arguments, environment),) = calls
   assert program == "/usr/bin/python3"
   assert arguments[1:] == ["-m", "retree_jax.main", "--config", "configs/tree.py:tiny"]
   assert cpu.settings({}).items() <= environment.items() and environment["PATH"] == os.environ["PATH"]
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
-  cpu.restart_with_settings("retree_jax.main")
+  cpu.restart_with_settings()
   for name in cpu.settings({}):
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setenv("RETREE_JAX_CPU_SETTINGS", "off")
-  cpu.restart_with_settings("retree_jax.main")
+  cpu.restart_with_settings()
   assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+  "command",
+  [
+    "-X dev -W error -O -m retree_jax.generate --num 3",
+    "-m cProfile -o profile -m retree_jax.generate --num 3",
+    "/venv/bin/retree-jax generate --num 3",
+  ],
+)
+def test_interpreter_options_and_the_profiler_stay(calls, monkeypatch, command):
+  monkeypatch.setattr("sys.orig_argv", ["python", *command.split()])
+  cpu.restart_with_settings()
+  assert calls[0][1] == ["/usr/bin/python3", *command.split()]
+
+
+def test_a_process_in_a_debugger_or_tracer_is_left_as_it_is(calls, monkeypatch):
+  with monkeypatch.context() as m:
+    m.setattr("sys.orig_argv", ["python", "-m", "pdb", "-m", "retree_jax.generate"])
+    cpu.restart_with_settings()
+  with monkeypatch.context() as m:
+    m.setattr("sys.gettrace", lambda: print)
+    cpu.restart_with_settings()
+  assert not calls
+  cpu.restart_with_settings()
+  assert len(calls) == 1
+
+
+def test_a_real_restart_repeats_the_command_to_the_letter(tmp_path):
+  """With the profiler, warnings as errors and optimisation on: one process restarts, and its replacement has all three."""
+  (tmp_path / "shown.py").write_text(
+    "import os, sys\n"
+    "from retree_jax.cli import cpu\n"
+    "cpu.platform.libc_ver = lambda: ('glibc', '2.39')\n"
+    "cpu.restart_with_settings()\n"
+    "print(os.environ.get('RETREE_JAX_CPU_SETTINGS'), sys.flags.optimize, sys.warnoptions, sys._xoptions, sys.argv[1:])\n"
+  )
+  environment = {k: v for k, v in os.environ.items() if k != "RETREE_JAX_CPU_SETTINGS"}
+  environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(pathlib.Path(cpu.__file__).parents[2])}
+  flags = ["-X", "utf8", "-W", "error", "-O", "-m", "cProfile", "-o", "profile", "-m", "shown", "--out=a b"]
+  run = subprocess.run([sys.executable, *flags], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+  assert run.stdout == "on 1 ['error'] {'utf8': True} ['--out=a b']\n"
+  assert (tmp_path / "profile").stat().st_size
 
 
 @pytest.mark.parametrize("mark", ["on", "off", None])
 def test_only_a_process_with_the_settings_computes_on_the_calling_thread(monkeypatch, mark):
   import jax
 
-  told = []
-  monkeypatch.setattr(jax.config, "update", lambda *option: told.append(option))
+  updates = []
+  monkeypatch.setattr(jax.config, "update", lambda *option: updates.append(option))
   if mark is None:
     monkeypatch.delenv("RETREE_JAX_CPU_SETTINGS", raising=False)
   else:
     monkeypatch.setenv("RETREE_JAX_CPU_SETTINGS", mark)
   cpu.dispatch_inline()
-  assert told == ([("jax_cpu_enable_async_dispatch", False)] if mark == "on" else [])
+  assert updates == ([("jax_cpu_enable_async_dispatch", False)] if mark == "on" else [])

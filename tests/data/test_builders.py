@@ -288,7 +288,7 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path, capsys):
 
 def test_generated_sets_are_sources(tmp_path):
   out = tmp_path / "generated"
-  manifest.Ledger(out).claim({}, 12)
+  manifest.Journal(out).claim({}, 12, 16)
   trees = np.stack([vessel(i)[..., None] for i in range(12)])
   fields = {
     "images": np.stack([shade(60 + i) for i in range(12)]),
@@ -316,7 +316,7 @@ def test_masks_of_a_tfds_set_are_checked_like_those_of_a_folder(tmp_path, monkey
   fovs = [disc] * 6 + [255 - disc, 0 * disc]
   fields = {"images": np.stack([shade(60)] * 8), "masks": np.stack(labels), "fov": np.stack(fovs)}
   out = tmp_path / "theirs"
-  manifest.Ledger(out).claim({}, 8)
+  manifest.Journal(out).claim({}, 8, 16)
   generated.write_shard(out, 0, [{"name": f"{i}", "label": "expert"} for i in range(8)], fields)
   generated.finish(out)
   source = sources.open_source(f"tfds:retree:{out}", split="all")

@@ -46,19 +46,19 @@ def test_super_resolution_is_cut_where_thin_vessels_of_training_eyes_stay(monkey
   class Enlarger:
     scale = 2
 
-    def __init__(self, loaded):
-      self.size, self.cut = size, loaded.config.sampler.tree_cut
+    def __init__(self, config, network):
+      self.size, self.cut = size, config.sampler.mask_threshold
 
-    def __call__(self, small):
+    def __call__(self, params, small):
       real = next(answers)
       assert small["tree"].shape == (1, 64, 64, 1)
       odds = np.where(real["tree"] >= 128, 0.33 / 0.67, 0.22 / 0.78) * (1 - self.cut) / self.cut
       return {"tree": np.round(255 * odds / (1 + odds)).astype(np.uint8)}
 
   monkeypatch.setattr(superres, "Enlarger", Enlarger)
-  loaded = checkpoint.Loaded(ConfigDict({"sampler": {"tree_cut": own_cut}}), {}, None, 0, "")
+  loaded = checkpoint.Loaded(ConfigDict({"sampler": {"mask_threshold": own_cut}}), {}, None, 0, "")
   scores = superres.choose_cut(loaded, spec)
-  assert loaded.config.sampler.tree_cut == own_cut
+  assert loaded.config.sampler.mask_threshold == own_cut
   best = [cut for cut, score in scores.items() if score > 0.999]
   assert best == [cut for cut in superres.CUTS if 0.22 < cut < 0.33]
   assert scores[0.5] == 0 and 0 < scores[0.2] < 0.9

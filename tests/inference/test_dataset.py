@@ -13,40 +13,11 @@ from PIL import Image
 
 from retree_jax import generate, sharding
 from retree_jax.cli import errors
-from retree_jax.data import manifest, sources, writing
+from retree_jax.data import sources, writing
 from retree_jax.inference import dataset_writer
 from tests import small, stages
 from tests.inference import test_generate
-
-ALL = {"tree": "t", "fundus": "f", "superres": None, "filter_path": "d"}
-
-
-class Judge:
-  """A filter with the real one's face: keeps trees that are dark enough."""
-
-  threshold, how, ranges = 0.5, "by hand, for a test", {"density": (0.1, None)}
-  loaded = test_generate.loaded("filter", test_generate.Draws(), ("tree",))
-
-  def __call__(self, tree, fov):
-    return test_generate.judge_by(lambda t: 1 - t.mean() / 255.0, 0.62)(tree, fov)
-
-
-@pytest.fixture
-def toys(monkeypatch):
-  """Stages whose answers are known, in place of checkpoints."""
-
-  def load(tree=None, fundus=None, superres=None, filter_path=None, threshold=None, mesh=None):
-    every = test_generate.models(Judge())
-    return generate.Models(
-      *(
-        model if path else None
-        for path, model in zip(
-          (tree, fundus, superres, filter_path), (every.tree, every.fundus, None, every.tree_filter), strict=True
-        )
-      )
-    )
-
-  monkeypatch.setattr("retree_jax.inference.pairs.load_models", load)
+from tests.inference.conftest import ALL, Judge
 
 
 def test_what_is_written_is_what_the_arrays_say(toys, tmp_path):
@@ -100,7 +71,11 @@ def test_the_same_bytes_on_eight_devices_in_two_goes_and_by_two_hosts(toys, tmp_
   assert stages.files(tmp_path / "grown") == whole
   # Two hosts, one after the other: each makes its own half, the first also the papers, when the second is done.
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  monkeypatch.setattr(dataset_writer, "_barrier", lambda name: second() if name == "made" and not jax.process_index() else None)
+  monkeypatch.setattr(sharding, "on_first_process", lambda function: None if jax.process_index() else function())
+  made_by_first = "pairs made"
+  monkeypatch.setattr(
+    sharding, "wait_for_all", lambda name: second() if name == made_by_first and not jax.process_index() else None
+  )
 
   def second():
     monkeypatch.setattr(jax, "process_index", lambda: 1)
@@ -141,31 +116,6 @@ def test_given_trees_are_painted_under_their_names(toys, tmp_path):
   with pytest.raises(ValueError, match=r"grey.png is not a binary mask .*run python -m retree_jax.data.binarise"):
     dataset_writer.write({"fundus": "f"}, tmp_path / "more", trees=tmp_path / "mine")
   assert not (tmp_path / "more").exists()
-
-
-def test_another_folder_is_never_touched(toys, tmp_path):
-  (tmp_path / "mine").mkdir()
-  (tmp_path / "mine/thesis.txt").write_text("no")
-  (tmp_path / "file").write_text("no")
-  with pytest.raises(ValueError, match="not empty and holds no generated set"):
-    dataset_writer.write(ALL, tmp_path / "mine", num=1)
-  with pytest.raises(ValueError, match="is a file"):
-    dataset_writer.write(ALL, tmp_path / "file", num=1)
-  dataset_writer.write(ALL, tmp_path / "set", num=1)
-  before = stages.files(tmp_path / "set")
-  for change, words in (
-    ({"seed": 1}, "seed is 0 there and 1 here"),
-    ({"form": "tfds"}, "format is 'png' there"),
-    ({"num_steps": 3}, "num_steps is 2 there and 3 here"),
-  ):
-    with pytest.raises(ValueError, match=f"holds another run .*{words}.*use another --out"):
-      dataset_writer.write(ALL, tmp_path / "set", num=1, **change)
-  with pytest.raises(ValueError, match="stages.filter"):
-    dataset_writer.write({**ALL, "filter_path": None}, tmp_path / "set", num=1)
-  assert stages.files(tmp_path / "set") == before
-  (tmp_path / "set/run.json").write_text("{")
-  with pytest.raises(ValueError, match="run.json is damaged"):
-    dataset_writer.write(ALL, tmp_path / "set", num=1)
 
 
 def test_tfds_reads_the_shards(toys, tmp_path, monkeypatch):
@@ -231,36 +181,6 @@ def test_a_failed_write_stops_the_run_and_leaves_it_ready(toys, tmp_path, monkey
   assert not (tmp_path / "set/manifest.jsonl").exists()
   dataset_writer.write(ALL, tmp_path / "set", num=6)
   assert stages.files(tmp_path / "set") == stages.files(tmp_path / "whole")
-
-
-def test_books(tmp_path):
-  books = manifest.Ledger(tmp_path / "set")
-  books.claim({"a": 1}, 10)
-  assert list(books.missing(0, 10, 4)) == [(0, 4), (4, 8), (8, 10)]
-  row = [{"k": k} for k in range(10)]
-  books.add(4, row[4:8])
-  books.add(1, row[1:3])
-  assert list(books.missing(0, 10, 4)) == [(0, 1), (3, 4), (8, 10)] and list(books.missing(5, 9, 100)) == [(8, 9)]
-  with pytest.raises(ValueError, match="does not follow"):
-    books.merge()
-  assert not (tmp_path / "set/manifest.jsonl").exists() and len(stages.files(tmp_path / "set")) == 3
-  for start, stop in [(0, 1), (3, 4), (8, 10)]:
-    books.add(start, row[start:stop])
-  parts = stages.files(tmp_path / "set/manifest.parts")
-  books.merge()
-  assert list(books.rows()) == row and books.finished() and not list(books.missing(0, 10, 4))
-  # Killed after the merge, before the parts were gone: they are not merged twice.
-  for name, content in parts.items():
-    writing.write_bytes(tmp_path / "set/manifest.parts" / name, content)
-  assert not books.finished()
-  books.merge()
-  assert list(books.rows()) == row and books.finished()
-  # Half-written files of a killed process go when the folder is claimed again.
-  (tmp_path / "set/images").mkdir()
-  (tmp_path / "set/images/.0000001.png.0123456789ab.part").write_text("half")
-  books.claim({"a": 1}, 10)
-  assert set(stages.files(tmp_path / "set")) == {"run.json", "manifest.jsonl"}
-  assert manifest.difference({"a": {"b": [1]}}, {"a": {"b": [2]}}) == "a.b is [1] there and [2] here"
 
 
 def test_nothing_is_shipped_is_said(monkeypatch):
@@ -337,7 +257,7 @@ def test_bad_input_is_one_sentence_and_code_2(chain, tmp_path, capsys, monkeypat
   for flags, words in (
     ([f"--tree={chain['fundus']}"], "is a checkpoint of the fundus stage, not of the tree stage"),
     ([f"--tree={chain['tree']}", f"--filter={chain['tree']}"], "not of the filter stage"),
-    ([f"--tree={chain['tree']}", f"--out={tmp_path / 'other'}"], "holds no generated set"),
+    ([f"--tree={chain['tree']}", f"--out={tmp_path / 'other'}"], "holds files that this command did not write"),
     ([f"--fundus={chain['fundus']}"], "no trees to paint"),
     ([f"--fundus={chain['fundus']}", f"--trees={tmp_path / 'grey'}"], "not a binary mask"),
     ([f"--fundus={chain['fundus']}", f"--trees={tmp_path / 'other'}"], "No pictures"),

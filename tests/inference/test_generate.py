@@ -1,5 +1,7 @@
 """The generator on arrays, with networks whose answer is known: each pair is its own, and its photograph obeys its tree."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -314,15 +316,21 @@ def test_superres_follows_a_fundus_stage_of_its_size(monkeypatch):
   class Twice:
     """A super-resolution that repeats pixels."""
 
-    def __init__(self, loaded, mesh):
-      self.input_size = loaded
+    def __init__(self, config, network, mesh):
+      self.input_size = config.input_size
 
-    def __call__(self, fields):
+    def __call__(self, params, fields):
+      assert params == "weights"
       return {name: pixels.repeat(2, 1).repeat(2, 2) for name, pixels in fields.items()}
 
   monkeypatch.setattr(superres, "Enlarger", Twice)
   m = models()
-  small_pair, large = generate.pairs(m, num=1), generate.pairs(generate.Models(m.tree, m.fundus, (16, 16)), num=1)
+
+  def enlarged(size):
+    stage = types.SimpleNamespace(config=types.SimpleNamespace(input_size=size), network=None, params="weights")
+    return generate.pairs(generate.Models(m.tree, m.fundus, stage), num=1)
+
+  small_pair, large = generate.pairs(m, num=1), enlarged((16, 16))
   np.testing.assert_array_equal(large["tree"][:, ::2, 1::2], small_pair["tree"])
   inside = ndimage.binary_erosion(small_pair["fov"][0, ..., 0] > 0, iterations=3)  # the rim fades
   assert inside.sum() > 40
@@ -330,7 +338,7 @@ def test_superres_follows_a_fundus_stage_of_its_size(monkeypatch):
   # Super-resolution is given how much of each pixel the disc covers, for a rim without steps.
   np.testing.assert_array_equal(large["fov"][:, ::2, 1::2] >= 128, small_pair["fov"] > 0)
   with pytest.raises(ValueError, match="enlarges 8x8 pixels and the fundus stage makes 16x16"):
-    generate.pairs(generate.Models(m.tree, m.fundus, (8, 8)), num=1)
+    enlarged((8, 8))
 
 
 @pytest.mark.parametrize("nothing", [{"num": 0}, {"num": -1}, {"indices": []}, {"trees": np.zeros((0, 8, 8, 1), np.uint8)}])

@@ -4,7 +4,6 @@ import functools
 import importlib.util
 import json
 import pathlib
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 from retree_jax import checkpoint, keys, models, tasks, train
-from retree_jax.data import field_of_view, image_io, phantom, sources, writing
+from retree_jax.data import field_of_view, phantom, sources, writing
 from retree_jax.inference import segmenter, tiling
 from retree_jax.metrics import segmentation as metrics
 from retree_jax.tasks import segmentation
@@ -176,8 +175,7 @@ def test_it_learns_dark_lines_and_finds_them_in_a_photograph_of_another_size():
   assert result["loss"].shape == result["f1"].shape == (4,) and float(result["f1"].min()) > 0.9
   # At its own scale: the view is the whole frame, 64 pixels high.
   config.data.image_size, other = (64, 96), lines(64, 96)
-  finder = segmenter.Segmenter(checkpoint.Loaded(config, state.ema, task.network, 30, ""))
-  found = finder([other["image"]], [other["fov"]])[0]
+  found = segmenter.Segmenter(config, task.network)(state.ema, [other["image"]], [other["fov"]])[0]
   assert metrics.scores(found, other["tree"])["f1"] > 0.9
 
 
@@ -224,19 +222,14 @@ def test_a_run_is_scored_shown_and_loaded(tmp_path):
 # --- in use --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-  """A folder of three photographs of different sizes, without masks."""
-  folder = tmp_path_factory.mktemp("photographs")
-  for seed, size in enumerate([(60, 72), (90, 80), (64, 64)]):
-    writing.write_png(folder / "images" / f"eye_{seed}.png", phantom.eye(seed, size)["image"])
-  writing.write_json(folder / "splits.json", {"train": ["eye_0", "eye_1"], "test": ["eye_2"]})
-  return folder
+def finding(loaded, mesh=None):
+  """The segmenter of a loaded checkpoint with its parameters filled in."""
+  return functools.partial(segmenter.Segmenter(loaded.config, loaded.network, mesh), loaded.params)
 
 
 def test_photographs_of_any_size_and_their_mirror_images():
   config = small(sampler__flips=4)
-  finder = segmenter.Segmenter(lopsided(config))
+  finder = finding(lopsided(config))
   drawn = [phantom.eye(seed, size) for seed, size in enumerate([(50, 90), (128, 96), (33, 40)])]
   found = finder([d["image"] for d in drawn])
   for eye, p in zip(drawn, found, strict=True):
@@ -251,7 +244,7 @@ def test_photographs_of_any_size_and_their_mirror_images():
   from retree_jax import sharding
 
   np.testing.assert_array_equal(finder([drawn[1]["image"]])[0], found[1])
-  spread = segmenter.Segmenter(lopsided(config), sharding.make_mesh(devices=jax.devices()[:2]))
+  spread = finding(lopsided(config), sharding.make_mesh(devices=jax.devices()[:2]))
   np.testing.assert_allclose(spread([d["image"] for d in drawn])[2], found[2], atol=1e-6)
 
 
@@ -263,7 +256,7 @@ def test_the_view_is_put_back_where_it_came_from():
   bar = disc & (abs(x - 130) < 6) & (abs(y - 70) < 40)
   image[disc], image[bar] = 200, 20
   config = small(data__image_size=(96, 96))
-  found = segmenter.Segmenter(darkness(config))([image], [disc])[0]
+  found = finding(darkness(config))([image], [disc])[0]
   # A soft edge makes the bar a little thinner, but must not move it.
   assert metrics.scores(found, bar, disc)["auc"] > 0.999 and found[~disc].max() == 0
   middle = [(found * grid).sum() / found.sum() for grid in (y, x)]
@@ -271,7 +264,7 @@ def test_the_view_is_put_back_where_it_came_from():
 
 
 def test_bad_photographs_are_refused():
-  finder = segmenter.Segmenter(darkness(small()))
+  finder = finding(darkness(small()))
   good = np.zeros((40, 40, 3), np.uint8)
   for bad in (good.astype(np.float32), good[..., 0], good[..., :2], good[:0]):
     with pytest.raises(ValueError, match="must be uint8"):
@@ -284,63 +277,6 @@ def test_bad_photographs_are_refused():
     finder([good], [np.zeros((40, 40), bool)])
 
 
-def test_a_labelled_folder_is_a_training_set_and_a_rerun_does_nothing(photographs, tmp_path):
-  loaded = darkness(small(data__image_size=(96, 96)))
-  out = tmp_path / "labelled"
-  assert segmenter.label_folder(loaded, photographs, out, probabilities=True) == 3
-  source = sources.open_source(f"folder:{out}", split="train", fields=("image", "tree"))
-  assert source.names == ["eye_0", "eye_1"]  # the split came along
-  assert {source[i]["label"] for i in range(2)} == {"predicted"}
-  original = (photographs / "images" / "eye_1.png").read_bytes()
-  assert (out / "images" / "eye_1.png").read_bytes() == original
-  photo = image_io.decode(photographs / "images" / "eye_1.png", "eye_1")
-  want = segmenter.Segmenter(loaded)([photo])[0]
-  np.testing.assert_array_equal(source[1]["tree"][..., 0], (want > 0.5) * 255)
-  kept = image_io.decode(out / "probabilities" / "eye_1.png", "eye_1")
-  np.testing.assert_allclose(kept / 255, want, atol=0.5 / 255 + 1e-6)
-  lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
-  assert [line["name"] for line in lines] == ["eye_0", "eye_1", "eye_2"] and lines[0]["step"] == 7
-  # A rerun does nothing; after a loss it makes the lost one again, the same.
-  lost = out / "masks" / "eye_0.png"
-  before = lost.read_bytes()
-  assert segmenter.label_folder(loaded, photographs, out) == 0
-  lost.unlink()
-  assert segmenter.label_folder(loaded, photographs, out) == 1 and lost.read_bytes() == before
-  with pytest.raises(ValueError, match="another model, step, threshold or sampler"):
-    segmenter.label_folder(loaded, photographs, out, threshold=0.3)
-  turned = darkness(small(data__image_size=(96, 96), sampler__flips=3 - loaded.config.sampler.flips))
-  with pytest.raises(ValueError, match="another model, step, threshold or sampler"):
-    segmenter.label_folder(turned, photographs, out)
-
-
-def test_labels_of_one_folder_are_not_taken_for_those_of_another(photographs, tmp_path):
-  loaded = darkness(small(data__image_size=(96, 96)))
-  more, out = tmp_path / "more", tmp_path / "labelled"
-  shutil.copytree(photographs, more)
-  photo = more / "images" / "eye_0.png"
-  writing.write_png(more / "images" / "eye_3.png", image_io.decode(photo, "eye_0"))
-  assert segmenter.label_folder(loaded, photographs, out) == 3
-  # A photograph more is labelled too; another one under a known name is refused, before anything is written.
-  assert segmenter.label_folder(loaded, more, out) == 1
-  before = {p: p.read_bytes() for p in sorted(out.rglob("*.*"))}
-  writing.write_png(photo, 255 - image_io.decode(photo, "eye_0"))
-  with pytest.raises(ValueError, match=r"eye_0.png is another photograph than .*more.*--out"):
-    segmenter.label_folder(loaded, more, out)
-  assert {p: p.read_bytes() for p in sorted(out.rglob("*.*"))} == before
-
-
-def test_masks_of_experts_are_never_overwritten(photographs, tmp_path):
-  loaded = darkness(small())
-  mask = tmp_path / "masks" / "eye_0.png"
-  writing.write_png(mask, np.zeros((4, 4), np.uint8))
-  with pytest.raises(ValueError, match="never overwritten"):
-    segmenter.label_folder(loaded, photographs, tmp_path)
-  with pytest.raises(ValueError, match="does not exist"):
-    segmenter.label_folder(loaded, tmp_path / "none", tmp_path / "out")
-  with pytest.raises(ValueError, match="give one from 0"):
-    segmenter.label_folder(loaded, photographs, tmp_path / "out", threshold=1.0)
-
-
 def test_scores_are_those_of_the_metrics_part_by_part(tmp_path):
   for title, seeds in (("first", (0, 1)), ("second", (2,))):
     for seed in seeds:
@@ -350,7 +286,7 @@ def test_scores_are_those_of_the_metrics_part_by_part(tmp_path):
   source = sources.open_source(f"folder:{tmp_path / 'first'}+folder:{tmp_path / 'second'}", split="all")
   loaded = darkness(small(data__image_size=(80, 80)))
   result = segmenter.score_source(loaded, source)
-  finder = segmenter.Segmenter(loaded)
+  finder = finding(loaded)
   found = [finder([source[i]["image"]], [source[i]["fov"]])[0] for i in range(3)]
   for title in ("native", "paper"):
     assert set(result[title]) == {"all", "first", "second"}
@@ -373,7 +309,7 @@ def test_the_diffusion_variant_draws_masks():
   task = tasks.make(config)
   assert set(task.fields) == {"tree", "image", "fov"}
   params = jax.jit(task.init)(keys.stream(0, "x")).params
-  finder = segmenter.Segmenter(checkpoint.Loaded(config, params, task.network, 0, ""))
+  finder = functools.partial(segmenter.Segmenter(config, task.network), params)
   photos = [phantom.eye(seed, (40, 48))["image"] for seed in range(2)]
   found = finder(photos)
   assert found[0].shape == (40, 48) and found[0].min() >= 0 and found[0].max() <= 1 and found[0].std() > 0

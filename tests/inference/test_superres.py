@@ -1,6 +1,5 @@
 """Super-resolution: the views it is shown, terms that switch on and off, the run through the loop, and the enlarger."""
 
-import dataclasses
 import functools
 import json
 import shutil
@@ -224,6 +223,11 @@ def test_training_beats_bicubic_on_what_it_is_trained_on():
   assert scores["f1"].mean() > scores["f1_bicubic"].mean()
 
 
+def enlarging(loaded, mesh=None):
+  """The super-resolution of a loaded checkpoint with its parameters filled in."""
+  return functools.partial(superres.Enlarger(loaded.config, loaded.network, mesh), loaded.params)
+
+
 def test_without_an_average_the_generator_itself_is_what_is_used():
   task, state = begin(config(train__ema_decay=0.0))
   state, _ = jax.jit(task.train_step)(state, eyes())
@@ -252,7 +256,7 @@ def test_a_run_goes_through_the_loop_resumes_and_loads_as_a_generator(tmp_path):
   assert (tmp_path / "whole/previews/enlarged_tree_0000004.png").exists()
   eight = train.train(config(**smooth, mesh__fsdp=2), tmp_path / "eight")
   small.assert_close(eight.params, whole.params, rtol=1e-4, atol=1e-6)
-  large = superres.Enlarger(loaded)({f: v[:2, ::2, ::2] for f, v in eyes().items()})
+  large = enlarging(loaded)({f: v[:2, ::2, ::2] for f, v in eyes().items()})
   assert large["image"].shape == (2, 32, 32, 3) and large["tree"].shape == (2, 32, 32, 1)
   # `--mode sample --input`: pairs of the small size are enlarged as they are.
   pairs = {
@@ -264,11 +268,16 @@ def test_a_run_goes_through_the_loop_resumes_and_loads_as_a_generator(tmp_path):
   stages.sample("superres", tmp_path / "whole", inputs=str(tmp_path / "small"), out=tmp_path / "enlarged")
   lines = [json.loads(line) for line in (tmp_path / "enlarged/manifest.jsonl").read_text().splitlines()]
   assert [line["name"] for line in lines] == ["0", "1"] and lines[0]["checkpoint"] == loaded.identity()
+  # Fewer pairs than before: all that are there stay, and stay listed.
+  before = {p: p.read_bytes() for p in (tmp_path / "enlarged").rglob("*.png")}
+  stages.sample("superres", tmp_path / "whole", num=1, inputs=str(tmp_path / "small"), out=tmp_path / "enlarged")
+  assert len((tmp_path / "enlarged/manifest.jsonl").read_text().splitlines()) == 2
+  assert {p: p.read_bytes() for p in (tmp_path / "enlarged").rglob("*.png")} == before
   shutil.copytree(tmp_path / "enlarged", tmp_path / "other")
   writing.write_json(tmp_path / "other/run.json", {"stage": "superres"})
-  with pytest.raises(ValueError, match="holds other samples"):
+  with pytest.raises(ValueError, match="other holds another run .checkpoint is None there"):
     stages.sample("superres", tmp_path / "whole", inputs=str(tmp_path / "small"), out=tmp_path / "other")
-  wanted = superres.Enlarger(loaded)(pairs)
+  wanted = enlarging(loaded)(pairs)
   for k in range(2):
     for folder, field in (("images", "image"), ("masks", "tree")):
       with Image.open(tmp_path / f"enlarged/{folder}/{k}.png") as picture:
@@ -292,18 +301,18 @@ def test_neither_the_batch_nor_the_number_of_devices_changes_a_bit(noisy):
   rng = np.random.default_rng(1)
   fields = {f: rng.integers(0, 256, (9, 16, 16, n), dtype=np.uint8) for f, n in (("image", 3), ("tree", 1))}
   fields["fov"] = np.ascontiguousarray(eyes(9)["fov"][:, ::2, ::2])
-  whole = superres.Enlarger(loaded)(fields)
+  whole = enlarging(loaded)(fields)
   assert {f: v.shape for f, v in whole.items()} == {"image": (9, 32, 32, 3), "tree": (9, 32, 32, 1), "fov": (9, 32, 32, 1)}
   assert len(np.unique(whole["image"])) > 50 and not whole["tree"][whole["fov"] == 0].any()
-  single = superres.Enlarger(loaded)
+  single = enlarging(loaded)
   for k in (0, 8):
     small.assert_same(single({f: v[k : k + 1] for f, v in fields.items()}), {f: v[k : k + 1] for f, v in whole.items()})
-  eight = superres.Enlarger(loaded, sharding.make_mesh())
+  eight = enlarging(loaded, sharding.make_mesh())
   small.assert_same(eight(fields), whole)
-  assert eight.size == (32, 32) and eight.scale == 2
+  assert eight.func.size == (32, 32) and eight.func.scale == 2
   # The same as the network itself.
   low = jnp.concatenate([fields["image"], fields["tree"]], -1).astype(jnp.float32) / 127.5 - 1
-  cut = loaded.config.sampler.tree_cut
+  cut = loaded.config.sampler.mask_threshold
   noise = superres.own_noise(jnp.concatenate([fields["image"], fields["tree"]], -1), 2)
   plain = np.asarray(superres.to_pixels(loaded.network.apply(loaded.params, low, noise=noise), cut), int)
   inside = whole["fov"][..., 0] > 0
@@ -366,7 +375,7 @@ def test_a_config_that_cannot_be_is_refused_with_a_remedy(changes, message):
 def test_pairs_that_do_not_fit_are_refused(changes, message):
   fields = {"image": np.zeros((1, 16, 16, 3), np.uint8), "tree": np.zeros((1, 16, 16, 1), np.uint8), **changes}
   with pytest.raises(ValueError, match=message):
-    superres.Enlarger(_loaded())({k: v for k, v in fields.items() if v is not None})
+    enlarging(_loaded())({k: v for k, v in fields.items() if v is not None})
 
 
 @pytest.mark.parametrize("variant", ["", "cpu", "tiny", "paper"])
@@ -378,5 +387,5 @@ def test_every_variant_makes_its_task(variant):
 
 @pytest.mark.parametrize("cut", [0.0, 1.0, -2.0])
 def test_a_cut_that_is_no_probability_is_refused(cut):
-  with pytest.raises(ValueError, match=r"config.sampler.tree_cut=.* between 0 and 1"):
-    superres.Enlarger(dataclasses.replace(_loaded(), config=config(sampler__tree_cut=cut)))
+  with pytest.raises(ValueError, match=r"config.sampler.mask_threshold=.* between 0 and 1"):
+    superres.Enlarger(config(sampler__mask_threshold=cut), _loaded().network)

@@ -75,6 +75,16 @@ def test_kernel_distance_is_the_unbiased_double_sum():
   assert "Only 23 images" in found.note
 
 
+@pytest.mark.parametrize("subset_size", [1000, 20])
+def test_kernel_distance_does_not_depend_on_the_identity_of_objects(subset_size):
+  a, _ = _sets(60)
+  options = {"subset_size": subset_size, "num_subsets": 5}
+  assert images.kernel_distance(a, a, **options) == images.kernel_distance(a, a.copy(), **options)
+  if subset_size == 1000:
+    # Of a set with itself: the cross term holds the diagonal, which the unbiased terms within leave out.
+    assert images.kernel_distance(a, a).value == pytest.approx(_by_double_sum(a, a), rel=1e-10)
+
+
 def test_kernel_distance_leave_out_sums_are_right():
   a, b = _sets(20, 24)
   found = images.kernel_distance(a, b, groups=4)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 from skimage.morphology import skeletonize
 from sklearn import metrics as reference
 
@@ -205,11 +206,12 @@ def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
 
 
 def test_wilson_interval_by_its_defining_equation():
+  quantile = stats.norm.ppf(0.975)
   for hits, total in ((0, 10), (3, 10), (50, 200), (10, 10)):
     for bound in wilson(hits, total):
-      # Bounds are the p whose normal test of hits / total gives exactly z = 1.96.
-      assert (hits / total - bound) ** 2 == pytest.approx(1.96**2 * bound * (1 - bound) / total, abs=1e-12)
-  with pytest.raises(ValueError, match="no share"):
+      # Bounds are the p whose normal test of hits / total gives exactly the 97.5th percentile.
+      assert (hits / total - bound) ** 2 == pytest.approx(quantile**2 * bound * (1 - bound) / total, abs=1e-12)
+  with pytest.raises(ValueError, match="3 of 2 is not a proportion"):
     wilson(3, 2)
 
 

@@ -33,6 +33,17 @@ def test_row_by_row_is_the_same_attention(monkeypatch):
   np.testing.assert_allclose(locality.locality_attention(q, k, v, 4), wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+  ("version", "platform", "keys_first"), [((0, 12), "cpu", 1), ((0, 12), "cuda", 0), ((0, 10), "cpu", 0)]
+)
+def test_the_form_follows_the_platform_that_runs_it(monkeypatch, version, platform, keys_first):
+  monkeypatch.setattr(jax, "default_backend", lambda: pytest.fail("not asked for"))
+  monkeypatch.setattr(jax, "__version_info__", version)
+  monkeypatch.setattr(locality, "_keys_first", lambda q, k, v: jnp.sin(q))
+  traced = jax.jit(lambda q, k, v: locality.locality_attention(q, k, v, 4)).trace(*drawn(24))
+  assert traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.sine") == keys_first
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_and_its_gradients_are_the_textbooks(form):
   q, k, v, g = drawn(24, 4)

@@ -23,6 +23,11 @@ _FIELDS = {"images": "image", "masks": "tree", "fov": "fov", "coverage": "covera
 _TEMPLATE = "{DATASET}-{SPLIT}-{SHARD_INDEX}.{FILEFORMAT}"
 
 
+def shard_path(out, index: int) -> epath.Path:
+  """Where the shard with the pairs SHARD·index .. SHARD·(index + 1) − 1 lies."""
+  return epath.Path(out) / f"retree-train-{index:05d}.array_record"
+
+
 def write_shard(out, start: int, rows: Sequence[Mapping], fields: Mapping[str, np.ndarray]) -> None:
   """Writes pairs into their shard, whole or not at all.
 
@@ -40,7 +45,7 @@ def write_shard(out, start: int, rows: Sequence[Mapping], fields: Mapping[str, n
   index, before = divmod(start, SHARD)
   if before + len(rows) > SHARD:
     raise ValueError(f"the pairs {start} to {start + len(rows) - 1} belong to two shards of {SHARD}: write them separately")
-  path = epath.Path(out) / f"retree-train-{index:05d}.array_record"
+  path = shard_path(out, index)
   records = _records(path)[:before] if before else []
   for i, row in enumerate(rows):
     pixels = {_FIELDS[name]: writing.png_bytes(values[i]) for name, values in fields.items()}
@@ -75,8 +80,8 @@ def finish(out) -> None:
   import tensorflow_datasets as tfds
 
   out = epath.Path(out)
-  num = manifest.Ledger(out).num()
-  shards = [out / f"retree-train-{i:05d}.array_record" for i in range(-(-num // SHARD))]
+  num = manifest.Journal(out).num()
+  shards = [shard_path(out, i) for i in range(-(-num // SHARD))]
   example = _parse(_records(shards[0])[0])
   spec = {
     name: tfds.features.Image(shape=(None, None, 3 if name == "image" else 1), encoding_format="png")

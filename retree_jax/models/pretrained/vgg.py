@@ -159,7 +159,7 @@ def scales(params: Mapping, layers: Sequence[str]) -> dict[str, jax.Array]:
   """
   picture = jax.random.uniform(jax.random.key(0), (1, 8, 8, 3), minval=-1.0, maxval=1.0)
   picture = jax.image.resize(picture, (1, 64, 64, 3), "cubic")
-  return {k: jnp.sqrt(jnp.mean(jnp.square(v))) for k, v in features(params, picture, layers).items()}
+  return {k: jnp.sqrt(jnp.mean(jnp.square(v))) for k, v in features(params, picture, layers, precision="highest").items()}
 
 
 def _short(kind: str, layer: str) -> str:
