@@ -20,7 +20,8 @@ MODULES = {
   "absl-py": "absl",
   "orbax-checkpoint": "orbax",
   "pillow": "PIL",
-  "protobuf": "google", "scikit-image": "skimage",
+  "protobuf": "google",
+  "scikit-image": "skimage",
   "ml-collections": "ml_collections",
 }
 

@@ -14,14 +14,8 @@ import pytest
 from PIL import Image
 
 from retree_jax import checkpoint, keys, models, sharding, state, tasks, train
-<<<<<<< HEAD
-from retree_jax.report.metric_logging import MetricLogger
-from retree_jax.tasks import diffusion
-from retree_jax.train import NotFiniteError
-=======
 from retree_jax.data.examples import Examples
 from retree_jax.tasks.evaluator import Evaluator
->>>>>>> c338fbd (Training ends well: NaN, signals, a second run, and no threads left behind)
 from tests import small
 
 
@@ -83,44 +77,6 @@ def test_another_seed_is_another_run(toy, tmp_path):
   assert not np.array_equal(a.params["last"], b.params["last"])
 
 
-<<<<<<< HEAD
-def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_last_good_checkpoint(toy, tmp_path, monkeypatch):
-  settings = dict(train__num_steps=12, checkpoint__every=4, log__every=4)
-  whole = run(tmp_path / "whole", **settings)
-  honest = diffusion.DiffusionTask.train_step
-
-  def broken(self, current, batch):
-    new, metrics = honest(self, current, batch)
-    bad = jnp.where(current.step >= 5, jnp.nan, 1.0)  # the sixth step and all after it
-    return new.replace(params=jax.tree.map(lambda x: x * bad, new.params)), {**metrics, "loss": metrics["loss"] * bad}
-
-  monkeypatch.setattr(diffusion.DiffusionTask, "train_step", broken)
-  with pytest.raises(NotFiniteError, match=r"between steps 6 and 8; the last good checkpoint is step 4 in .*rerun"):
-    run(tmp_path / "broken", **settings)
-  loaded = checkpoint.load(tmp_path / "broken", step="latest")
-  assert loaded.step == 4 and all(np.isfinite(x).all() for x in jax.tree.leaves(loaded.params))
-  assert [line["step"] for line in lines(tmp_path / "broken")] == [4]
-  monkeypatch.setattr(diffusion.DiffusionTask, "train_step", honest)
-  small.assert_same(run(tmp_path / "broken", **settings), whole)
-
-
-def test_sigterm_saves_says_so_and_the_run_goes_on_where_it_was(toy, tmp_path, monkeypatch, capfd):
-  whole = run(tmp_path / "whole", train__num_steps=6)
-  progress = MetricLogger.progress
-  monkeypatch.setattr(MetricLogger, "progress", lambda self, step: step == 3 and os.kill(os.getpid(), signal.SIGTERM))
-  before = signal.getsignal(signal.SIGTERM)
-  stopped = run(tmp_path / "stopped", train__num_steps=6)
-  assert int(stopped.step) == 3 and checkpoint.load(tmp_path / "stopped", step="latest").step == 3
-  assert "Stopped by a signal at step 3; rerun the same command to go on" in capfd.readouterr().err
-  assert signal.getsignal(signal.SIGTERM) == before
-  monkeypatch.setattr(MetricLogger, "progress", progress)
-  small.assert_same(run(tmp_path / "stopped", train__num_steps=6), whole)
-  assert "Resumed from step 3" in capfd.readouterr().err
-
-
-def test_a_profile_is_taken_in_its_window(toy, tmp_path):
-  run(tmp_path, log__profile_start=1, log__profile_steps=2)
-=======
 @pytest.mark.parametrize("start", [1, 3])
 def test_a_profile_is_taken_in_its_window_and_ends_with_the_run(toy, tmp_path, monkeypatch, start):
   """Of a run of 4 steps; from step 3 on, the window of 2 steps would end after the run."""
@@ -128,7 +84,6 @@ def test_a_profile_is_taken_in_its_window_and_ends_with_the_run(toy, tmp_path, m
   block = jax.block_until_ready
   monkeypatch.setattr(jax, "block_until_ready", lambda x: waited.append(int(x.step)) or block(x))
   run(tmp_path, log__profile_start=start, log__profile_steps=2)
->>>>>>> c338fbd (Training ends well: NaN, signals, a second run, and no threads left behind)
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
   assert waited == [start, start + 2][: 2 if start == 1 else 1]
   jax.profiler.start_trace(str(tmp_path / "another"))  # fails if one is still running
