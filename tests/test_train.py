@@ -257,17 +257,6 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
   np.testing.assert_allclose(grads, 2 * error @ np.asarray(batch["x"]) / 6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_accumulation_is_unrolled_on_cpus_alone_whatever_the_default_backend(platform, monkeypatch):
-  monkeypatch.setattr(jax, "default_backend", lambda: pytest.fail("the form must follow the platform that runs it"))
-
-  def total(params, batch):
-    return state.value_and_gradients(lambda p, part: (jnp.mean(part * p), {}), params, batch, 3)
-
-  traced = jax.jit(total).trace(jnp.ones(()), jnp.ones((6, 2)))
-  assert ("while" in traced.lower(lowering_platforms=(platform,)).as_text()) == (platform != "cpu")
-
-
 def test_a_run_in_parts_is_the_run_in_one(toy, tmp_path):
   whole, parts = run(tmp_path / "whole"), run(tmp_path / "parts", train__accumulate=4)
   small.assert_close(whole.params, parts.params, rtol=1e-4, atol=2e-5)
