@@ -19,6 +19,7 @@ from scipy import ndimage
 from retree_jax import checkpoint
 from retree_jax.data import pipeline, sources, transforms, writing
 from retree_jax.metrics import topology
+from retree_jax.models import scaling
 from retree_jax.tasks import tree_filter as task
 
 _EIGHT = np.ones((3, 3), bool)
@@ -65,7 +66,7 @@ class Filter:
   def __init__(self, loaded, threshold: float, ranges: Mapping[str, tuple], how: str):
     self.loaded, self.threshold, self.ranges, self.how = loaded, float(threshold), dict(ranges), how
     self.size = tuple(loaded.config.data.image_size)
-    self._score = jax.jit(lambda params, x: jnp.mean(loaded.network.apply(params, x.astype(jnp.float32) / 127.5 - 1.0)))
+    self._score = jax.jit(lambda params, x: jnp.mean(loaded.network.apply(params, scaling.to_signed(x))))
 
   def __call__(self, tree: np.ndarray, fov: np.ndarray) -> list[Verdict]:
     """Judges trees.

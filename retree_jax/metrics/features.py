@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from retree_jax.models import scaling
 from retree_jax.models.pretrained import inception, vgg
 
 EXTRACTORS = ("inception", "vgg19", "scattering")
@@ -101,7 +102,7 @@ def extract(images: np.ndarray | Sequence[np.ndarray], extractor: Extractor, bat
     )
   found = []
   for start in range(0, len(images), batch_size):
-    batch = np.stack(images[start : start + batch_size]).astype(np.float32) / 127.5 - 1
+    batch = scaling.to_signed(np.stack(images[start : start + batch_size]))
     count = len(batch)
     if count < batch_size and start:
       batch = np.concatenate([batch, np.zeros((batch_size - count, *shape), np.float32)])

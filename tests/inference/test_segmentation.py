@@ -95,7 +95,7 @@ def test_windows_are_pieces_of_their_own_picture_inside_the_field_of_view():
     "tree": np.stack([y[..., None]] * 2),
     "fov": np.stack([middle] * 2),
   }
-  draw = jax.jit(task._windows)(batch, jax.random.key(3))
+  draw = jax.jit(task.prepare)(batch, jax.random.key(3))
   image, tree = np.asarray(draw["image"]), np.asarray(draw["tree"])
   assert image.shape == (32, 32, 32, 3) and draw["key"].shape == (32,)
   for k, window in enumerate(image):
@@ -114,7 +114,7 @@ def test_turned_windows_keep_photograph_and_tree_together():
   task = tasks.make(small(crop__num=32, crop__turns=True))
   y, x = np.mgrid[:64, :64].astype(np.uint8)
   batch = {"image": np.stack([y, x, y], -1)[None], "tree": y[None, ..., None], "fov": np.full((1, 64, 64, 1), 255, np.uint8)}
-  draw = task._windows(batch, jax.random.key(3))
+  draw = task.prepare(batch, jax.random.key(3))
   image, tree = np.asarray(draw["image"]).astype(int), np.asarray(draw["tree"])
   np.testing.assert_array_equal(tree[..., 0], image[..., 0])
   seen = {

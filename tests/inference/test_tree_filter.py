@@ -193,15 +193,15 @@ def test_what_a_step_draws_and_loses(tmp_path):
   t = tasks.make(config(generated(tmp_path / "dots")))
   state = t.init(jax.random.key(0))
   batch = {"tree": np.stack([EYE] * 4)}
-  draw = jax.jit(t._draw)
-  first, again, other = (draw(batch["tree"], jax.random.fold_in(state.key, i)) for i in (0, 0, 1))
+  prepare = jax.jit(t.prepare)
+  first, again, other = (prepare(batch, jax.random.fold_in(state.key, i)) for i in (0, 0, 1))
   np.testing.assert_array_equal(first["generated"], again["generated"])
   assert not np.array_equal(first["generated"], other["generated"])
   # The real trees are the batch's own, under noise of the configured strength.
   noise = np.asarray(first["real"]) - (batch["tree"] / 127.5 - 1.0)
   assert noise.std() == pytest.approx(0.1, rel=0.05) and abs(noise.mean()) < 0.01
   # Least squares of sigmoids that start near one half: (1/2)² + (1/2)².
-  loss, metrics = jax.jit(t._loss)(state.params, first)
+  loss, metrics = jax.jit(t.loss)(state.params, first)
   assert float(loss) == pytest.approx(0.5, abs=0.15)
   assert float(loss) >= (1 - float(metrics["real_score"])) ** 2 + float(metrics["generated_score"]) ** 2 - 1e-6  # Jensen
 

@@ -124,14 +124,14 @@ def test_the_largest_enlargements_are_affordable():
 
 
 @pytest.mark.parametrize("iterations, tolerance", [(10, 0.1), (200, 1e-4)])
-def test_spectral_value_is_the_largest_singular_value(iterations, tolerance):
+def test_largest_singular_value_is_the_largest_singular_value(iterations, tolerance):
   matrix = jax.random.normal(jax.random.key(3), (36, 8))
-  value = jax.jit(superres.spectral_value, static_argnums=1)(matrix, iterations)
+  value = jax.jit(superres.largest_singular_value, static_argnums=1)(matrix, iterations)
   exact = np.linalg.svd(matrix, compute_uv=False)[0]
   assert exact * (1 - tolerance) < value < exact * (1 + 1e-5)
   if iterations == 200:  # d sigma / d matrix = u v^T
     u, _, v = np.linalg.svd(matrix)
-    slope = jax.grad(superres.spectral_value)(matrix, 200)
+    slope = jax.grad(superres.largest_singular_value)(matrix, 200)
     np.testing.assert_allclose(slope, np.outer(u[:, 0], v[0]), atol=1e-2)
 
 
@@ -170,8 +170,8 @@ def test_detail_shows_the_discriminator_texture_and_hides_plain_colour():
   dot = jnp.zeros((1, 5, 5, 3)).at[0, 2, 2].set(0.9)
   wanted = np.zeros((5, 5))
   wanted[1:4, 1:4], wanted[2, 2] = -0.1, 0.8
-  np.testing.assert_allclose(superres._above_mean(dot)[0, ..., 0], wanted, atol=1e-6)
-  np.testing.assert_allclose(superres._above_mean(ramp[..., :3])[:, 1:-1], 0, atol=1e-6)  # a slope is no texture
+  np.testing.assert_allclose(superres._minus_local_mean(dot)[0, ..., 0], wanted, atol=1e-6)
+  np.testing.assert_allclose(superres._minus_local_mean(ramp[..., :3])[:, 1:-1], 0, atol=1e-6)  # a slope is no texture
 
 
 @pytest.mark.parametrize(
