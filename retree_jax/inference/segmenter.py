@@ -14,10 +14,10 @@ from PIL import Image
 from retree_jax import sharding
 from retree_jax.config import validate
 from retree_jax.data import claim, field_of_view, folders, transforms, writing
+from retree_jax.inference import vessel_map
 from retree_jax.inference.sampler import Sampler
 from retree_jax.metrics import segmentation as metrics
 from retree_jax.models import scaling
-from retree_jax.tasks import segmentation
 
 PROTOCOLS = ("native", "paper")
 _ACCELERATOR_BLOCK = 8  # photographs that an accelerator sees at once
@@ -56,7 +56,7 @@ class Segmenter:
       spec = sharding.BATCH
       self._run = jax.jit(
         jax.shard_map(
-          lambda params, batch: segmentation.probabilities(self.config, self._network, params, batch),
+          lambda params, batch: vessel_map.probabilities(self.config, self._network, params, batch),
           mesh=self.mesh,
           in_specs=(sharding.REPLICATED, spec),
           out_specs=spec,

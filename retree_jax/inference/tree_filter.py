@@ -17,10 +17,9 @@ from etils import epath
 from scipy import ndimage
 
 from retree_jax import checkpoint
-from retree_jax.data import pipeline, sources, transforms, writing
+from retree_jax.data import generated_trees, pipeline, sources, transforms, writing
 from retree_jax.metrics import topology
 from retree_jax.models import scaling
-from retree_jax.tasks import tree_filter as task
 
 _EIGHT = np.ones((3, 3), bool)
 _MARGIN = 0.25  # ranges reach so much of their width beyond the real trees: a few dozen do not show all there is
@@ -165,7 +164,7 @@ def calibrate(loaded) -> dict:
     how = f"the score that {config.filter.pass_rate:.0%} of {len(scores)} held-out real trees reach"
   judge, share = Filter(loaded, threshold, ranges, how), None
   try:
-    generated = [task.generated_trees(config.data.generated, judge.size, kind)[1] for kind in ("coverage", "fov")]
+    generated = [generated_trees.read(config.data.generated, judge.size, kind)[1] for kind in ("coverage", "fov")]
     share = float(np.mean([v.accepted for v in judge(*generated)]))
   except ValueError:
     pass  # the bounds need real trees alone

@@ -7,7 +7,7 @@ from einops import rearrange
 
 from retree_jax import losses, sharding
 from retree_jax.data.fields import num_channels, split_channels
-from retree_jax.inference import tiling
+from retree_jax.inference import tiling, vessel_map
 from retree_jax.models import scaling
 from retree_jax.tasks import base, image_transforms
 
@@ -34,7 +34,7 @@ class SegmentationTask(base.Task):
     self.condition = tuple(config.data.condition)
     if not self.condition or set(self.condition) - {"image", "fov"}:
       raise ValueError(f"config.data.condition={self.condition} cannot be segmented: write ('image',) or ('image', 'fov')")
-    self.tile = tile_size(config)
+    self.tile = vessel_map.tile_size(config)
     if min(self.size) < max(self.tile):
       raise ValueError(f"config.crop.size={config.crop.size} exceeds config.data.image_size={self.size}: use a smaller crop")
     self.network.check_size(*self.tile)
@@ -115,36 +115,12 @@ class SegmentationTask(base.Task):
     count = min(self.config.preview.num, len(batch["image"]))
     batch = {f: batch[f][:count] for f in self.fields}
     predict = jax.jit(
-      lambda params, example: probabilities(self.config, self.network, params, example), out_shardings=sharding.replicated(mesh)
+      lambda params, example: vessel_map.probabilities(self.config, self.network, params, example),
+      out_shardings=sharding.replicated(mesh),
     )
     predicted = [np.asarray(predict(ema, {f: v[i : i + 1] for f, v in batch.items()})) for i in range(count)]
     pixels = scaling.from_unit(np.concatenate(predicted))
     return {"given_image": batch["image"], "real_tree": batch["tree"], "predicted_tree": pixels}
-
-
-def tile_size(config) -> tuple[int, int]:
-  """(height, width) of the crops and tiles that a network of this config is trained on and applied to."""
-  return (config.crop.size, config.crop.size) if config.crop.size else tuple(config.data.image_size)
-
-
-def probabilities(config, network, params, batch):
-  """Vessel probabilities of photographs, 0 outside the field of view; can be compiled with `jax.jit`.
-
-  Args:
-    config: `config.data.condition`, `config.crop` and `config.sampler` are read.
-    network: the segmenter.
-    params: its parameters.
-    batch: uint8 "image" [B, H, W, 3] and "fov" [B, H, W, 1].
-
-  Returns:
-    [B, H, W, 1] float32 in [0, 1].
-  """
-
-  def vessels(x):
-    return tiling.tiled(lambda part: jax.nn.sigmoid(network.apply(params, part)), x, tile_size(config), config.sampler.overlap)
-
-  images = scaling.stack_signed(batch, config.data.condition)
-  return tiling.flip_average(vessels, images, config.sampler.flips) * (batch["fov"] >= 128)
 
 
 def _f1(logits, tree, fov):

@@ -12,7 +12,7 @@ import pytest
 
 from retree_jax import checkpoint, keys, models, tasks, train
 from retree_jax.data import field_of_view, phantom, sources, writing
-from retree_jax.inference import segmenter, tiling
+from retree_jax.inference import segmenter, tiling, vessel_map
 from retree_jax.metrics import segmentation as metrics
 from retree_jax.tasks import segmentation
 
@@ -53,7 +53,7 @@ def eyes(count=2, size=64):
 def untrained(config):
   """What `checkpoint.load` gives, for a network that never learnt."""
   network = models.build(config.model)
-  tile = segmentation.tile_size(config)
+  tile = vessel_map.tile_size(config)
   made = network.init(jax.random.key(0), jax.ShapeDtypeStruct((1, *tile, 3), jnp.float32))
   return checkpoint.Loaded(config, made, network, 0, "nowhere")
 
@@ -319,7 +319,7 @@ def test_the_diffusion_variant_draws_masks():
 def test_tiles_of_the_trained_size_are_what_the_network_sees():
   config = small(data__image_size=(64, 64), crop__size=32)
   loaded, batch = untrained(config), {f: v[:1] for f, v in eyes().items()}
-  found = segmentation.probabilities(config, loaded.network, loaded.params, batch)
+  found = vessel_map.probabilities(config, loaded.network, loaded.params, batch)
   x = batch["image"].astype(np.float32) / 127.5 - 1
   want = tiling.tiled(lambda part: jax.nn.sigmoid(loaded.network.apply(loaded.params, part)), x, (32, 32), 8)
   np.testing.assert_allclose(found, want * (batch["fov"] > 0), atol=1e-5)

@@ -12,9 +12,8 @@ import pytest
 
 from retree_jax import checkpoint, models, tasks, train
 from retree_jax.cli import stages as cli_stages
-from retree_jax.data import transforms, writing
+from retree_jax.data import generated_trees, image_io, transforms, writing
 from retree_jax.inference import tree_filter
-from retree_jax.tasks import tree_filter as task
 from tests import stages
 
 SIZE = (48, 48)
@@ -124,7 +123,7 @@ def test_it_learns_to_tell_trees_from_dots_and_the_threshold_is_chosen_on_held_o
   assert not any(tree_filter.outside(tree_filter.measures(*pair), judge.ranges) for pair in zip(tree, fov, strict=True))
   held = judge(*tree_filter._real(judge.loaded.config, "validation"))
   assert min(v.score for v in held) == pytest.approx(judge.threshold) == bounds["threshold"]
-  dots, rest = task.generated_trees(judge.loaded.config.data.generated, SIZE)
+  dots, rest = generated_trees.read(judge.loaded.config.data.generated, SIZE)
   assert len(dots) + len(rest) == 10 and len(rest) >= 1
   for verdict in judge(dots, np.full_like(dots, 255)):
     assert not verdict.accepted and verdict.reason
@@ -180,12 +179,12 @@ def test_generated_trees_are_asked_for(tmp_path):
   with pytest.raises(ValueError, match="config.data.generated is empty.*retree_jax.generate --tree"):
     tasks.make(get_config("tiny"))
   with pytest.raises(ValueError, match="holds no trees in coverage/"):
-    task.generated_trees(tmp_path, SIZE)
+    generated_trees.read(tmp_path, SIZE)
   generated(tmp_path / "dots", num=5, size=(96, 96))
-  training, heldout = task.generated_trees(tmp_path / "dots", SIZE)
+  training, heldout = generated_trees.read(tmp_path / "dots", SIZE)
   assert len(training) + len(heldout) == 5 and training.shape[1:] == (*SIZE, 1)
   first = writing.epath.Path(tmp_path / "dots/coverage/0000000.png")
-  whole = transforms.area_resize(np.asarray(task.image_io.decode(first.read_bytes(), "a"))[..., None], SIZE)
+  whole = transforms.area_resize(np.asarray(image_io.decode(first.read_bytes(), "a"))[..., None], SIZE)
   assert any(np.array_equal(whole, tree) for tree in (*training, *heldout))
 
 
