@@ -122,13 +122,13 @@ def test_film_norm_is_group_norm_then_film():
     ({}, "There is no network None"),
     ({"name": "superres", "factr": 4}, "did you mean 'factor'\\? it has depth, dtype"),
     ({"name": "superres", "factor": 4.0}, "must be a whole number, not 4.0; the default is 4"),
-    ({"name": "superres", "factor": True}, "must be a whole number"),
-    ({"name": "denoiser", "dropout": "0.1"}, "must be a number"),
+    ({"name": "superres", "factor": True}, "'factor' of the network 'superres' must be a whole number, not True"),
+    ({"name": "denoiser", "dropout": "0.1"}, "'dropout' of the network 'denoiser' must be a number"),
     ({"name": "denoiser", "remat": 1}, "must be True or False"),
     ({"name": "denoiser", "widths": 64}, "must be a tuple of whole numbers"),
     ({"name": "denoiser", "widths": (64, 128.5)}, "must be a tuple of whole numbers"),
     ({"name": "segmenter", "dtype": "float16"}, "must be 'float32' or 'bfloat16'"),
-    ({"name": "segmenter", "norm": 8}, "must be a string"),
+    ({"name": "segmenter", "norm": 8}, "'norm' of the network 'segmenter' must be a string"),
   ],
 )
 def test_bad_settings_are_answered_in_a_sentence(settings, words):

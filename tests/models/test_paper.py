@@ -201,8 +201,8 @@ def test_initial_parameters_are_pytorchs(tiny):
 @pytest.mark.parametrize(
   "settings, words",
   [
-    ({"dim": 100}, "multiple of 32"),
-    ({"time_dim": 15}, "even"),
+    ({"dim": 100}, "'dim' of the paper's denoiser must be a positive multiple of 32, for instance 512, not 100"),
+    ({"time_dim": 15}, "'time_dim' of the paper's denoiser must be even and at least 2, not 15"),
     ({"heads": 0}, "'heads' of the paper's denoiser must be at least 1"),
     ({"out_channels": -1}, "'out_channels' of the paper's denoiser must be at least 1"),
   ],

@@ -179,8 +179,8 @@ def test_detail_shows_the_discriminator_texture_and_hides_plain_colour():
   [
     ({**TINY, "factor": 3}, "'factor' of superres is 3; use 2, 4 or 8"),
     ({**TINY, "up_widths": (8,)}, "a factor of 4 doubles 2 times; give 2 widths"),
-    ({**TINY, "heads": 0}, "must be at least 1"),
-    ({**TINY, "depth": -1}, "at least 0"),
+    ({**TINY, "heads": 0}, "widths, heads and vit_patch of superres must be at least 1"),
+    ({**TINY, "depth": -1}, "depth and vit_blocks at least 0"),
     ({**JUDGE, "widths": ()}, "for instance widths \\(32, 64, 128\\)"),
     ({**JUDGE, "vit_blocks": -1}, "vit_blocks at least 0"),
     ({**JUDGE, "detail": -1.0}, "detail=-1.0 must be 0"),
