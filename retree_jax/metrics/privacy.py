@@ -130,15 +130,15 @@ class Audit:
   def sentence(self) -> str:
     """The verdict for a reader."""
     copies = self.copies
-    found = (
+    counted = (
       f"{copies.hits} of {copies.total} generated images are copies of training images "
       f"({100 * copies.share:.1f} %, 95 % interval {100 * copies.low:.1f} to {100 * copies.high:.1f} %)"
     )
     return {
-      "copies": f"{found}: do not share this set before these images are removed and the cause is known.",
-      "suspicious": f"{found}, but more are near to training images than held-out eyes explain: look at the closest pairs.",
-      "clear": f"{found}, and no more are near to training images than held-out eyes explain.",
-      "unclear": f"{found}, but {self.num_heldout} held-out images are too few to calibrate the threshold.",
+      "copies": f"{counted}: do not share this set before these images are removed and the cause is known.",
+      "suspicious": f"{counted}, but more are near to training images than held-out eyes explain: look at the closest pairs.",
+      "clear": f"{counted}, and no more are near to training images than held-out eyes explain.",
+      "unclear": f"{counted}, but {self.num_heldout} held-out images are too few to calibrate the threshold.",
     }[self.verdict]
 
   def to_dict(self) -> dict:
@@ -254,17 +254,17 @@ def _in_pixels(generated, train, heldout) -> Space:
   # The nearest distance to the smaller set is the limit within which images of the larger set are counted.
   if len(train) >= len(heldout):
     to_others = alignment.nearest(ours, others, 1)
-    found = alignment.nearest(ours, theirs, threshold=to_others.best)
-    closer = 1 - _missed(len(train), found.above, len(heldout))
+    to_train = alignment.nearest(ours, theirs, threshold=to_others.best)
+    closer = 1 - _missed(len(train), to_train.above, len(heldout))
   else:
-    found = alignment.nearest(ours, theirs)
-    to_others = alignment.nearest(ours, others, 1, threshold=found.best)
+    to_train = alignment.nearest(ours, theirs)
+    to_others = alignment.nearest(ours, others, 1, threshold=to_train.best)
     closer = _missed(len(heldout), to_others.above, len(train))
   return _judged(
     "pixels",
-    found.index[:, 0],
-    found.distance,
-    [row[0] for row in found.poses],
+    to_train.index[:, 0],
+    to_train.distance,
+    [row[0] for row in to_train.poses],
     control.distance,
     to_others.distance[:, 0],
     closer,
@@ -327,13 +327,13 @@ def _smallest(queries, views) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Distances [N, 2] to the two nearest references under any view, [N] index and [N] view of the nearest."""
   distance, index, view = [], [], []
   for start in range(0, len(queries), _BLOCK):
-    found = _distances(queries[start : start + _BLOCK], views)
-    over = found.min(0)
+    distances = _distances(queries[start : start + _BLOCK], views)
+    over = distances.min(0)
     first = over.argmin(1)
     two = min(2, over.shape[1])
     distance.append(np.sort(np.partition(over, two - 1, axis=1)[:, :two], 1))
     index.append(first)
-    view.append(found[:, np.arange(len(first)), first].argmin(0))
+    view.append(distances[:, np.arange(len(first)), first].argmin(0))
   return np.concatenate(distance), np.concatenate(index), np.concatenate(view)
 
 

@@ -277,7 +277,7 @@ def _scores(cases: Sequence[_Case]) -> dict[str, float]:
   accuracy = (tp + tn) / total
   perfect = float(fp == fn == 0)
   skeletons = [_cldice_counts(c) for c in cases]
-  kept, predicted, found, traced = np.sum(skeletons, axis=0)
+  kept, predicted, covered, traced = np.sum(skeletons, axis=0)
   betti = [(topology.betti_numbers(c.predicted), topology.betti_numbers(c.traced)) for c in cases]
   errors = np.mean([np.abs(np.subtract(a, b)) for a, b in betti], axis=0)
   nan = float("nan")
@@ -292,7 +292,7 @@ def _scores(cases: Sequence[_Case]) -> dict[str, float]:
     "kappa": (accuracy - chance) / (1 - chance) if product or not perfect else 1.0,
     "mcc": (tp * tn - fp * fn) / float(product) ** 0.5 if product else perfect,
     "auc": _auc(np.concatenate([c.probability for c in cases]), np.concatenate([c.truth for c in cases])),
-    "cldice": 1.0 if empty else _harmonic(kept / max(predicted, 1), found / max(traced, 1)),
+    "cldice": 1.0 if empty else _harmonic(kept / max(predicted, 1), covered / max(traced, 1)),
     "betti0_error": float(errors[0]),
     "betti1_error": float(errors[1]),
   }

@@ -77,15 +77,15 @@ def box_dimension(mask, *, smallest: int = 2, num_offsets: int = 4) -> dict[str,
   counts = []
   for k in sizes:
     shifts = np.unique(np.arange(num_offsets) * k // num_offsets)
-    found = []
+    occupied = []
     for top in pad - shifts:
       lines = total[top::k]
       for left in pad - shifts:
         corners = lines[:, left::k]
         # The last, incomplete row of boxes holds nothing but padding, since the pad is no smaller than a box.
         boxes = corners[1:, 1:] - corners[:-1, 1:] - corners[1:, :-1] + corners[:-1, :-1]
-        found.append(np.count_nonzero(boxes))
-    counts.append(np.mean(found))
+        occupied.append(np.count_nonzero(boxes))
+    counts.append(np.mean(occupied))
   x, y = -np.log(sizes), np.log(counts)
   slope, intercept = np.polyfit(x, y, 1)
   spread = np.sum((y - y.mean()) ** 2)
