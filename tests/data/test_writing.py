@@ -6,7 +6,6 @@ import os
 
 import numpy as np
 import pytest
-from etils import epath
 from PIL import Image
 
 from retree_jax.data import writing
@@ -83,25 +82,3 @@ def test_leftovers_of_a_kill_are_removed_and_nothing_else(tmp_path):
   writing.remove_unfinished(tmp_path)
   assert {p.name for p in tmp_path.iterdir()} == {"mine.part", "a.png"}
   writing.remove_unfinished(tmp_path / "absent")
-
-
-def test_an_exception_between_two_pieces_commits_nothing_to_a_bucket(tmp_path, monkeypatch):
-  """Closing an object that is being uploaded commits what it has: so it must not be open yet."""
-  path = tmp_path / "object"
-
-  class Object(type(epath.Path(path))):
-    def __str__(self):
-      return "gs://bucket/object"
-
-  def pieces(fail):
-    yield b"first"
-    if fail:
-      raise OSError("the source is gone")
-    yield b"second"
-
-  monkeypatch.setattr(writing.epath, "Path", lambda p: p)
-  with pytest.raises(OSError, match="the source is gone"):
-    writing.write_stream(Object(path), pieces(fail=True))
-  assert not path.exists()
-  writing.write_stream(Object(path), pieces(fail=False))
-  assert path.read_bytes() == b"firstsecond"
