@@ -43,7 +43,7 @@ def get_config(variant: str = ""):
       "dtype": "bfloat16",
     }
   )
-  # What it is shown, real and generated alike, is changed by up to so much (see retree_jax.tasks.views.augment).
+  # What it is shown, real and generated alike, is changed by up to so much (see retree_jax.tasks.image_transforms.augment).
   c.discriminator_augment = ConfigDict(
     {"flip": True, "translation": 0.1, "brightness": 0.2, "saturation": 0.5, "contrast": 0.3}
   )

@@ -22,6 +22,7 @@ from retree_jax.data import field_of_view
 from retree_jax.data.fields import num_channels, split_channels
 from retree_jax.diffusion import process
 from retree_jax.inference.sampler import make_schedule
+from retree_jax.models import scaling
 
 _BLOCK = 8  # pixels
 
@@ -43,7 +44,7 @@ def predicted(loaded, num: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
   last = config.diffusion.num_steps - 1
   alpha, sigma = schedule.alpha_sigma(jnp.float32(last))
   given = {"tree": np.zeros((*size, 1), np.uint8), "fov": field_of_view.inscribed(size, min(size))}
-  cond = np.concatenate([given[f] for f in config.data.condition], -1)[None] / 127.5 - 1.0 if config.data.condition else None
+  cond = scaling.stack_signed(given, config.data.condition)[None] if config.data.condition else None
 
   @jax.jit
   def one(params, key):

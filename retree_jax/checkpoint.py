@@ -24,8 +24,8 @@ from jax.sharding import SingleDeviceSharding
 
 from retree_jax import models, sharding
 from retree_jax.config import stored
+from retree_jax.config.network import network_settings
 from retree_jax.config.stored import to_json
-from retree_jax.data.fields import num_channels
 from retree_jax.state import TrainState
 
 _NOT_FINITE = "not_finite"  # folder of a workdir for checkpoints whose parameters give NaN
@@ -234,10 +234,7 @@ def load(path_or_name, step: int | str = "best", mesh=None, stage: str | None = 
     params = ocp.load_checkpointables(path, {"ema": abstract})["ema"]
   params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
   digits = path.name if path.name.isdigit() else str(config.get("trained_steps", 0))
-  settings = dict(config.model)
-  if "diffusion" in config:
-    settings["out_channels"] = num_channels(config.data.target)
-  return Loaded(config, params, models.build(settings), int(digits), str(path))
+  return Loaded(config, params, models.build(network_settings(config)), int(digits), str(path))
 
 
 def shipped_names() -> list[str]:

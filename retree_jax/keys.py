@@ -1,13 +1,11 @@
-"""Named, per-step and per-sample random keys.
+"""Random keys by name, training step and sample number.
 
-Every random number in the project is a pure function of (seed, name of its use, position): a training step
-asks for `at_step(stream(seed, "noise"), step)`, sample k for `per_sample(seed, [k], "trees")`. No key is ever
-carried along, so the order of calls, a restart, the batch size and the number of devices cannot change a
-draw.
+Every random number in the project is a pure function of (seed, name of its use, position): a training step uses
+`at_step(stream(seed, "noise"), step)`, sample k `per_sample(seed, [k], "trees")`. No key is carried from call to call, so the
+order of calls, restarts, the batch size and the number of devices do not affect the values.
 
-The generator is threefry, always: its draws for one key depend on nothing but that key, whereas the `rbg`
-generator gives other numbers for other batch shapes. Names are hashed with CRC-32, because Python's own hash
-changes per process.
+The generator is always threefry, whose values depend on the key only; those of the `rbg` generator also depend on the batch
+shape. Names are hashed with CRC-32, because Python's own hash differs between processes.
 """
 
 import operator
@@ -19,11 +17,11 @@ import jax.numpy as jnp
 
 
 def stream(seed: int, name: str) -> jax.Array:
-  """Key of one named use of randomness, e.g. `stream(config.seed, "dropout")`.
+  """Root key of one use of randomness, e.g. `stream(config.seed, "dropout")`.
 
   Args:
     seed: whole number in 0 .. 2**32 - 1.
-    name: what the randomness is for; another name gives an independent stream.
+    name: of the use; different names give independent streams.
 
   Returns:
     A typed threefry key, shape [].
@@ -43,24 +41,23 @@ def stream(seed: int, name: str) -> jax.Array:
 
 
 def at_step(key: jax.Array, step: int | jax.Array) -> jax.Array:
-  """Key of training (or sampling) step `step`, a whole number >= 0 that may be traced; shape []."""
+  """Key of a training or sampling step, a whole number >= 0, which may be traced; shape []."""
   return jax.random.fold_in(key, step)
 
 
 def per_sample(seed: int, indices: jax.Array | Sequence[int], name: str) -> jax.Array:
-  """One key per sample; the key of sample k depends on (seed, k, name) alone.
+  """One key per sample; the key of sample k depends on (seed, k, name) only.
 
   Args:
     seed: as for `stream`.
-    indices: [B] whole numbers in 0 .. 2**32 - 1, the samples' numbers in the whole set; may be traced or
-      sharded.
-    name: as for `stream`. Give each use its own name: `per_sample(s, [k], n)` is `at_step(stream(s, n), k)`.
+    indices: [B] whole numbers in 0 .. 2**32 - 1, the samples' numbers in the whole set; may be traced or sharded.
+    name: as for `stream`. Each use needs its own name, because `per_sample(s, [k], n)` equals `at_step(stream(s, n), k)`.
 
   Returns:
     Typed threefry keys, shape [B].
 
   Raises:
-    ValueError: the indices are not a one-dimensional array of whole numbers; or as `stream`.
+    ValueError: the indices are not a one-dimensional array of whole numbers; or as for `stream`.
   """
   indices = jnp.asarray(indices)
   if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
@@ -72,5 +69,5 @@ def per_sample(seed: int, indices: jax.Array | Sequence[int], name: str) -> jax.
 
 
 def normal(keys: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
-  """Standard normal noise [B, *shape], row k from `keys[k]` alone; for keys [B] and one sample's shape."""
+  """Standard normal noise [B, *shape] from keys [B]; sample k depends on `keys[k]` only."""
   return jax.vmap(lambda key: jax.random.normal(key, tuple(shape), dtype))(keys)

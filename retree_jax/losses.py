@@ -1,17 +1,15 @@
-"""Losses: one number per example, [B] float32, whatever the dtype of the arguments.
+"""Losses of all stages: one number per example, [B] float32, for arguments of any floating-point type.
 
-Every stage draws from this file. Three conventions hold throughout:
+Conventions:
 
-* The first axis is the batch, the last one the channels; a loss averages over everything but the batch, so
-  the caller decides how examples are weighted (label source, min-SNR weight, padding of the last batch).
-* An argument called `logits` is a network's output *before* the sigmoid, one called `probabilities` is after
-  it. No function takes "either": feeding probabilities where logits belong trains silently and badly, which
-  is the commonest mistake with clDice.
-* `mask` is an optional weight per pixel ([B, H, W, 1], broadcast over channels, bool or >= 0; 1 inside the
-  field of view): means and sums are taken over the weighted pixels, and an example whose mask is empty has
-  loss 0, not NaN.
+* The first axis is the batch, the last one the channels. A loss averages over all axes but the batch, so that the caller
+  decides how examples are weighted (label source, min-SNR weight, padding of the last batch).
+* An argument named `logits` is a network's output before the sigmoid, one named `probabilities` after it. No function accepts
+  both: training with probabilities in place of logits raises no error but works badly, a common mistake with clDice.
+* `mask` is an optional weight per pixel ([B, H, W, 1], broadcast over the channels, bool or >= 0; 1 inside the field of view).
+  Means and sums are weighted; an example with an empty mask has loss 0, not NaN.
 
-Only `jax` is imported, so losses can be used anywhere.
+Nothing of this package is imported, so the losses can be used anywhere.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
-_SSIM_SIGMA, _SSIM_RADIUS = 1.5, 5  # skimage cuts the Gaussian at 3.5 sigma: radius int(3.5 * 1.5 + 0.5)
+_SSIM_SIGMA, _SSIM_RADIUS = 1.5, 5  # as scikit-image, which truncates the Gaussian at 3.5 sigma: int(3.5 * 1.5 + 0.5) = 5
 
 
 def _pair(a: Array, b: Array, names: str) -> tuple[Array, Array]:
-  """Both arguments in float32, after making sure that nothing would be broadcast behind the caller's back."""
+  """Both arguments in float32; ValueError if their shapes differ, since broadcasting would hide a mistake."""
   a, b = jnp.asarray(a), jnp.asarray(b)
   if a.shape != b.shape:
     raise ValueError(f"{names} must have the same shape, got {a.shape} and {b.shape}; resize one of them.")
@@ -35,7 +33,7 @@ def _pair(a: Array, b: Array, names: str) -> tuple[Array, Array]:
 
 
 def _weights(mask: Array | None, shape: tuple[int, ...]) -> Array:
-  """The mask as float32 weights of the given shape; ones where there is no mask."""
+  """The mask as float32 weights of the given shape; ones if it is None."""
   if mask is None:
     return jnp.ones(shape, jnp.float32)
   mask = jnp.asarray(mask)
@@ -57,8 +55,7 @@ def _mean(values: Array, mask: Array | None = None) -> Array:
     return jnp.mean(values, axis=axes)
   weights = _weights(mask, values.shape)
   total = jnp.sum(weights, axis=axes)
-  # Values outside the mask may be anything, also NaN (0 * NaN would be NaN): they are replaced, not only
-  # weighted.
+  # Values outside the mask may be NaN, and 0 * NaN is NaN, so they are replaced besides being weighted with 0.
   return jnp.sum(jnp.where(weights > 0, values, 0.0) * weights, axis=axes) / jnp.where(total > 0, total, 1.0)
 
 
@@ -86,9 +83,8 @@ def noise_loss(
 ) -> Array:
   """The denoiser's loss, [B]: mse_weight * mean squared + l1_weight * mean absolute error.
 
-  With both weights 1 it is the loss of Alimanov & Islam 2023 (mean of |e| + e^2 for e = prediction - noise);
-  with l1_weight=0 it is the simple loss of Ho et al. 2020, eq. 14. `target` is whatever the network predicts:
-  noise, x0 or v.
+  With both weights 1, this is the loss of Alimanov & Islam 2023 (mean of |e| + e^2 for e = prediction - noise); with
+  l1_weight=0, the simple loss of Ho et al. 2020, eq. 14. `target` is the quantity that the network predicts: noise, x0 or v.
   """
   prediction, target = _pair(prediction, target, "prediction and target")
   error = prediction - target
@@ -98,10 +94,17 @@ def noise_loss(
 def psnr(prediction: Array, target: Array, data_range: float = 2.0, mask: Array | None = None) -> Array:
   """Peak signal-to-noise ratio in dB, [B]: 10 log10(data_range^2 / MSE); infinite for equal images.
 
-  `data_range` is the distance of the smallest and largest possible value: 2 for images in [-1, 1], 1 for [0,
-  1].
+  `data_range` is the largest possible value minus the smallest: 2 for images in [-1, 1], 1 for [0, 1].
   """
   return 10.0 * (2.0 * jnp.log10(jnp.float32(data_range)) - jnp.log10(mse(prediction, target, mask)))
+
+
+def f1_score(prediction: Array, target: Array, mask: Array) -> Array:
+  """F1 score (Dice coefficient) of boolean masks inside a boolean mask, [B, H, W, 1] each -> [B]; 1 where all are empty."""
+  axes = (1, 2, 3)
+  both = jnp.sum(prediction & target & mask, axes)
+  total = jnp.sum(prediction & mask, axes) + jnp.sum(target & mask, axes)
+  return jnp.where(total > 0, 2.0 * both / jnp.maximum(total, 1), 1.0)
 
 
 def _gaussian_window() -> np.ndarray:
@@ -111,11 +114,10 @@ def _gaussian_window() -> np.ndarray:
 
 
 def _blur_valid(x: Array) -> Array:
-  """Separable 11-tap Gaussian over axes 1 and 2, interior only: [N, H, W, ...] -> [N, H - 10, W - 10, ...].
+  """Separable 11-tap Gaussian filter of axes 1 and 2 without padding: [N, H, W, ...] -> [N, H - 10, W - 10, ...].
 
-  A sum of shifted slices instead of a convolution: accelerators would run the convolution in reduced
-  precision unless told otherwise (variances are differences of nearly equal numbers here), and on CPUs XLA's
-  one-channel convolutions are slow.
+  A sum of shifted slices instead of a convolution, because accelerators run convolutions in reduced precision by default
+  (variances are differences of nearly equal numbers here), and XLA's one-channel convolutions are slow on CPUs.
   """
   for axis in (1, 2):
     size = x.shape[axis] - 2 * _SSIM_RADIUS
@@ -127,10 +129,9 @@ def _blur_valid(x: Array) -> Array:
 def ssim(prediction: Array, target: Array, data_range: float = 2.0, mask: Array | None = None) -> Array:
   """Structural similarity (Wang et al. 2004, eq. 13), [B, H, W, C] x [B, H, W, C] -> [B] in [-1, 1].
 
-  The same number as `skimage.metrics.structural_similarity(..., gaussian_weights=True, sigma=1.5,
-  use_sample_covariance=False, data_range=data_range, channel_axis=-1)`: Gaussian window of 11 pixels, mean
-  over the pixels whose window lies inside the image, mean over channels. `mask` weights the centres of the
-  windows.
+  Equals `skimage.metrics.structural_similarity(..., gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+  data_range=data_range, channel_axis=-1)`: Gaussian window of 11 pixels, mean over the pixels whose window lies inside the
+  image, mean over channels. `mask` weights the window centres.
 
   Raises:
     ValueError: shapes differ, or the image is smaller than the window.
@@ -165,11 +166,11 @@ def perceptual(
 ) -> Array:
   """Sum over layers of weight * MSE of two feature dictionaries (name -> [B, h, w, c]), [B].
 
-  The content loss of Johnson et al. 2016, eq. 2. `weights` has one number per layer that counts; without it
-  each layer has weight 1.
+  The content loss of Johnson et al. 2016, eq. 2. `weights` has one number per layer to be used; by default, all layers have
+  weight 1.
 
   Raises:
-    ValueError: the dictionaries hold different layers, or a weight names a layer that they lack.
+    ValueError: the dictionaries have different layers, or a weight is for a layer that they lack.
   """
   if set(features_a) != set(features_b) or not features_a:
     raise ValueError(
@@ -188,8 +189,8 @@ def perceptual(
 def bce_with_logits(logits: Array, target: Array, positive_weight: float = 1.0, mask: Array | None = None) -> Array:
   """Binary cross-entropy of logits [B, ...] and targets in [0, 1] (coverage allowed), [B], in nats per pixel.
 
-  `positive_weight` multiplies the vessel term: vessels are about a tenth of the pixels. Stable for logits of
-  any size.
+  `positive_weight` multiplies the vessel term, because only about a tenth of the pixels are vessel. Numerically stable for
+  logits of any size.
   """
   logits, target = _pair(logits, target, "logits and target")
   # -log sigmoid(l) = softplus(-l) and -log(1 - sigmoid(l)) = softplus(l)
@@ -198,16 +199,16 @@ def bce_with_logits(logits: Array, target: Array, positive_weight: float = 1.0, 
 
 
 def dice_with_logits(logits: Array, target: Array, smooth: float = 1.0, mask: Array | None = None) -> Array:
-  """Soft Dice loss 1 - (2 sum pt + s) / (sum p + sum t + s), p = sigmoid(logits), [B] in [0, 1] (Milletari et
-  al. 2016, first power)."""
+  """Soft Dice loss 1 - (2 sum pt + s) / (sum p + sum t + s), p = sigmoid(logits), [B] in [0, 1] (Milletari et al. 2016, with
+  unsquared terms)."""
   logits, target = _pair(logits, target, "logits and target")
   p = jax.nn.sigmoid(logits)
   return 1.0 - (2.0 * _sum(p * target, mask) + smooth) / (_sum(p, mask) + _sum(target, mask) + smooth)
 
 
 def jaccard_with_logits(logits: Array, target: Array, smooth: float = 1.0, mask: Array | None = None) -> Array:
-  """Soft Jaccard loss 1 - (sum pt + s) / (sum p + sum t - sum pt + s), [B] in [0, 1]; the loss of CBAM-UNet
-  (arXiv 2209.04234)."""
+  """Soft Jaccard loss 1 - (sum pt + s) / (sum p + sum t - sum pt + s), p = sigmoid(logits), [B] in [0, 1]; the loss of
+  CBAM-UNet (arXiv 2209.04234)."""
   logits, target = _pair(logits, target, "logits and target")
   p = jax.nn.sigmoid(logits)
   both = _sum(p * target, mask)
@@ -215,8 +216,7 @@ def jaccard_with_logits(logits: Array, target: Array, smooth: float = 1.0, mask:
 
 
 def _neighbours(x: Array, axis: int, combine: Callable[[Array, Array], Array]) -> Array:
-  """`combine` (minimum or maximum) over each pixel and its two neighbours along one axis; the border
-  repeats."""
+  """`combine` (minimum or maximum) over each pixel and its two neighbours along one axis, with replicated borders."""
   pad = [(0, 0)] * x.ndim
   pad[axis] = (1, 1)
   padded, n = jnp.pad(x, pad, mode="edge"), x.shape[axis]
@@ -225,14 +225,12 @@ def _neighbours(x: Array, axis: int, combine: Callable[[Array, Array], Array]) -
 
 
 def soft_skeleton(probabilities: Array, iterations: int) -> Array:
-  """Differentiable skeleton of a tree in [0, 1], [B, H, W, 1] -> [B, H, W, 1] (Shit et al. 2021, algorithm
-  1).
+  """Differentiable skeleton of a tree in [0, 1], [B, H, W, 1] -> [B, H, W, 1] (Shit et al. 2021, algorithm 1).
 
-  What each erosion takes away and an opening cannot bring back is centreline; minima and maxima over
-  neighbours stand for erosion (4 neighbours) and dilation (8). A vessel of half-width r needs r erosions to
-  come down to its centreline, so `iterations` must be at least the largest vessel radius in pixels: with
-  fewer, wide vessels are missing from the skeleton; more cost time only. Vessels one or two pixels wide are
-  their own skeleton.
+  The skeleton collects the pixels that a morphological opening removes after each erosion; erosion is a minimum over 4
+  neighbours, dilation a maximum over 8. A vessel of radius r needs r erosions, so `iterations` must be at least the largest
+  vessel radius in pixels: with fewer, wide vessels are missing from the skeleton; more only take time. Vessels one or two
+  pixels wide are their own skeleton.
 
   Raises:
     ValueError: not four axes, or a negative number of iterations.
@@ -267,10 +265,10 @@ def cldice_with_logits(
   """Centreline Dice loss 1 - soft clDice, [B] in [0, 1] (Shit et al. 2021, eqs. 1-3), of logits and targets
   [B, H, W, 1] in [0, 1].
 
-  Topology precision: the share of the predicted skeleton inside the target; sensitivity: the share of the
-  target's skeleton inside the prediction; clDice is their harmonic mean. The paper trains on (1 - a) * Dice
-  loss + a * this with a = 0.5: centrelines alone do not fix the width. `iterations`: see `soft_skeleton`; the
-  paper's repository has 3, too few for arcades at 256 pixels and more.
+  clDice is the harmonic mean of topology precision, the fraction of the predicted skeleton inside the target, and topology
+  sensitivity, the fraction of the target's skeleton inside the prediction. The paper trains with (1 - a) * Dice loss + a *
+  this, a = 0.5, because centrelines do not determine the vessel width. `iterations`: see `soft_skeleton`; the paper's code uses
+  3, which is too few for the arcades at 256 pixels and more.
   """
   logits, target = _pair(logits, target, "logits and target")
   p = jax.nn.sigmoid(logits)
@@ -301,7 +299,7 @@ def nonsaturating_discriminator(real_logits: Array, fake_logits: Array) -> Array
 def least_squares_generator(fake_scores: Array, real_target: float = 1.0) -> Array:
   """(D(fake) - real_target)^2, mean over the patch map, [B] (Mao et al. 2017, eq. 9, without the factor 1/2).
 
-  The scores are used as they are: logits, or sigmoid(logits) as in the original's tree classifier.
+  The scores may be logits, or sigmoid(logits) as in the original's tree classifier.
   """
   return _mean(jnp.square(_logits(fake_scores) - real_target))
 
@@ -309,8 +307,8 @@ def least_squares_generator(fake_scores: Array, real_target: float = 1.0) -> Arr
 def least_squares_discriminator(
   real_scores: Array, fake_scores: Array, real_target: float = 1.0, fake_target: float = 0.0
 ) -> Array:
-  """(D(real) - real_target)^2 + (D(fake) - fake_target)^2, means over the patch map, [B] (Mao et al. 2017,
-  eq. 9, without 1/2)."""
+  """(D(real) - real_target)^2 + (D(fake) - fake_target)^2, means over the patch map, [B] (Mao et al. 2017, eq. 9, without the
+  factor 1/2)."""
   return _mean(jnp.square(_logits(real_scores) - real_target)) + _mean(jnp.square(_logits(fake_scores) - fake_target))
 
 
@@ -324,20 +322,18 @@ def _squared_gradient_norms(discriminator: Callable[[Array], Array], images: Arr
     scores = _logits(discriminator(x))
     return jnp.sum(_mean(scores)) if reduce == "mean" else jnp.sum(scores)
 
-  # One gradient of the sum over the batch gives each example its own gradient, as no example sees another in
-  # our discriminators.
+  # The gradient of the sum over the batch holds each example's own gradient, because examples are independent in our
+  # discriminators.
   return _sum(jnp.square(jax.grad(total)(images)), None)
 
 
 def r1_penalty(discriminator: Callable[[Array], Array], real: Array, reduce: str = "mean") -> Array:
-  """|grad_x D(x)|^2 at real images, [B] (Mescheder et al. 2018, eq. 9, without gamma / 2, which the caller
-  applies).
+  """|grad_x D(x)|^2 at real images, [B] (Mescheder et al. 2018, eq. 9, without the factor gamma / 2).
 
   Args:
-    discriminator: images [B, H, W, C] -> logits [B, ...], parameters already bound: `lambda x: apply(params,
-      x)`.
+    discriminator: images [B, H, W, C] -> logits [B, ...], with bound parameters: `lambda x: apply(params, x)`.
     real: images [B, H, W, C].
-    reduce: how an example's patch map becomes one score: "mean" (independent of the map's size) or "sum".
+    reduce: how an example's patch map is reduced to one score: "mean" (independent of the map's size) or "sum".
   """
   return _squared_gradient_norms(discriminator, real, reduce)
 
@@ -345,13 +341,12 @@ def r1_penalty(discriminator: Callable[[Array], Array], real: Array, reduce: str
 def gradient_penalty(
   discriminator: Callable[[Array], Array], real: Array, fake: Array, key: Array, reduce: str = "sum"
 ) -> Array:
-  """(|grad D| - 1)^2 at random points between real and fake images, [B] (WGAN-GP, Gulrajani et al. 2017, eq.
-  3, without lambda).
+  """(|grad D| - 1)^2 at random points between real and fake images, [B] (WGAN-GP, Gulrajani et al. 2017, eq. 3, without the
+  factor lambda).
 
-  One uniform mixing weight per example, drawn from `key`. `reduce="sum"` over the patch map is what the
-  original's helper computes.
+  One uniform mixing weight per example is drawn from `key`. `reduce`: see `r1_penalty`; the original sums over the patch map.
   """
   real, fake = _pair(real, fake, "real and fake")
   mix = jax.random.uniform(key, (real.shape[0],) + (1,) * (real.ndim - 1))
   squared = _squared_gradient_norms(discriminator, mix * real + (1.0 - mix) * fake, reduce)
-  return jnp.square(jnp.sqrt(squared + 1e-12) - 1.0)  # the root has no derivative at 0
+  return jnp.square(jnp.sqrt(squared + 1e-12) - 1.0)  # the square root is not differentiable at 0

@@ -1,12 +1,12 @@
-"""What a training run carries from step to step: parameters, their average, the optimizer, the random state."""
+"""The training state, and the functions that update it: optimizer, moving average, gradient accumulation."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
 
 
 @jax.tree_util.register_dataclass
@@ -16,12 +16,12 @@ class TrainState:
 
   Attributes:
     step: int32 scalar, number of batches consumed.
-    params: float32 parameters; a GAN keeps {"generator": ..., "discriminator": ...}.
-    ema: exponential moving average of the parameters that are used for inference (of the generator, in a GAN); None with a
-      decay of 0, where it would only repeat them.
-    opt_state: optimizer state (a dict of two in a GAN).
-    key: typed PRNG key, the root of all noise of the run; step i uses fold_in(key, i).
-    extra: what a task needs besides, e.g. the bar of the repetitive training technique; {} otherwise.
+    params: float32 parameters; of a GAN, {"generator": ..., "discriminator": ...}.
+    ema: exponential moving average of the parameters that are used for inference (of a GAN, the generator's); None with a decay
+      of 0.
+    opt_state: optimizer state; of a GAN, a dict as `params`.
+    key: typed PRNG key, the root of the run's randomness; step i uses fold_in(key, i).
+    extra: further state of a task, e.g. the bar of the repetitive training technique; {} for most.
   """
 
   step: jax.Array
@@ -33,7 +33,7 @@ class TrainState:
 
   @property
   def averaged(self):
-    """Parameters for inference: the moving average, or where there is none the parameters (of the generator) themselves."""
+    """Parameters for inference: the moving average, or without one the parameters themselves (of a GAN, the generator's)."""
     return self.params.get("generator", self.params) if self.ema is None else self.ema
 
   def replace(self, **changes) -> "TrainState":
@@ -42,11 +42,11 @@ class TrainState:
 
 
 def with_parameters(state: TrainState, params) -> TrainState:
-  """A state whose parameters and average are those of another run: where fine-tuning starts.
+  """The state from which fine-tuning starts: parameters and average are those of another run.
 
   Args:
-    state: a fresh state.
-    params: pytree like `state.averaged`; of a GAN, the generator's.
+    state: an initial state.
+    params: pytree with the structure of `state.averaged`; of a GAN, the generator's.
 
   Raises:
     ValueError: parameters of another architecture.
@@ -59,7 +59,14 @@ def with_parameters(state: TrainState, params) -> TrainState:
 
 
 def make_schedule(config):
-  """Learning rate as a function of the optimizer step: linear warm-up, then constant or cosine to zero."""
+  """Learning rate as a function of the optimizer step: linear warm-up, then constant, or a cosine to zero.
+
+  Args:
+    config: `config.optimizer`.
+
+  Raises:
+    ValueError: unknown schedule, or a cosine that ends before the warm-up.
+  """
   peak, warmup = config.learning_rate, config.warmup_steps
   if config.schedule == "constant":
     return optax.schedules.warmup_constant_schedule(0.0 if warmup else peak, peak, max(warmup, 1))
@@ -73,7 +80,7 @@ def make_schedule(config):
 
 
 def make_optimizer(config) -> optax.GradientTransformation:
-  """AdamW (Loshchilov & Hutter 2019) behind a global-norm clip.
+  """AdamW (Loshchilov & Hutter 2019), after clipping the gradients by their global norm.
 
   Args:
     config: `config.optimizer` with learning_rate, warmup_steps, schedule, decay_steps, b1, b2, eps, weight_decay and
@@ -84,54 +91,54 @@ def make_optimizer(config) -> optax.GradientTransformation:
 
 
 def start_ema(params, decay: float):
-  """The average before the first step: a copy of the parameters, or None if `decay` is 0."""
+  """The initial moving average: a copy of the parameters, or None if `decay` is 0."""
   return jax.tree.map(jnp.copy, params) if decay > 0 else None
 
 
 def ema_update(ema, params, step, decay: float):
-  """Moving average with the warm-up min(decay, (1 + step) / (10 + step)), so that early steps are forgotten soon.
+  """Exponential moving average with decay min(decay, (1 + step) / (10 + step)): the warm-up discounts early steps quickly.
 
   Args:
     ema, params: pytrees of the same structure.
     step: int scalar, steps taken before this update.
-    decay: in [0, 1); with 0 there is no average to keep, and `ema` and the result are None.
+    decay: in [0, 1); with 0, no average is kept, and `ema` and the result are None.
   """
   if decay == 0:
     return None
+  # Not `optax.incremental_update`, which computes rate * e + (1 - rate) * p: that rounds differently, and moves an average that
+  # equals the parameters.
   rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
   return jax.tree.map(lambda e, p: e + (1.0 - rate) * (p - e), ema, params)
 
 
 def value_and_gradients(loss_fn, params, batch, accumulate: int = 1):
-  """Mean loss, its gradients and mean metrics of one batch, in `accumulate` equal parts to save memory.
+  """Mean loss, mean metrics and gradients of one batch, computed in `accumulate` equal parts to save memory.
 
   Args:
     loss_fn: (params, part of the batch) -> (scalar mean loss, dict of scalar metrics).
     params: pytree.
-    batch: pytree of arrays with the same first axis B; part k takes rows k, k + accumulate, ...: strided, so that each
-      part stays spread over all devices.
+    batch: pytree of arrays with the same first axis B. Part k has rows k, k + accumulate, ..., so that each part is distributed
+      over all devices.
     accumulate: number of parts; must divide B.
 
   Returns:
-    (loss, metrics, gradients), float32 means over the whole batch: the same numbers as in one part, to rounding.
+    (loss, metrics, gradients), float32 means over the whole batch, equal to those of a single part up to rounding.
   """
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
   if accumulate == 1:
     (loss, metrics), grads = grad_fn(params, batch)
     return loss, metrics, grads
-  parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), 1, 0), batch)
+  parts = jax.tree.map(lambda x: rearrange(x, "(rows parts) ... -> parts rows ...", parts=accumulate), batch)
   shapes = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], parts))
   zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-  def body(total, part):
+  def add(total, part):
     return jax.tree.map(jnp.add, total, grad_fn(params, part)), None
 
-  # XLA's gradients of convolutions are some 30 times slower inside a loop on CPUs, so there the loop is unrolled.
-  def add_up(parts, unroll):
-    return jax.lax.scan(body, zero, parts, unroll=unroll)[0]
+  def summed(unroll):
+    return lambda parts: jax.lax.scan(add, zero, parts, unroll=unroll)[0]
 
-  total = jax.lax.platform_dependent(
-    parts, cpu=functools.partial(add_up, unroll=accumulate), default=functools.partial(add_up, unroll=1)
-  )
+  # On CPUs, XLA's gradients of convolutions are some 30 times slower inside a loop, so the loop is unrolled there.
+  total = jax.lax.platform_dependent(parts, cpu=summed(accumulate), default=summed(1))
   (loss, metrics), grads = jax.tree.map(lambda x: x / accumulate, total)
   return loss, metrics, grads

@@ -1,4 +1,4 @@
-"""Eight CPU devices for every test, absl flags parsed (Grain's workers read them), and where real eyes may lie."""
+"""Eight CPU devices for every test, parsed absl flags (Grain's workers read them), and fixtures for the original's arrays."""
 
 import os
 import pathlib
@@ -6,6 +6,7 @@ import pathlib
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import numpy as np
 import pytest
 from absl import flags
 
@@ -23,8 +24,20 @@ def _shared(part: str) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def parity_dir() -> pathlib.Path:
-  """Folder with arrays computed with the original PyTorch network; the test skips where it is absent."""
+  """Folder with all arrays computed with the original PyTorch network; the test skips where it is absent."""
   return _shared("parity")
+
+
+@pytest.fixture(scope="session", params=["shipped", "all"])
+def original(request) -> dict[str, np.ndarray]:
+  """Arrays computed with the original PyTorch network: the part that is in this repository (see tests/models/parity/README.md),
+  and all of them where they are available."""
+  if request.param == "shipped":
+    path = pathlib.Path(__file__).parent / "models" / "parity" / "original.npz"
+  else:
+    path = _shared("parity") / "retree_network.npz"
+  with np.load(path, allow_pickle=False) as file:
+    return dict(file)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retree_jax import checkpoint, keys, models, sharding, state, tasks, train
+from retree_jax import checkpoint, keys, models, sharding, tasks, train
 from retree_jax.data.examples import Examples
 from retree_jax.tasks.evaluator import Evaluator
 from tests import small
@@ -205,58 +205,6 @@ def test_without_an_average_the_parameters_themselves_are_what_is_looked_at_save
   small.assert_same(tuned.params, averaged.ema)
 
 
-def test_moving_average_has_its_closed_form():
-  # From 0 towards a constant 1, the gap after n warm-up steps is prod (1 + s)/(10 + s) = 1 / C(n + 9, 9) ...
-  ema = jnp.float32(0)
-  for step in range(12):
-    ema = state.ema_update(ema, jnp.float32(1), step, 0.9999)
-    assert float(1 - ema) == pytest.approx(1 / math.comb(step + 10, 9), rel=1e-3, abs=1e-6)
-  # ... and falls by the decay in each step once that is smaller: (1 + s)/(10 + s) > 1/2 from s = 9 on.
-  ema = {"a": jnp.zeros(2)}
-  for step in range(100, 105):
-    ema = state.ema_update(ema, {"a": jnp.array([1.0, 2.0])}, step, 0.5)
-  np.testing.assert_allclose(ema["a"], [1 - 0.5**5, 2 - 2 * 0.5**5], rtol=1e-6)
-
-
-def test_learning_rate_warms_up_and_anneals():
-  optimizer = small.config(optimizer__warmup_steps=4, optimizer__learning_rate=2.0).optimizer
-  rate = state.make_schedule(optimizer)
-  np.testing.assert_allclose([rate(s) for s in (0, 1, 2, 4, 1000)], [0, 0.5, 1, 2, 2], rtol=1e-6)
-  optimizer.update(schedule="cosine", decay_steps=12)
-  rate = state.make_schedule(optimizer)
-  # Half-way down a cosine from step 4 to step 12.
-  np.testing.assert_allclose([rate(s) for s in (2, 4, 8, 12)], [1, 2, 1, 0], rtol=1e-6, atol=1e-6)
-  optimizer.update(schedule="constant", warmup_steps=0)
-  assert float(state.make_schedule(optimizer)(0)) == 2.0
-
-
-def test_gradients_are_clipped_by_their_global_norm():
-  optimizer = state.make_optimizer(
-    small.config(optimizer__clip_norm=1.0, optimizer__weight_decay=0.0, optimizer__warmup_steps=0, optimizer__eps=1e6).optimizer
-  )
-  params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
-  # With a huge epsilon AdamW's first step is the learning rate times the gradient, over epsilon.
-  step, _ = optimizer.update({"a": jnp.array([30.0]), "b": jnp.array([40.0])}, optimizer.init(params), params)
-  np.testing.assert_allclose([step["a"][0], step["b"][0]], np.array([-0.6, -0.8]) * 1e-3 / 1e6, rtol=1e-4)
-
-
-@pytest.mark.parametrize("parts", [2, 3, 6])
-def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
-  rng = np.random.default_rng(0)
-  batch = {"x": jnp.asarray(rng.normal(size=(6, 3)), jnp.float32), "y": jnp.asarray(rng.normal(size=6), jnp.float32)}
-  params = jnp.array([0.5, -1.0, 2.0])
-
-  def loss(params, part):
-    error = part["x"] @ params - part["y"]
-    return jnp.mean(error**2), {"mean_error": jnp.mean(error)}
-
-  total, metrics, grads = jax.jit(lambda p, b: state.value_and_gradients(loss, p, b, parts))(params, batch)
-  error = np.asarray(batch["x"]) @ np.asarray(params) - np.asarray(batch["y"])
-  np.testing.assert_allclose(total, np.mean(error**2), rtol=1e-5)
-  np.testing.assert_allclose(metrics["mean_error"], np.mean(error), rtol=1e-5)
-  np.testing.assert_allclose(grads, 2 * error @ np.asarray(batch["x"]) / 6, rtol=1e-5)
-
-
 def test_a_run_in_parts_is_the_run_in_one(toy, tmp_path):
   whole, parts = run(tmp_path / "whole"), run(tmp_path / "parts", train__accumulate=4)
   small.assert_close(whole.params, parts.params, rtol=1e-4, atol=2e-5)
@@ -273,15 +221,20 @@ def test_repetitions_are_counted_as_the_original_counts_them(toy, tmp_path):
   current = task.init(keys.stream(config.seed, "tree training"))
   params, opt_state = current.params, current.opt_state
   data = Examples(config, small.arrays(), task.fields).train_iterator()
-  grad = jax.jit(lambda p, d: jax.value_and_grad(lambda q: task._loss(q, d)[0])(p))
-  descend = jax.jit(task._descend)
-  draw_of = jax.jit(lambda b, step: task._noised(b, keys.at_step(current.key, step)))
+  grad = jax.jit(lambda p, d: jax.value_and_grad(lambda q: task.loss(q, d)[0])(p))
+  prepare = jax.jit(lambda b, step: task.prepare(b, keys.at_step(current.key, step)))
+
+  @jax.jit
+  def descend(params, opt_state, grads):
+    updates, opt_state = task.optimizer.update(grads, opt_state, params)
+    return jax.tree.map(jnp.add, params, updates), opt_state
+
   lowest, last_losses, counts = math.inf, [], []
   for step in range(9):
-    draw = draw_of(next(data), step)
+    prepared = prepare(next(data), step)
     loss, count = math.inf, 0
     while count < 5 and not loss < lowest:
-      loss, grads = grad(params, draw)
+      loss, grads = grad(params, prepared)
       params, opt_state = descend(params, opt_state, grads)
       count += 1
     counts.append(count)

@@ -22,6 +22,7 @@ from absl import flags
 
 from retree_jax import checkpoint, models, sharding
 from retree_jax.cli import cpu, errors
+from retree_jax.config.network import network_settings
 from retree_jax.data.fields import num_channels
 from retree_jax.inference import dataset_writer, pairs
 
@@ -48,7 +49,7 @@ def random_stage(stage: str, variant: str) -> checkpoint.Loaded:
   spec.loader.exec_module(module)
   config = module.get_config(variant)
   channels, given = num_channels(config.data.target), num_channels(config.data.condition)
-  network = models.build({**config.model, "out_channels": channels})
+  network = models.build(network_settings(config))
   shape = (1, *config.data.image_size)
   params = network.init(
     jax.random.key(0), jnp.zeros((*shape, channels)), jnp.zeros((1,)), jnp.zeros((*shape, given)) if given else None

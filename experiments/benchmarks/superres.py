@@ -27,7 +27,8 @@ from retree_jax import checkpoint, losses
 from retree_jax.data import pipeline, sources, writing
 from retree_jax.inference.superres import Enlarger, bicubic, blackened, enlarged_fov
 from retree_jax.metrics import segmentation
-from retree_jax.tasks.superres import shrunk
+from retree_jax.models import scaling
+from retree_jax.tasks.superres import downscaled
 
 NAMES = ("psnr", "ssim", "psnr_fov", "ssim_fov", "tree_f1", "tree_cldice")
 _FIELDS = ("image", "tree", "fov")
@@ -50,7 +51,7 @@ def by_bicubic(small: dict, scale: int) -> dict[str, np.ndarray]:
 
 @jax.jit
 def _image_scores(made, real, fov):
-  made, real = (x.astype(jnp.float32) / 127.5 - 1.0 for x in (made, real))
+  made, real = (scaling.to_signed(x) for x in (made, real))
   inside = fov >= 128
   return jnp.concatenate(
     [
@@ -80,7 +81,7 @@ def choose_cut(loaded, spec: str, num: int = 1000) -> dict[float, float]:
   enlarger, found = Enlarger(config, loaded.network), []
   source = sources.open_source(spec, split="train", fields=("image", "tree"), size=enlarger.size)
   for real in pairs(source, enlarger.size, num):
-    probability = enlarger(loaded.params, shrunk(real, enlarger.scale))["tree"][0] / 255.0
+    probability = enlarger(loaded.params, downscaled(real, enlarger.scale))["tree"][0] / 255.0
     truth, fov = real["tree"][0] >= 128, real["fov"][0] >= 128
     found.append([segmentation.scores(probability, truth, fov, cut)["cldice"] for cut in CUTS])
   return dict(zip(CUTS, np.mean(found, axis=0).tolist(), strict=True))
@@ -100,7 +101,7 @@ def run(path, spec: str, num: int = 1000, tuning: int = 12) -> dict:
   fields = ("image", "tree")
   train = sources.open_source(spec, split="train", fields=fields, size=enlarger.size)
   test = sources.open_source(spec, split="test", fields=fields, size=enlarger.size)
-  known = [(by_bicubic(shrunk(real, enlarger.scale), enlarger.scale), real) for real in pairs(train, enlarger.size, tuning)]
+  known = [(by_bicubic(downscaled(real, enlarger.scale), enlarger.scale), real) for real in pairs(train, enlarger.size, tuning)]
   threshold = segmentation.choose_threshold(
     [made["tree"][0] / 255.0 for made, _ in known],
     [real["tree"][0] >= 128 for _, real in known],
@@ -111,7 +112,7 @@ def run(path, spec: str, num: int = 1000, tuning: int = 12) -> dict:
   photographs = {"real": [], "superres": [], "bicubic": []}
   whole, seconds = [], []
   for real in pairs(test, enlarger.size, num):
-    small = shrunk(real, enlarger.scale)
+    small = downscaled(real, enlarger.scale)
     started = time.perf_counter()
     large = enlarger(loaded.params, small)
     seconds.append(time.perf_counter() - started)

@@ -1,14 +1,14 @@
-"""The corruption process: noising, what a network may predict, and how a loss weighs it.
+"""The forward process: adding noise, the quantities that a network may predict, and the weights of their losses.
 
-Variance preserving, with alpha**2 + sigma**2 = 1 at every noise level:
+The process is variance preserving: alpha**2 + sigma**2 = 1 at every noise level.
 
     x_t = alpha x0 + sigma eps                       (1)  Ho et al., arXiv 2006.11239, eq. 4
     v   = alpha eps - sigma x0                       (2)  Salimans & Ho, arXiv 2202.00512, appendix D
     x0  = (x_t - sigma eps) / alpha = alpha x_t - sigma v
     eps = (x_t - alpha x0) / sigma  = sigma x_t + alpha v
 
-A network predicts one of the kinds "eps", "x0" and "v". Everything here takes images [B, H, W, C] and
-`alpha`, `sigma` of shape [B] (one noise level per sample) or [] (one for all).
+A network predicts "eps", "x0" or "v". All functions take images [B, H, W, C], and `alpha` and `sigma` of shape [B] (one noise
+level per sample) or [] (one for all).
 """
 
 import jax
@@ -23,13 +23,13 @@ def _check(kind: str) -> None:
 
 
 def expand(level: jax.Array, x: jax.Array) -> jax.Array:
-  """A noise level [] or [B], in x's dtype and shaped [B, 1, ...] so that it multiplies x [B, ...]."""
+  """A noise level [] or [B] in x's dtype, with shape [] or [B, 1, ...], so that it broadcasts over x [B, ...]."""
   level = jnp.asarray(level, x.dtype)
   return level.reshape(level.shape + (1,) * (x.ndim - level.ndim)) if level.ndim else level
 
 
 def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-  """numerator / denominator, and 0 where the denominator is 0 (value and gradient both finite)."""
+  """numerator / denominator, and 0 where the denominator is 0, with a finite gradient."""
   usable = denominator > 0
   return jnp.where(usable, numerator / jnp.where(usable, denominator, 1), 0)
 
@@ -40,7 +40,7 @@ def corrupt(x0: jax.Array, noise: jax.Array, alpha: jax.Array, sigma: jax.Array)
 
 
 def target(x0: jax.Array, noise: jax.Array, alpha: jax.Array, sigma: jax.Array, kind: str) -> jax.Array:
-  """What a network of this kind should answer; shape of x0. ValueError for an unknown kind."""
+  """The training target of a network of this kind; shape of x0. ValueError for an unknown kind."""
   _check(kind)
   if kind == "eps":
     return noise
@@ -50,10 +50,10 @@ def target(x0: jax.Array, noise: jax.Array, alpha: jax.Array, sigma: jax.Array, 
 
 
 def to_x0(pred: jax.Array, xt: jax.Array, alpha: jax.Array, sigma: jax.Array, kind: str) -> jax.Array:
-  """The clean images that a prediction implies; shape of xt.
+  """The clean images implied by a prediction; shape of xt.
 
-  Where alpha is 0 (zero terminal SNR) x_t is all noise and an "eps" prediction says nothing about x0: the
-  result there is 0, the middle of the range, not NaN. Train "v" or "x0" on such a schedule.
+  Where alpha is 0 (zero terminal SNR), x_t is pure noise and an "eps" prediction does not determine x0: the result is 0, the
+  middle of the range, not NaN. Use "v" or "x0" with such a schedule.
   """
   _check(kind)
   alpha, sigma = expand(alpha, xt), expand(sigma, xt)
@@ -65,7 +65,7 @@ def to_x0(pred: jax.Array, xt: jax.Array, alpha: jax.Array, sigma: jax.Array, ki
 
 
 def to_eps(pred: jax.Array, xt: jax.Array, alpha: jax.Array, sigma: jax.Array, kind: str) -> jax.Array:
-  """The noise that a prediction implies; shape of xt. 0 where sigma is 0 and the kind "x0": none is left."""
+  """The noise implied by a prediction; shape of xt. 0 for an "x0" prediction at sigma = 0, where there is no noise."""
   _check(kind)
   alpha, sigma = expand(alpha, xt), expand(sigma, xt)
   if kind == "eps":
@@ -76,7 +76,7 @@ def to_eps(pred: jax.Array, xt: jax.Array, alpha: jax.Array, sigma: jax.Array, k
 
 
 def to_v(pred: jax.Array, xt: jax.Array, alpha: jax.Array, sigma: jax.Array, kind: str) -> jax.Array:
-  """The velocity, eq. (2), that a prediction implies; shape of xt."""
+  """The velocity, eq. (2), implied by a prediction; shape of xt."""
   _check(kind)
   if kind == "v":
     return pred
@@ -85,15 +85,20 @@ def to_v(pred: jax.Array, xt: jax.Array, alpha: jax.Array, sigma: jax.Array, kin
 
 
 def loss_weight(alpha: jax.Array, sigma: jax.Array, kind: str, min_snr_gamma: float | None = None) -> jax.Array:
-  """Weight of a sample's squared error, in the space that the network predicts; shape of alpha.
+  """Weight of the squared error in the predicted quantity; shape of alpha.
 
-  All ones without `min_snr_gamma` (g). With it the min-SNR weight of Hang et al., arXiv 2303.09556, section
-  3.4, with SNR = alpha**2 / sigma**2: min(SNR, g) for an error in x0, which seen from "eps" is min(SNR, g) /
-  SNR. Their g is 5. For "v" it is min(SNR + 1, g) / (SNR + 1), where theirs has min(SNR, g): that one goes to
-  0 with the SNR, so that with v, which is there to begin in pure noise, the first sampling steps would be left
-  untrained, and with them the mean colour and the kind of eye. Finite at both ends.
+  All ones without `min_snr_gamma` (g). Otherwise the min-SNR weight of Hang et al., arXiv 2303.09556, section 3.4, with
+  SNR = alpha**2 / sigma**2: min(SNR, g) for an error in x0, which is min(SNR, g) / SNR for "eps". They use g = 5. For "v", this
+  function has min(SNR + 1, g) / (SNR + 1) instead of their min(SNR, g) / (SNR + 1): theirs approaches 0 with the SNR, which
+  would leave the first sampling steps from pure noise untrained, and those determine the mean colour and overall appearance.
+  Finite at both ends of a schedule.
 
-  Note that for "x0" the weight goes to 0 with the SNR.
+  For "x0" the weight approaches 0 with the SNR.
+
+  Args:
+    alpha, sigma: noise levels.
+    kind: of the prediction.
+    min_snr_gamma: g, or None.
 
   Raises:
     ValueError: unknown kind, or min_snr_gamma not positive.
@@ -104,7 +109,7 @@ def loss_weight(alpha: jax.Array, sigma: jax.Array, kind: str, min_snr_gamma: fl
     return jnp.ones_like(alpha)
   if not min_snr_gamma > 0:
     raise ValueError(f"min_snr_gamma is {min_snr_gamma}; write a positive number such as 5.0, or None.")
-  # min(SNR, g) = clipped / sigma**2, and SNR + 1 = 1 / sigma**2: only x0 and eps must guard a division.
+  # min(SNR, g) = clipped / sigma**2, and SNR + 1 = 1 / sigma**2: only x0 and eps need protection from division by 0.
   clipped = jnp.minimum(alpha**2, min_snr_gamma * sigma**2)
   if kind == "v":
     return jnp.minimum(1.0, min_snr_gamma * sigma**2)

@@ -1,15 +1,15 @@
 """Samplers: from noise to images with a network that estimates the clean image.
 
-All four take `predict_x0(x [B, H, W, C], t [B]) -> x0 [B, H, W, C]`, noise x [B, H, W, C], a `Grid` of noise levels and, where
-they draw noise, one key per sample. Each is one `lax.scan` that carries the current image (`dpmpp_2m` also the last estimate),
-so memory does not depend on the number of steps, and compiles into whatever jitted function calls it. Arithmetic is in float32,
-or in float64 for a float64 x, whatever the network computes in.
+All four take `predict_x0(x [B, H, W, C], t [B]) -> x0 [B, H, W, C]`, noise x [B, H, W, C], a `Grid` of noise levels and, if
+they are stochastic, one key per sample. Each is a single `lax.scan` whose carry is the current image (for `dpmpp_2m` also the
+last estimate), so that memory does not depend on the number of steps, and can be used inside a jitted function. Arithmetic is
+in float32, or float64 for a float64 x, whatever the network's type.
 
-The noise of sample k in step i is `normal(fold_in(keys[k], i))`: the same at any batch size, on any devices.
+The noise of sample k in step i is `normal(fold_in(keys[k], i))`, independent of batch size and devices.
 
 Notation, for a step from level t to the less noisy level s: x_t = alpha_t x0 + sigma_t eps, the ratio sigma / alpha (EDM's
-sigma) and the half log-SNR lambda = log(alpha / sigma). Coefficients are computed in NumPy and float64 before compilation: for
-one step of a 1000-step grid, 1 - alpha_t**2 / alpha_s**2 has few correct digits in float32.
+sigma) and the half log-SNR lambda = log(alpha / sigma). Coefficients are computed with NumPy in float64 before compilation: for
+a step of a 1000-step grid, 1 - alpha_t**2 / alpha_s**2 has few correct digits in float32.
 """
 
 import inspect
@@ -18,10 +18,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from retree_jax.diffusion.process import expand
 from retree_jax.diffusion.schedules import Grid
-from retree_jax.diffusion.schedules import time_grid as time_grid  # samplers.time_grid, beside its readers
+from retree_jax.diffusion.schedules import time_grid as time_grid  # also available as samplers.time_grid
 from retree_jax.keys import at_step, normal
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
@@ -35,13 +36,13 @@ def guided(
 ) -> Predict:
   """Classifier-free guidance (Ho & Salimans, arXiv 2207.12598, eq. 6): uncond + scale (cond - uncond).
 
-  It is the same rule for x0, eps and v, since each is linear in the others at one noise level.
+  The rule is the same for x0, eps and v, because each is a linear function of the others at a given noise level.
 
   Args:
     predict_cond, predict_uncond: `predict_x0` with and without the condition.
-    scale: 1 is no guidance, and then `predict_uncond` is never called; 0 ignores the condition.
-    interval: (first, last) timesteps, both included, outside which the scale is 1 and, when a whole batch is outside,
-      `predict_uncond` is not computed (Kynkäänniemi et al., arXiv 2404.07724). None guides everywhere.
+    scale: 1 for no guidance, in which case `predict_uncond` is never called; 0 ignores the condition.
+    interval: (first, last) timesteps, inclusive; outside, the scale is 1, and `predict_uncond` is not computed if the whole
+      batch is outside (Kynkäänniemi et al., arXiv 2404.07724). None for guidance at all timesteps.
 
   Raises:
     ValueError: the interval is empty.
@@ -66,28 +67,28 @@ def guided(
 
 
 def threshold(x0: jax.Array, clip: str = "none", percentile: float = 0.995) -> jax.Array:
-  """Keeps estimates of x0 [B, ...] within [-1, 1].
+  """Limits estimates of x0 [B, ...] to [-1, 1].
 
-  "static" clips. "dynamic" divides each sample by the given percentile (in (0, 1]) of its absolute values
-  where that exceeds 1, after clipping to it (Saharia et al., arXiv 2205.11487, section 2.3), which keeps
-  guided samples from saturating. "none" returns x0. ValueError for anything else.
+  "static" clips. "dynamic" clips each sample to the given percentile (in (0, 1]) of its absolute values, if that exceeds 1, and
+  divides by it (Saharia et al., arXiv 2205.11487, section 2.3), which prevents saturation with guidance. "none" returns x0
+  unchanged. ValueError for other values.
   """
   if clip not in CLIPS or not 0 < percentile <= 1:
     raise ValueError(
-      f"clip {clip!r} with percentile {percentile} is no thresholding; write clip as one of "
+      f"clip {clip!r} with percentile {percentile} is not a valid thresholding; write clip as one of "
       f"{', '.join(map(repr, CLIPS))} and percentile in (0, 1]."
     )
   if clip == "none":
     return x0
   if clip == "static":
     return jnp.clip(x0, -1, 1)
-  limit = jnp.quantile(jnp.abs(x0).reshape(x0.shape[0], -1), percentile, axis=1)
+  limit = jnp.quantile(rearrange(jnp.abs(x0), "b ... -> b (...)"), percentile, axis=1)
   limit = expand(jnp.maximum(limit, 1), x0)
   return jnp.clip(x0, -limit, limit) / limit
 
 
 def _begin(predict_x0: Predict, x: jax.Array, clip: str, percentile: float) -> tuple[jax.Array, Predict]:
-  """x in the sampler's dtype, and the estimate of x0 at one timestep, thresholded, in that dtype."""
+  """x in the sampler's dtype, and a function for the thresholded estimate of x0 at one timestep in that dtype."""
   x = jnp.asarray(x)
   x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -99,7 +100,7 @@ def _begin(predict_x0: Predict, x: jax.Array, clip: str, percentile: float) -> t
 
 
 def _noise_source(keys: jax.Array | None, x: jax.Array, who: str) -> Callable[[jax.Array], jax.Array]:
-  """step -> noise of x's shape from the samples' keys; ValueError if there is not one key per sample."""
+  """A function from the step's number to noise of x's shape; ValueError unless there is one key per sample."""
   if keys is None or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.shape != x.shape[:1]:
     raise ValueError(
       f"{who} draws noise and needs one key per sample, {x.shape[0]} here; write "
@@ -109,13 +110,13 @@ def _noise_source(keys: jax.Array | None, x: jax.Array, who: str) -> Callable[[j
 
 
 def _per_step(x: jax.Array, **columns: np.ndarray) -> dict[str, jax.Array]:
-  """Columns [n] for the scan to run over, in x's dtype (booleans as they are), and the step's number i."""
+  """The scan's inputs: columns [n] in x's dtype (or bool), and the step's number "i"."""
   ready = {k: jnp.asarray(v, bool if v.dtype == bool else x.dtype) for k, v in columns.items()}
   return ready | {"i": jnp.arange(len(next(iter(columns.values()))), dtype=jnp.int32)}
 
 
 def _linear(predict_x0, x, grid, coefficients, keys, who, clip, percentile):
-  """Scan of steps x <- keep x + add x0 + spread z, which is what DDPM and DDIM are."""
+  """Scan of steps x <- keep x + add x0 + spread z, the common form of DDPM and DDIM."""
   x, denoise = _begin(predict_x0, x, clip, percentile)
   keep, add, spread = coefficients
   draw = _noise_source(keys, x, who) if np.any(spread) else None
@@ -152,7 +153,7 @@ def ddpm_step(
   noise: jax.Array | None = None,
   variance: str = "beta",
 ) -> jax.Array:
-  """One ancestral step (Ho et al., arXiv 2006.11239, eq. 7 and algorithm 2), written for x0: alpha may be 0.
+  """One ancestral step (Ho et al., arXiv 2006.11239, eq. 7 and algorithm 2), in terms of x0, so that alpha may be 0.
 
       x_s = (g sigma_s**2 / sigma_t**2) x_t + (alpha_s beta / sigma_t**2) x0 + spread z,
       g = alpha_t / alpha_s,  beta = 1 - g**2
@@ -161,11 +162,10 @@ def ddpm_step(
   (x_t - beta / sigma_t eps) / sqrt(1 - beta) + sqrt(beta) z.
 
   Args:
-    x, x0: [B, H, W, C] image at level t and the estimate of the clean one.
-    alpha, sigma, alpha_next, sigma_next: levels t and s, known numbers (not traced), [] or [B].
+    x, x0: [B, H, W, C], image at level t and estimate of the clean image.
+    alpha, sigma, alpha_next, sigma_next: levels t and s, concrete numbers (not traced), [] or [B].
     noise: z, or None for the last step, which adds none.
-    variance: of the noise, "beta" (the paper's) or "posterior", beta sigma_s**2 / sigma_t**2, right for few
-      steps.
+    variance: of the noise, "beta" (the paper's) or "posterior", beta sigma_s**2 / sigma_t**2, which is correct for few steps.
   """
   keep, add, spread = _ddpm_coefficients(alpha, sigma, alpha_next, sigma_next, variance)
   mean = expand(keep, x) * x + expand(add, x) * x0
@@ -182,22 +182,21 @@ def ddpm(
   clip: str = "none",
   percentile: float = 0.995,
 ) -> jax.Array:
-  """Ancestral sampling, `ddpm_step` after step, no noise in the last; exactly the paper's on its "full" grid.
+  """Ancestral sampling: a `ddpm_step` per step, without noise in the last; on the "full" grid, exactly the paper's.
 
-  Args, as for every sampler here:
+  Args (all but `variance` are common to all samplers):
     predict_x0: (x [B, H, W, C], t [B]) -> estimate of the clean images.
-    x: [B, H, W, C] standard normal noise, e.g. `keys.normal(keys.per_sample(...), (H, W, C))` from a stream
-      other than that of `keys`.
+    x: [B, H, W, C] standard normal noise, e.g. `keys.normal(keys.per_sample(...), (H, W, C))`, from another stream than `keys`.
     grid: from `time_grid`.
-    keys: [B] typed keys; step i of sample k draws from fold_in(keys[k], i).
+    keys: [B] typed keys; the noise of sample k in step i is drawn from fold_in(keys[k], i).
     clip, percentile: see `threshold`.
-    variance: see `ddpm_step`. On grids of few steps write "posterior".
+    variance: see `ddpm_step`. Use "posterior" on grids of few steps.
 
   Returns:
-    [B, H, W, C] samples, not clipped beyond what `clip` does.
+    [B, H, W, C] samples; clipped only by `clip`.
 
   Raises:
-    ValueError: keys missing or not one per sample, or an unknown option value.
+    ValueError: missing keys, another number of keys than samples, or an unknown value of an option.
   """
   keep, add, spread = _ddpm_coefficients(grid.alpha[:-1], grid.sigma[:-1], grid.alpha[1:], grid.sigma[1:], variance)
   spread[-1] = 0
@@ -230,7 +229,7 @@ def ddim_step(
       x_s = alpha_s x0 + sqrt(sigma_s**2 - spread**2) eps + spread z,  eps = (x_t - alpha_t x0) / sigma_t,
       spread = eta (sigma_s / sigma_t) sqrt(1 - alpha_t**2 / alpha_s**2)
 
-  Where x0 was clipped eps is the noise that belongs to the clipped image.
+  If x0 was clipped, eps is the noise implied by the clipped image.
   """
   keep, add, spread = _ddim_coefficients(alpha, sigma, alpha_next, sigma_next, eta)
   mean = expand(keep, x) * x + expand(add, x) * x0
@@ -247,7 +246,7 @@ def ddim(
   clip: str = "none",
   percentile: float = 0.995,
 ) -> jax.Array:
-  """DDIM, `ddim_step` after step; arguments as for `ddpm`. Only eta > 0 needs keys; 1 is ancestral noise."""
+  """DDIM: a `ddim_step` per step; arguments as for `ddpm`. Keys are needed for eta > 0 only; with 1, the noise is ancestral."""
   coefficients = _ddim_coefficients(grid.alpha[:-1], grid.sigma[:-1], grid.alpha[1:], grid.sigma[1:], eta)
   return _linear(predict_x0, x, grid, coefficients, keys, "ddim with eta > 0", clip, percentile)
 
@@ -267,10 +266,10 @@ def dpmpp_2m(
       D = (1 + 1 / 2r) x0(x_t) - 1 / 2r (the x0 before),  r = h_before / h,  h = lambda_s - lambda_t
       x_s = (sigma_s / sigma_t) x_t - alpha_s (exp(-h) - 1) D
 
-  The first step is of first order (D = x0), as in the paper; so is a last step to sigma = 0, where h is
-  infinite, and with `lower_order_final` any last step, as in the authors' code for few steps. From alpha = 0,
-  where h is infinite too, the formulas hold in the limit: 1 / 2r = 0 for the step after. `keys` is accepted
-  and not used.
+  The first step is of first order (D = x0), as in the paper; so is a last step to sigma = 0, where h is infinite, and with
+  `lower_order_final` any last step, as in the authors' code for few steps. From alpha = 0, where h is infinite too, the limits
+  of
+  the formulas are used: 1 / 2r = 0 for the next step. `keys` is unused; part of the interface that all samplers share.
   """
   del keys
   x, denoise = _begin(predict_x0, x, clip, percentile)
@@ -292,8 +291,8 @@ def dpmpp_2m(
   return jax.lax.scan(step, (x, jnp.zeros_like(x)), columns)[0][0]
 
 
-# Above this sigma / alpha an image counts as pure noise and Heun's step from it is of first order. EDM starts
-# at 80; the trapezoid rule from, say, 40000 (a cosine schedule's end) to 10 would be far worse than Euler's.
+# Above this sigma / alpha, an image is treated as pure noise, and Heun's step from it is of first order. EDM starts at 80; the
+# trapezoidal rule for a step from e.g. 40000 (the end of a cosine schedule) to 10 is much less accurate than Euler's.
 _PURE_NOISE = 200.0
 
 
@@ -312,23 +311,21 @@ def heun(
 ) -> jax.Array:
   """Heun's second-order method of EDM: Karras et al., arXiv 2206.00364, algorithm 2; arguments as for `ddpm`.
 
-  EDM's image is x / alpha and its noise level u = sigma / alpha; the steps are EDM's, while what is carried
-  is x, which stays of unit size and finite at alpha = 0. With d = (x / alpha - x0) / u = eps the two stages
-  read
+  EDM's image is x / alpha and its noise level u = sigma / alpha. The steps are EDM's, but the carry is x, which has unit scale
+  and is finite at alpha = 0. With d = (x / alpha - x0) / u = eps, the two stages are
 
       x_e = alpha_s x0 + sigma_s eps(x_t)                               Euler step
       x_s = x_e + alpha_s (u_s - u_t) (eps(x_e) - eps(x_t)) / 2         correction, not in a step to sigma = 0
 
-  A step from alpha = 0, or from beyond u = 200, is an Euler step: u's step is then too long for the trapezoid
-  rule.
+  A step from alpha = 0, or from u above 200, is an Euler step, because it is too long in u for the trapezoidal rule.
 
   Args:
-    churn, churn_min, churn_max, churn_noise: EDM's S_churn, S_tmin, S_tmax (in units of u) and S_noise: noise
-      added before each step, raising u by the factor 1 + min(churn / n, sqrt(2) - 1), within what the
-      schedule holds. 0, the default, is algorithm 1: deterministic, no keys needed.
+    churn, churn_min, churn_max, churn_noise: EDM's S_churn, S_tmin, S_tmax (in units of u) and S_noise: noise is added before
+      each step, which multiplies u by 1 + min(churn / n, sqrt(2) - 1), within the range of the schedule. The default 0 is
+      algorithm 1, which is deterministic and needs no keys.
 
   Raises:
-    ValueError: as for `ddpm`; churn negative, or with a grid that knows no schedule.
+    ValueError: as for `ddpm`; negative churn, or churn with a grid that has no schedule.
   """
   x, denoise = _begin(predict_x0, x, clip, percentile)
   t, alpha, sigma, columns = grid.t[:-1], grid.alpha[:-1], grid.sigma[:-1], {}
@@ -341,12 +338,12 @@ def heun(
     u = grid.ratio[:-1]
     churned = (u >= churn_min) & (u <= min(churn_max, _PURE_NOISE))
     u = u * (1 + min(churn / grid.num_steps, np.sqrt(2) - 1))
-    # time_of stops at the schedule's end, beyond which no network was trained; levels are read at its answer.
+    # time_of clips to the end of the schedule, beyond which the network was not trained; hence the levels at that t.
     t = np.where(churned, np.maximum(grid.schedule.time_of(u), t), t)
     alpha, sigma = grid.schedule.levels(t)
     rescale = np.divide(alpha, grid.alpha[:-1], out=np.ones_like(alpha), where=churned)
-    gained = np.maximum(sigma**2 - (rescale * grid.sigma[:-1]) ** 2, 0)  # alpha**2 times EDM's growth of u**2
-    columns = dict(rescale=rescale, spread=churn_noise * np.sqrt(gained) * churned)
+    added = np.maximum(sigma**2 - (rescale * grid.sigma[:-1]) ** 2, 0)  # alpha**2 times EDM's growth of u**2
+    columns = dict(rescale=rescale, spread=churn_noise * np.sqrt(added) * churned)
   u = np.divide(sigma, alpha, out=np.full_like(sigma, np.inf), where=alpha > 0)
   corrected = (grid.sigma[1:] > 0) & (u <= _PURE_NOISE)
   half = np.where(corrected, grid.sigma[1:] - grid.alpha[1:] * np.where(corrected, u, 0), 0) / 2
@@ -378,11 +375,11 @@ def heun(
 
 
 _SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m, "heun": heun}
-NAMES = _SAMPLERS.keys()  # a view: registered samplers are in it
+NAMES = _SAMPLERS.keys()  # a view, which includes registered samplers
 
 
 def register(name: str, sampler: Callable[..., jax.Array]) -> None:
-  """Adds a sampler that is called as `ddpm` is, with `clip` among its options (`docs/extending.md`)."""
+  """Adds a sampler with the arguments of `ddpm` and an option `clip` (`docs/extending.md`)."""
   _SAMPLERS[name] = sampler
 
 
@@ -390,7 +387,7 @@ def sample(name: str, predict_x0: Predict, x: jax.Array, grid: Grid, keys: jax.A
   """The sampler of that name, e.g. `sample("dpmpp_2m", predict_x0, x, time_grid(schedule, 20))`.
 
   Raises:
-    ValueError: unknown name or option (the sentence lists the known ones), or as the sampler itself.
+    ValueError: unknown name or option (the message lists the known ones), or as for the sampler itself.
   """
   if name not in _SAMPLERS:
     raise ValueError(f"sampler {name!r} is unknown; write one of {', '.join(map(repr, NAMES))}.")

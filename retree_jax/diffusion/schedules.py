@@ -1,12 +1,11 @@
-"""Noise schedules (how much image and how much noise each timestep holds) and the grids that samplers visit.
+"""Noise schedules (the levels of signal and noise at each timestep) and the grids of noise levels that samplers use.
 
-A schedule has T timesteps, 0 (least noise) to T - 1 (most). Step i adds noise of variance beta_i, so that
-with alpha_bar_i = prod_{j <= i} (1 - beta_j) the image at step i is x_i = alpha x0 + sigma eps, alpha =
-sqrt(alpha_bar_i), sigma = sqrt(1 - alpha_bar_i) (Ho et al., arXiv 2006.11239, eq. 4).
+A schedule has T timesteps, from 0 (least noise) to T - 1 (most). Step i adds noise of variance beta_i. With
+alpha_bar_i = prod_{j <= i} (1 - beta_j), the image at step i is x_i = alpha x0 + sigma eps, where alpha = sqrt(alpha_bar_i) and
+sigma = sqrt(1 - alpha_bar_i) (Ho et al., arXiv 2006.11239, eq. 4).
 
-Between the whole timesteps a schedule is read by linear interpolation of the angle phi with alpha = cos(phi)
-and sigma = sin(phi). The angle is finite at both ends, where the log-SNR is not, so zero terminal SNR needs
-no exception.
+Between whole timesteps, the angle phi with alpha = cos(phi) and sigma = sin(phi) is interpolated linearly. Unlike the log-SNR,
+the angle is finite at both ends, so zero terminal SNR needs no special case.
 """
 
 import dataclasses
@@ -19,12 +18,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:
-  """A noise schedule, made by `make`. Hashed by identity: it may be a static argument of a jitted function.
+  """A noise schedule, created by `make`. Hashed by identity, so that it can be a static argument of a jitted function.
 
   Attributes:
-    name: what it was made from.
-    beta: [T] float64, noise variances in (0, 1]; 1 only at the last step, where it means zero terminal SNR.
-    alpha_bar: [T] float64, strictly falling.
+    name: name of its formula.
+    beta: [T] float64, noise variances in (0, 1]; 1 only at the last step of a schedule with zero terminal SNR.
+    alpha_bar: [T] float64, strictly decreasing.
   """
 
   name: str
@@ -38,14 +37,14 @@ class Schedule:
 
   @property
   def quarter_turns(self) -> np.ndarray:
-    """[T] float64: the angle phi of each timestep in units of pi / 2, rising, 1 exactly at zero SNR."""
+    """[T] float64: the angle phi of each timestep in units of pi / 2, increasing; exactly 1 at zero SNR."""
     return np.arctan2(np.sqrt(1 - self.alpha_bar), np.sqrt(self.alpha_bar)) * (2 / np.pi)
 
   def alpha_sigma(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(alpha, sigma) at timesteps t, whole or fractional, of any shape; beyond 0 .. T - 1, the nearer end.
+    """(alpha, sigma) at timesteps t, whole or fractional, of any shape; t is clipped to 0 .. T - 1.
 
-    Float32, or float64 for a float64 t. Differentiable in t; the derivative jumps at whole timesteps. At zero
-    terminal SNR alpha is exactly 0 and sigma exactly 1.
+    Float32, or float64 for a float64 t. Differentiable in t, with a discontinuous derivative at whole timesteps. At zero
+    terminal SNR, alpha is exactly 0 and sigma exactly 1.
     """
     t = jnp.asarray(t)
     t = jnp.clip(t.astype(jnp.promote_types(t.dtype, jnp.float32)), 0, self.num_steps - 1)
@@ -62,12 +61,12 @@ class Schedule:
     return 2 * (jnp.log(alpha) - jnp.log(sigma))
 
   def levels(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`alpha_sigma` in numpy and float64, for the constants that samplers are compiled with."""
+    """`alpha_sigma` in NumPy and float64, for the constants of compiled samplers."""
     turn = np.interp(t, np.arange(self.num_steps), self.quarter_turns)
     return np.sin((1 - turn) * (np.pi / 2)), np.sin(turn * (np.pi / 2))
 
   def time_of(self, ratio: np.ndarray) -> np.ndarray:
-    """Fractional timesteps (float64) at which sigma / alpha is `ratio`; beyond the schedule, its ends."""
+    """Fractional timesteps (float64) at which sigma / alpha equals `ratio`, clipped to the schedule's range."""
     turn = np.arctan(np.asarray(ratio, np.float64)) * (2 / np.pi)
     return np.interp(turn, self.quarter_turns, np.arange(self.num_steps))
 
@@ -75,16 +74,15 @@ class Schedule:
 def _paper_beta(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
   """The original's schedule: |beta_end cos(pi/2 i/(T-1)) - (beta_end - beta_start)|.
 
-  It was to fall from beta_end's cosine and was made positive by the absolute value: from beta_start it falls
-  to about 0 at 6 % of the way, then rises to nearly beta_end. Its last alpha_bar, 0.0031 for T = 800, is not
-  0 although sampling starts from pure noise.
+  Because of the absolute value, beta decreases from beta_start to about 0 at 6 % of the timesteps, then increases to nearly
+  beta_end. The last alpha_bar, 0.0031 for T = 800, is not 0, although sampling starts from pure noise.
   """
   i = np.arange(num_steps, dtype=np.float64)
   return np.abs(beta_end * np.cos(np.pi / 2 * i / max(num_steps - 1, 1)) - (beta_end - beta_start))
 
 
 def _linear_beta(num_steps: int, beta_start: float | None = None, beta_end: float | None = None) -> np.ndarray:
-  """Ho et al., arXiv 2006.11239, section 4: 1e-4 to 0.02 for T = 1000; times 1000/T for others."""
+  """Ho et al., arXiv 2006.11239, section 4: 1e-4 to 0.02 for T = 1000, multiplied by 1000/T for other T."""
   scale = 1000 / num_steps
   beta_start = 1e-4 * scale if beta_start is None else beta_start
   beta_end = 0.02 * scale if beta_end is None else beta_end
@@ -92,7 +90,7 @@ def _linear_beta(num_steps: int, beta_start: float | None = None, beta_end: floa
 
 
 def _cosine_beta(num_steps: int, offset: float = 0.008, max_beta: float = 0.999) -> np.ndarray:
-  """Nichol & Dhariwal, arXiv 2102.09672, eq. 17, with their cap on beta."""
+  """Nichol & Dhariwal, arXiv 2102.09672, eq. 17, with their upper bound of beta."""
   u = np.arange(num_steps + 1) / num_steps
   return _from_alpha_bar(np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2, max_beta)
 
@@ -107,7 +105,7 @@ def _sigmoid_beta(
 
 
 def _from_alpha_bar(alpha_bar: np.ndarray, max_beta: float) -> np.ndarray:
-  """beta [T] from a continuous alpha_bar read at the T + 1 bounds of the steps."""
+  """beta [T] from a continuous alpha_bar evaluated at the T + 1 boundaries of the steps."""
   return np.minimum(1 - np.maximum(alpha_bar[1:], 0) / alpha_bar[:-1], max_beta)
 
 
@@ -124,16 +122,15 @@ def make(name: str, num_steps: int, zero_terminal_snr: bool = False, shift: floa
       photographs), "linear" (beta_start, beta_end; by default 1e-4 and 0.02, times 1000/T), "cosine"
       (offset=0.008, max_beta=0.999) or "sigmoid" (start=-3, end=3, tau=1, max_beta=0.999).
     num_steps: T, at least 2.
-    zero_terminal_snr: rescale sqrt(alpha_bar) so that its last value is 0 and its first stays: Lin et al.,
-      arXiv 2305.08891, algorithm 1. Sampling from pure noise then matches training; needs a "v" or "x0"
-      network.
-    shift: image size over the size that the schedule was made for, e.g. 4 for 256 pixels with a 64-pixel
-      schedule: the log-SNR falls by 2 log(shift), since larger images are more redundant (Hoogeboom et al.,
-      arXiv 2301.11093, eq. 9). Applied before the rescaling. 1 leaves the schedule alone.
+    zero_terminal_snr: rescale sqrt(alpha_bar) so that its last value is 0 and its first is unchanged (Lin et al., arXiv
+      2305.08891, algorithm 1). Sampling from pure noise then matches training; requires a "v" or "x0" network.
+    shift: image size divided by the size that the schedule was designed for, e.g. 4 for 256 pixels with a 64-pixel schedule.
+      The log-SNR is lowered by 2 log(shift), because larger images are more redundant (Hoogeboom et al., arXiv 2301.11093, eq.
+      9). Applied before the rescaling; 1 has no effect.
     **options: as listed under name.
 
   Raises:
-    ValueError: unknown name or option, or a value that gives no schedule.
+    ValueError: unknown name or option, or values that do not give a valid schedule.
   """
   if name not in _BETAS:
     raise ValueError(f"schedule {name!r} is unknown; write one of {', '.join(map(repr, NAMES))}.")
@@ -149,7 +146,7 @@ def make(name: str, num_steps: int, zero_terminal_snr: bool = False, shift: floa
   valid = code.co_varnames[1 : code.co_argcount]
   if unknown := sorted(set(options) - set(valid)):
     raise ValueError(f"schedule {name!r} has no option {unknown[0]!r}; its options are {', '.join(valid)}.")
-  with np.errstate(all="ignore"):  # judged in a sentence below
+  with np.errstate(all="ignore"):  # checked below
     beta = _BETAS[name](steps, **options)
     alpha_bar = np.cumprod(1 - beta)
     if shift != 1:
@@ -159,11 +156,11 @@ def make(name: str, num_steps: int, zero_terminal_snr: bool = False, shift: floa
       alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     if shift != 1 or zero_terminal_snr:
       beta = 1 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]])
-  falling = np.all(np.diff(alpha_bar) < 0) and 0 < alpha_bar[0] < 1 and alpha_bar[-1] >= 0
-  if not (np.all(np.isfinite(alpha_bar)) and falling):
+  decreasing = np.all(np.diff(alpha_bar) < 0) and 0 < alpha_bar[0] < 1 and alpha_bar[-1] >= 0
+  if not (np.all(np.isfinite(alpha_bar)) and decreasing):
     raise ValueError(
-      f"schedule {name!r} with {options} does not add noise at every one of its {steps} timesteps; "
-      "bring its options nearer to their defaults."
+      f"schedule {name!r} with {options} does not add noise at each of its {steps} timesteps; "
+      "choose options closer to their defaults."
     )
   beta.flags.writeable = alpha_bar.flags.writeable = False
   return Schedule(name, beta, alpha_bar)
@@ -171,16 +168,15 @@ def make(name: str, num_steps: int, zero_terminal_snr: bool = False, shift: floa
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grid:
-  """The noise levels that a sampler visits, from noise to image; `time_grid` makes them. Hashed by identity.
+  """The noise levels of a sampler, from noise to image, created by `time_grid`. Hashed by identity.
 
   Attributes:
-    t: [n + 1] timesteps as the network sees them; the last is where sampling ends and is never given to a
-      network.
-    alpha, sigma: [n + 1] levels there, with sigma / alpha strictly falling; sigma may be 0 only at the end.
-    schedule: where the levels were read from; only churn needs it.
+    t: [n + 1] timesteps as passed to the network; at the last one sampling ends, and the network is not evaluated.
+    alpha, sigma: [n + 1] noise levels, with sigma / alpha strictly decreasing; sigma may be 0 only at the end.
+    schedule: the schedule that the levels belong to; needed for churn only.
 
   Raises:
-    ValueError: the arrays are no such levels.
+    ValueError: arrays of invalid shapes or values.
   """
 
   t: np.ndarray
@@ -216,22 +212,22 @@ def time_grid(
   sigma_max: float | None = None,
   rho: float = 7.0,
 ) -> Grid:
-  """The levels that a sampler of `num_steps` steps visits.
+  """The noise levels of a sampler with `num_steps` steps.
 
   Args:
-    schedule: the one that the network was trained with.
-    num_steps: n; `predict_x0` is called n times (2 n - 1 times by `heun`). For "full" leave it out.
-    spacing: "full", the paper's: every timestep from T - 1 to 1, T - 1 steps, ending at the level of timestep
-      0, which the paper takes for the image. The others end at the clean image, alpha = 1 and sigma = 0:
-      "trailing", n whole timesteps evenly from T - 1 down (Lin et al., arXiv 2305.08891, table 2); "logsnr",
-      evenly in log(sigma / alpha) (Lu et al., arXiv 2211.01095, section 6); "karras", evenly in (sigma /
-      alpha)**(1 / rho) (Karras et al., arXiv 2206.00364, eq. 5).
-    sigma_min, sigma_max: ends of "logsnr" and "karras" as sigma / alpha; by default EDM's 0.002 and 80. Cut
-      to what the schedule holds. At sigma_max the image is taken for pure noise.
-    rho: as above; larger puts more steps near the image.
+    schedule: the schedule that the network was trained with.
+    num_steps: n; `predict_x0` is called n times (2 n - 1 times by `heun`). Must be omitted for "full".
+    spacing: "full", the paper's: every timestep from T - 1 to 1, T - 1 steps, ending at the level of timestep 0, which the
+      paper treats as the image. The others end at the clean image, alpha = 1 and sigma = 0: "trailing", n whole timesteps,
+      evenly spaced down from T - 1 (Lin et al., arXiv 2305.08891, table 2); "logsnr", evenly spaced in log(sigma / alpha) (Lu
+      et al., arXiv 2211.01095, section 6); "karras", evenly spaced in (sigma / alpha)**(1 / rho) (Karras et al., arXiv
+      2206.00364, eq. 5).
+    sigma_min, sigma_max: bounds of sigma / alpha for "logsnr" and "karras"; by default EDM's 0.002 and 80, and within the range
+      of the schedule. At sigma_max the image is treated as pure noise.
+    rho: as above; larger values place more steps near the image.
 
   Raises:
-    ValueError: unknown spacing, or a number of steps that the schedule does not have.
+    ValueError: unknown spacing, or an invalid number of steps.
   """
   if spacing not in SPACINGS:
     raise ValueError(f"time spacing {spacing!r} is unknown; write one of {', '.join(map(repr, SPACINGS))}.")
@@ -239,7 +235,7 @@ def time_grid(
   if spacing == "full":
     if num_steps not in (None, last):
       raise ValueError(
-        f"the full grid of this schedule has {last} steps, not {num_steps}; leave it out or write spacing='trailing'."
+        f"the full grid of this schedule has {last} steps, not {num_steps}; omit the number or write spacing='trailing'."
       )
     t = np.arange(last, -1, -1.0)
     return Grid(t, *schedule.levels(t), schedule)
@@ -262,13 +258,13 @@ def time_grid(
     if not 0 < low < high < np.inf or not rho > 0:
       raise ValueError(
         f"no grid falls from sigma_max={sigma_max} to sigma_min={sigma_min} with rho={rho} on "
-        "this schedule; leave the three out for the usual ones."
+        "this schedule; omit the three for their defaults."
       )
-    place = np.linspace(0, 1, steps)
+    u = np.linspace(0, 1, steps)
     if spacing == "logsnr":
-      ratio = np.exp(np.log(high) + place * np.log(low / high))
+      ratio = np.exp(np.log(high) + u * np.log(low / high))
     else:
-      ratio = (high ** (1 / rho) + place * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+      ratio = (high ** (1 / rho) + u * (low ** (1 / rho) - high ** (1 / rho))) ** rho
     t = schedule.time_of(ratio)
   alpha, sigma = schedule.levels(t)
   return Grid(np.append(t, 0.0), np.append(alpha, 1.0), np.append(sigma, 0.0), schedule)

@@ -15,6 +15,7 @@ from retree_jax import keys, sharding
 from retree_jax.config import validate
 from retree_jax.data.fields import CHANNELS, num_channels, split_channels
 from retree_jax.diffusion import process, samplers, schedules
+from retree_jax.models import scaling
 
 
 def make_schedule(config) -> schedules.Schedule:
@@ -142,7 +143,7 @@ class Sampler:
     sample_keys = jax.random.wrap_key_data(key_data, impl="threefry2x32")
     start_keys, step_keys = (jax.vmap(jax.random.fold_in, (0, None))(sample_keys, i) for i in range(2))
     x = keys.normal(start_keys, (*self.size, num_channels(self.target)))
-    cond = cond.astype(jnp.float32) / 127.5 - 1.0 if self.condition else None
+    cond = scaling.to_signed(cond) if self.condition else None
 
     def predict_x0(x, t, cond=cond):
       alpha, sigma = self._schedule.alpha_sigma(t)
@@ -160,7 +161,7 @@ class Sampler:
       options.name, {}
     )
     x = samplers.sample(options.name, predict, x, self._grid, step_keys, clip=options.clip, **extra)
-    return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+    return scaling.from_signed(x)
 
 
 def _blocks_of(slots: np.ndarray, block: int) -> np.ndarray:

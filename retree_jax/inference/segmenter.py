@@ -14,9 +14,10 @@ from PIL import Image
 from retree_jax import sharding
 from retree_jax.config import validate
 from retree_jax.data import claim, field_of_view, folders, transforms, writing
+from retree_jax.inference import vessel_map
 from retree_jax.inference.sampler import Sampler
 from retree_jax.metrics import segmentation as metrics
-from retree_jax.tasks import segmentation
+from retree_jax.models import scaling
 
 PROTOCOLS = ("native", "paper")
 _ACCELERATOR_BLOCK = 8  # photographs that an accelerator sees at once
@@ -55,7 +56,7 @@ class Segmenter:
       spec = sharding.BATCH
       self._run = jax.jit(
         jax.shard_map(
-          lambda params, batch: segmentation.probabilities(self.config, self._network, params, batch),
+          lambda params, batch: vessel_map.probabilities(self.config, self._network, params, batch),
           mesh=self.mesh,
           in_specs=(sharding.REPLICATED, spec),
           out_specs=spec,
@@ -194,7 +195,7 @@ def label_folder(loaded, input_folder, out_folder, threshold: float | None = Non
         if copy:
           _copy(files[name], out / "images" / files[name].name)
         if probabilities:
-          writing.write_png(out / "probabilities" / f"{name}.png", np.rint(probability * 255).astype(np.uint8))
+          writing.write_png(out / "probabilities" / f"{name}.png", scaling.from_unit(probability))
         writing.write_png(out / "fov" / f"{name}.png", eye["fov"])
         # Last: the mask marks this photograph as done.
         writing.write_png(out / "masks" / f"{name}.png", (probability > threshold) * np.uint8(255))

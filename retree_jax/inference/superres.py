@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from retree_jax import keys, sharding
 from retree_jax.config import validate
 from retree_jax.data.fields import CHANNELS, split_channels
+from retree_jax.models import scaling
 
 _FIELDS = ("image", "tree", "fov")
 
@@ -110,7 +111,7 @@ class Enlarger:
     return einops.rearrange(out, "n block h w c -> (n block) h w c")
 
   def _block(self, params, pixels):
-    low = pixels[..., :4].astype(jnp.float32) / 127.5 - 1.0
+    low = scaling.to_signed(pixels[..., :4])
     high = to_pixels(self._network.apply(params, low, noise=own_noise(pixels[..., :4], self.scale)), self.mask_threshold)
     if pixels.shape[-1] == 4:
       return high
@@ -154,7 +155,7 @@ def to_pixels(output: jax.Array, mask_threshold: float = 0.5) -> jax.Array:
   """
   logits = output[..., 3:] - math.log(mask_threshold / (1.0 - mask_threshold))
   unit = jnp.concatenate([(output[..., :3] + 1.0) / 2.0, jax.nn.sigmoid(logits)], axis=-1)
-  return jnp.clip(jnp.round(unit * 255.0), 0, 255).astype(jnp.uint8)
+  return scaling.from_unit(unit)
 
 
 def bicubic(pixels: jax.Array, scale: int) -> jax.Array:

@@ -1,9 +1,8 @@
-"""Networks trained on patches, used on whole pictures: overlapping tiles, blended, optionally over mirror images.
+"""Applies networks trained on patches to whole pictures: overlapping blended tiles, optionally averaged over mirror images.
 
-A network whose norms take their statistics from what they see should see, in use, windows of the size it was trained on.
-Neighbouring tiles overlap and fade into each other, so that no seam is left; each pixel's result is a weighted mean of the
-tiles that show it, with most weight on those that show it far from their rim (the overlap-tile strategy of Ronneberger et al.
-2015, with weights).
+A network whose normalisation layers compute statistics of their input should be given windows of the size it was trained on.
+Tiles overlap, and each pixel's result is the weighted mean of the tiles that contain it. The weights fall towards the rim of a
+tile, so that no seams are visible (the overlap-tile strategy of Ronneberger et al. 2015, with weights).
 """
 
 import functools
@@ -14,15 +13,15 @@ import numpy as np
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
-  """Where tiles begin along one axis: evenly spread, first at 0, last at length - tile, neighbours sharing `overlap` or more.
+  """Starts of tiles along one axis: evenly spaced, first 0, last length - tile, neighbours overlapping by `overlap` or more.
 
   Args:
     length: pixels along the axis, at least `tile`.
     tile: pixels of a tile.
-    overlap: least number of pixels that neighbours share, 0 .. tile - 1.
+    overlap: least overlap of neighbours in pixels, 0 .. tile - 1.
 
   Returns:
-    Ascending whole numbers; as few as will do.
+    Ascending integers, as few as possible.
 
   Raises:
     ValueError: impossible numbers.
@@ -45,13 +44,13 @@ def window(tile: tuple[int, int], overlap: int) -> np.ndarray:
 
 
 def tiled(function, x, tile: tuple[int, int], overlap: int):
-  """`function` over a picture of any size, in overlapping tiles. Pure and jittable: one scan, whose carry is the result.
+  """Applies `function` to pictures of any size in overlapping tiles. Pure and jittable: one scan, whose carry is the result.
 
   Args:
     function: [B, h, w, C] -> [B, h, w, K] for (h, w) = tile.
-    x: pictures [B, H, W, C]; sides smaller than the tile are padded with the value -1 (black), the padding cut off again.
+    x: pictures [B, H, W, C]. Sides shorter than the tile are padded with -1 (black), and the result is cropped.
     tile: (height, width) that the function takes.
-    overlap: least number of pixels that neighbouring tiles share.
+    overlap: least overlap of neighbouring tiles in pixels.
 
   Returns:
     [B, H, W, K] float32.
@@ -81,10 +80,10 @@ def tiled(function, x, tile: tuple[int, int], overlap: int):
 
 
 def flip_average(function, x, flips: int):
-  """Mean of a function's results over mirror images, each turned back.
+  """Mean of a function's results over mirror images, each mirrored back.
 
   Args:
-    function: [B, H, W, C] -> [B, H, W, K], for probabilities rather than logits: means of logits favour the surest.
+    function: [B, H, W, C] -> [B, H, W, K], returning probabilities, not logits, whose mean would favour the most confident.
     x: [B, H, W, C].
     flips: 1 (none), 2 (left-right) or 4 (also up-down and both).
 

@@ -1,8 +1,8 @@
-"""Which generated trees are kept: a score of the discriminator, and plain anatomy that says why a tree goes.
+"""Decides which generated trees are kept, by a discriminator's score and by simple anatomical measures.
 
-Both bounds come from real trees and stand in `threshold.json` beside the checkpoint: the score from held-out ones (a
-share of them, `config.filter.pass_rate`, passes), the anatomy's ranges from those trained on. `load` writes the file
-where it is missing or of another checkpoint.
+Both bounds come from real trees and are stored in `threshold.json` beside the checkpoint: the least score from held-out
+trees (a fraction of them, `config.filter.pass_rate`, passes), the ranges of the measures from the training trees. `load`
+writes the file where it is missing or belongs to another checkpoint.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ from etils import epath
 from scipy import ndimage
 
 from retree_jax import checkpoint
-from retree_jax.data import pipeline, sources, transforms, writing
+from retree_jax.data import generated_trees, pipeline, sources, transforms, writing
 from retree_jax.metrics import topology
-from retree_jax.tasks import tree_filter as task
+from retree_jax.models import scaling
 
 _EIGHT = np.ones((3, 3), bool)
-_MARGIN = 0.25  # ranges reach so much of their width beyond the real trees: a few dozen do not show all there is
-# name -> (what it says of a tree, whether it has a lower bound, an upper bound)
+_MARGIN = 0.25  # extends each range on both sides, as a fraction of its width: a few dozen trees do not cover all eyes
+# name -> (definition, whether it has a lower bound, whether it has an upper bound)
 MEASURES = {
   "density": ("vessel pixels over pixels of the field of view", True, True),
   "components": ("pieces, gaps of two pixels bridged", False, True),
@@ -39,12 +39,12 @@ MEASURES = {
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What the filter says of one tree.
+  """The filter's decision about one tree.
 
   Attributes:
-    accepted: keep it.
+    accepted: whether the tree is kept.
     score: the discriminator's mean over its patches, 0 (generated) to 1 (real).
-    reason: why it is dropped; "" where it is kept.
+    reason: why it is rejected; "" if it is accepted.
   """
 
   accepted: bool
@@ -53,22 +53,22 @@ class Verdict:
 
 
 class Filter:
-  """A trained discriminator and the bounds that go with it.
+  """A trained discriminator with its bounds.
 
   Args:
     loaded: `checkpoint.Loaded` of the filter stage.
-    threshold: least score that passes.
-    ranges: {name of `MEASURES`: (low, high)}, None for no bound; {} checks no anatomy.
+    threshold: least accepted score.
+    ranges: {name of `MEASURES`: (low, high)}, None for no bound; {} checks no measures.
     how: how the threshold was chosen, for logs and data cards.
   """
 
   def __init__(self, loaded, threshold: float, ranges: Mapping[str, tuple], how: str):
     self.loaded, self.threshold, self.ranges, self.how = loaded, float(threshold), dict(ranges), how
     self.size = tuple(loaded.config.data.image_size)
-    self._score = jax.jit(lambda params, x: jnp.mean(loaded.network.apply(params, x.astype(jnp.float32) / 127.5 - 1.0)))
+    self._score = jax.jit(lambda params, x: jnp.mean(loaded.network.apply(params, scaling.to_signed(x))))
 
   def __call__(self, tree: np.ndarray, fov: np.ndarray) -> list[Verdict]:
-    """Judges trees.
+    """Decides about trees.
 
     Args:
       tree: coverage, uint8 [N, H, W, 1], of any size with the filter's aspect ratio.
@@ -79,7 +79,7 @@ class Filter:
     """
     verdicts = []
     sized = [[transforms.area_resize(p, self.size) for p in pair] for pair in zip(tree, fov, strict=True)]
-    # One tree at a time, so that a score never depends on its neighbours; all are under way before the first is read.
+    # One tree at a time, so that a score does not depend on the batch; all are dispatched before the first is read.
     scores = [self._score(self.loaded.params, pixels[None]) for pixels, _ in sized]
     for score, (pixels, disc) in zip(scores, sized, strict=True):
       score, reason = float(score), outside(measures(pixels, disc), self.ranges)
@@ -90,7 +90,7 @@ class Filter:
 
 
 def measures(tree: np.ndarray, fov: np.ndarray) -> dict[str, float]:
-  """Plain anatomy of one tree: the names of `MEASURES`, which holds the definitions.
+  """Anatomical measures of one tree: the names of `MEASURES`, which gives the definitions.
 
   Args:
     tree: coverage or mask, uint8 0..255 [H, W, 1].
@@ -117,38 +117,38 @@ def measures(tree: np.ndarray, fov: np.ndarray) -> dict[str, float]:
   }
 
 
-def outside(found: Mapping[str, float], ranges: Mapping[str, tuple]) -> str:
-  """The first measure that lies outside its range, in words; "" where all lie inside."""
+def outside(values: Mapping[str, float], ranges: Mapping[str, tuple]) -> str:
+  """The first measure outside its range, in words; "" if all are inside."""
   for name, (low, high) in ranges.items():
-    if low is not None and found[name] < low:
-      return f"{name} {found[name]:.4g} is below {low:.4g}"
-    if high is not None and found[name] > high:
-      return f"{name} {found[name]:.4g} is above {high:.4g}"
+    if low is not None and values[name] < low:
+      return f"{name} {values[name]:.4g} is below {low:.4g}"
+    if high is not None and values[name] > high:
+      return f"{name} {values[name]:.4g} is above {high:.4g}"
   return ""
 
 
-def ranges_of(found: list[Mapping[str, float]]) -> dict[str, tuple]:
-  """From the measures of real trees to the ranges that a tree must lie in."""
+def ranges_of(trees: list[Mapping[str, float]]) -> dict[str, tuple]:
+  """The accepted range of each measure, from the measures of real trees."""
   ranges = {}
   for name, (_, has_low, has_high) in MEASURES.items():
-    values = [f[name] for f in found]
+    values = [tree[name] for tree in trees]
     margin = _MARGIN * (max(values) - min(values))
-    # Never down to 0, where nothing would be refused, however wide the range; nor so near to the least that sparse eyes go.
+    # Never as low as 0, which would accept everything; at least half the smallest real value, so that sparse eyes pass.
     low = max(min(values) - margin, min(values) / 2.0)
     ranges[name] = (round(low, 6) if has_low else None, round(max(values) + margin, 6) if has_high else None)
   return ranges
 
 
 def calibrate(loaded) -> dict:
-  """Chooses the bounds from the real trees that the filter's config names.
+  """Chooses the bounds from the real trees of the filter's `config.data.source`.
 
   Args:
     loaded: `checkpoint.Loaded` of the filter stage.
 
   Returns:
-    JSON-able: "checkpoint" (whose bounds these are), "threshold" and "how" it was chosen, "ranges", "num_validation" and
-    "num_training" trees, and "generated_accepted", the share of held-out generated trees that pass (None where
-    `config.data.generated` is gone).
+    JSON-able: "checkpoint" (to which the bounds belong), "threshold" and "how" it was chosen, "ranges", "num_validation" and
+    "num_training" trees, and "generated_accepted", the fraction of held-out generated trees that pass (None if
+    `config.data.generated` does not exist).
 
   Raises:
     ValueError: the data cannot be read.
@@ -162,12 +162,12 @@ def calibrate(loaded) -> dict:
   else:
     threshold = float(np.quantile(scores, 1.0 - config.filter.pass_rate, method="lower"))
     how = f"the score that {config.filter.pass_rate:.0%} of {len(scores)} held-out real trees reach"
-  judge, share = Filter(loaded, threshold, ranges, how), None
+  tree_filter, share = Filter(loaded, threshold, ranges, how), None
   try:
-    generated = [task.generated_trees(config.data.generated, judge.size, kind)[1] for kind in ("coverage", "fov")]
-    share = float(np.mean([v.accepted for v in judge(*generated)]))
+    generated = [generated_trees.read(config.data.generated, tree_filter.size, kind)[1] for kind in ("coverage", "fov")]
+    share = float(np.mean([v.accepted for v in tree_filter(*generated)]))
   except ValueError:
-    pass  # the bounds need real trees alone
+    pass  # the bounds need only real trees
   return {
     "checkpoint": loaded.identity(),
     "threshold": threshold,
@@ -175,13 +175,13 @@ def calibrate(loaded) -> dict:
     "ranges": ranges,
     "num_validation": len(scores),
     "num_training": len(training[0]),
-    "real_accepted": float(np.mean([v.accepted for v in judge(*validation)])),
+    "real_accepted": float(np.mean([v.accepted for v in tree_filter(*validation)])),
     "generated_accepted": share,
   }
 
 
 def load(path, threshold: float | None = None) -> Filter:
-  """Loads a filter and its bounds; works the bounds out where they are not written yet.
+  """Loads a filter and its bounds; chooses the bounds where they are not stored yet.
 
   Args:
     path: workdir, checkpoint folder or name of shipped weights.
@@ -199,7 +199,7 @@ def load(path, threshold: float | None = None) -> Filter:
       if threshold is None:
         raise ValueError(
           f"{path} has no threshold yet, and its validation data cannot be read ({error}): give "
-          "--filter_threshold, or load it once where config.data.source is"
+          "--filter_threshold, or load it once on a machine that has config.data.source"
         ) from error
       logging.warning("The filter checks no anatomy: its data cannot be read (%s)", error)
       return Filter(loaded, threshold, {}, "given by hand; no anatomy is checked")
@@ -216,13 +216,13 @@ def load(path, threshold: float | None = None) -> Filter:
 
 
 def export(path, out) -> None:
-  """Writes a filter at 16 bits with its bounds, chosen anew for the rounded weights: a folder that `load` reads anywhere."""
+  """Writes a filter with 16-bit weights, and bounds chosen for these rounded weights: a folder that `load` reads anywhere."""
   checkpoint.export(checkpoint.load(path, stage="filter"), out)
   choose_bounds(out, checkpoint.load(out, stage="filter").config)
 
 
 def choose_bounds(path, config) -> None:
-  """Writes the bounds of the filter in `path`, chosen from the data that `config` names (its own may name none that is here).
+  """Writes the bounds of the filter in `path`, chosen from the data of `config`, for filters whose own data are not available.
 
   Raises:
     ValueError: no checkpoint of the filter stage, or data that cannot be read.
@@ -253,8 +253,8 @@ def _write_bounds(loaded, bounds) -> None:
     return
   try:
     writing.write_json(_bounds_path(loaded), bounds)
-  except OSError as error:  # a folder that is not ours: chosen anew each time, which changes nothing but the wait
-    logging.warning("Cannot keep the filter's bounds (%s)", error)
+  except OSError as error:  # a folder without write access: the bounds are chosen at each start, which only takes time
+    logging.warning("Cannot store the filter's bounds (%s)", error)
 
 
 def _real(config, split: str) -> tuple[np.ndarray, np.ndarray]:

@@ -3,10 +3,10 @@
 Two steps. *Search*: thumbnails in polar form, whose correlation at all rotations of both mirrorings is a product of
 spectra, so that millions of pairs are compared at 128 angles each. *Alignment*: the best few of every picture are
 registered (zoom, rotation, shift: Gauss-Newton on the correlation, coarse to fine; Evangelidis and Psarakis, PAMI
-2008), and their correlation is taken again, now sharp.
+2008), and their correlation is computed again at the finer scale.
 
-Photographs are reduced to what neither lighting nor colour changes: the logarithm of every channel less its local
-mean and over its local deviation, averaged over the channels. Trees (one channel) are only blurred a little.
+Photographs are reduced to what is invariant to lighting and colour: the logarithm of every channel minus its local mean,
+divided by its local standard deviation, averaged over the channels. Trees (one channel) are slightly blurred.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import functools
 import math
 from collections.abc import Sequence
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,20 +23,20 @@ from scipy import fft, ndimage
 
 SIDE = 64  # pixels of the thumbnails
 _RINGS, _ANGLES, _FREQUENCIES = 20, 128, 32  # of their polar form
-_ZOOMS = (1.0, 0.93, 1.07)  # that the search tries; alignment finds the ones between
-_LIMITS = (0.2, 0.3, 6.0, 6.0)  # how far alignment may go: logarithm of zoom, radians, pixels, pixels
-_QUERIES, _REFERENCES, _PAIRS = 128, 256, 32  # compared at once
+_ZOOMS = (1.0, 0.93, 1.07)  # tried by the search; the alignment interpolates
+_LIMITS = (0.2, 0.3, 6.0, 6.0)  # of the alignment: logarithm of the zoom, radians, pixels down, pixels right
+_QUERIES, _REFERENCES, _PAIRS = 128, 256, 32  # block sizes: of the search, and pairs that are aligned at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Pose:
-  """How a picture must be moved to lie on another: turned, mirrored, then zoomed and shifted.
+  """The transform that registers a picture to another: rotation, mirroring, then zoom and shift.
 
   Attributes:
-    mirrored: left-right, after turning.
-    degrees: counter-clockwise.
-    zoom: above 1 where the other shows more of the eye.
-    shift: (down, right) in the moved picture's own frame, as shares of its side.
+    mirrored: left-right, after the rotation.
+    degrees: rotation, counter-clockwise.
+    zoom: above 1 where the other picture shows more of the eye.
+    shift: (down, right) in the transformed picture's own frame, as fractions of its side.
   """
 
   mirrored: bool = False
@@ -44,7 +45,7 @@ class Pose:
   shift: tuple[float, float] = (0.0, 0.0)
 
   def __call__(self, picture: np.ndarray, side: int = 256) -> np.ndarray:
-    """Moves a picture [H, W, C] uint8: [side, side, C] uint8, padded to a square, black where nothing is known."""
+    """Transforms a picture uint8 [H, W, C], padded to a square: uint8 [side, side, C], black outside the picture."""
     square = as_square(picture, side)
     y, x = np.mgrid[:side, :side] - (side - 1) / 2
     x = -x if self.mirrored else x
@@ -60,7 +61,7 @@ class Pose:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-  """Pictures in the forms that are compared. spectra: [N, rings, frequencies]; coarse, fine: [N, SIDE, SIDE]."""
+  """Pictures prepared for comparison. spectra: [N, rings, frequencies]; searched, coarse, fine: [N, SIDE, SIDE]."""
 
   spectra: np.ndarray
   searched: np.ndarray
@@ -78,9 +79,9 @@ class Matches:
   Attributes:
     index: [N, k] int.
     distance: [N, k], 1 - correlation after alignment: 0 for a perfect copy, about 1 for unrelated pictures.
-    poses: N lists of k Poses, which lay the reference on the query.
-    best: [N] largest correlation of the search, over all references, without alignment.
-    above: [N] int, how many references have a correlation in the search above `threshold`, or zeros.
+    poses: N lists of k Poses, which register the reference to the query.
+    best: [N] largest correlation over all references in the search, before alignment.
+    above: [N] int, number of references whose correlation in the search exceeds `threshold`; 0 without one.
   """
 
   index: np.ndarray
@@ -104,18 +105,19 @@ def as_square(picture: np.ndarray, side: int) -> np.ndarray:
 
 
 def without_colour(thumbnails: np.ndarray, blur: float, reach: float) -> np.ndarray:
-  """What neither lighting nor colour changes in photographs.
+  """Reduces photographs to what is invariant to lighting and colour.
 
   Args:
-    thumbnails: uint8 [N, S, S, 3]; black around the eye is left out.
-    blur: Gaussian deviation of the finest detail kept.   reach: of the neighbourhood; both in 64ths of S.
+    thumbnails: uint8 [N, S, S, 3]; the black surroundings of the eye are excluded.
+    blur: standard deviation of the Gaussian that removes finer detail.
+    reach: that of the Gaussian of the neighbourhood; both in 64ths of S.
 
   Returns:
     [N, S, S] float32 in about [-1.5, 1.5], 0 outside the eye and in a narrow rim.
   """
   unit = thumbnails.shape[1] / SIDE
   brightest = thumbnails.max(-1)
-  typical = np.percentile(brightest.reshape(len(thumbnails), -1), 90, axis=1)[:, None, None]
+  typical = np.percentile(brightest, 90, axis=(1, 2), keepdims=True)
   rim = 2 * round(2 * unit) + 1
   seen = ndimage.minimum_filter((brightest > 0.2 * typical).astype(np.float32), (1, rim, rim), mode="constant")
 
@@ -131,14 +133,14 @@ def without_colour(thumbnails: np.ndarray, blur: float, reach: float) -> np.ndar
     deviation = np.sqrt(smooth(detail * detail, 2 * reach) / wider)
     everywhere = np.sqrt((detail * detail).sum((1, 2)) / area)[:, None, None]
     total += detail / (deviation + 0.3 * everywhere + 1e-4) / thumbnails.shape[-1]
-  # The rim of the disc is darker in every photograph, and the optic disc brighter: neither says whose eye it is.
+  # In every photograph the rim of the visible disc is darker and the optic disc brighter: neither identifies an eye.
   inner = ndimage.minimum_filter(seen, (1, rim, rim), mode="constant")
   total = np.clip(total, -1.5, 1.5) * inner
   return total - inner * (total.sum((1, 2)) / (inner.sum((1, 2)) + 1e-6))[:, None, None]
 
 
 def prepare(pictures: Sequence[np.ndarray]) -> Prepared:
-  """Brings pictures, uint8 [H, W, 3] photographs or [H, W, 1] trees, into the forms that are compared."""
+  """Prepares pictures, uint8 [H, W, 3] photographs or [H, W, 1] trees, for comparison."""
   parts = []
   for start in range(0, len(pictures), 256):
     small = np.stack([as_square(np.asarray(p), SIDE) for p in pictures[start : start + 256]])
@@ -156,12 +158,12 @@ def nearest(queries: Prepared, references: Prepared, k: int = 2, candidates: int
 
   Args:
     queries, references: from `prepare`, both of photographs or both of trees.
-    k: how many; at most as many as there are references.
-    candidates: how many of the search are aligned; at least k is.
-    threshold: [N] correlations; how many references lie above each is counted.
+    k: number of neighbours, at most the number of references.
+    candidates: number of the search's best references that are aligned, at least k.
+    threshold: [N] correlations; the references above each are counted.
 
   Returns:
-    The Matches. A pair takes about 4 microseconds, aligning one candidate as many milliseconds.
+    The Matches. Searching takes about 4 microseconds per pair, aligning about 4 milliseconds per candidate.
   """
   candidates = min(max(k, candidates), len(references))
   top_value = np.full((len(queries), candidates), -2, np.float32)
@@ -172,11 +174,12 @@ def nearest(queries: Prepared, references: Prepared, k: int = 2, candidates: int
     spectra = [_spectra(references.searched[block], zoom) for zoom in _ZOOMS]
     for start in range(0, len(queries), _QUERIES):
       rows = slice(start, start + _QUERIES)
-      found = functools.reduce(np.maximum, (_largest(queries.spectra[rows], one) for one in spectra))
+      largest = functools.reduce(np.maximum, (_largest(queries.spectra[rows], one) for one in spectra))
       if threshold is not None:
-        above[rows] += (found > threshold[rows, None]).sum(1)
-      values = np.concatenate([top_value[rows], found], 1)
-      numbers = np.concatenate([top_index[rows], np.broadcast_to(np.arange(begin, begin + found.shape[1]), found.shape)], 1)
+        above[rows] += (largest > threshold[rows, None]).sum(1)
+      values = np.concatenate([top_value[rows], largest], 1)
+      numbers = np.broadcast_to(np.arange(begin, begin + largest.shape[1]), largest.shape)
+      numbers = np.concatenate([top_index[rows], numbers], 1)
       order = np.argsort(-values, 1, kind="stable")[:, :candidates]
       top_value[rows], top_index[rows] = np.take_along_axis(values, order, 1), np.take_along_axis(numbers, order, 1)
   which = np.repeat(np.arange(len(queries)), candidates)
@@ -199,7 +202,7 @@ def _as_pose(log_zoom, angle, down, right, mirrored) -> Pose:
 
 
 def _spectra(forms: np.ndarray, zoom: float) -> np.ndarray:
-  """[N, SIDE, SIDE] -> Fourier coefficients along the angle, [N, rings, frequencies], of norm 1 as pictures."""
+  """[N, SIDE, SIDE] -> Fourier coefficients along the angle, [N, rings, frequencies]; each picture has mean 0 and norm 1."""
   radius = (np.arange(_RINGS) + 0.5) / _RINGS * (SIDE / 2 - 1)
   angle = 2 * np.pi * np.arange(_ANGLES) / _ANGLES
   middle = (SIDE - 1) / 2
@@ -218,7 +221,8 @@ def _spectra(forms: np.ndarray, zoom: float) -> np.ndarray:
 
 def _largest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """Largest correlation over all rotations of both mirrorings of every pair: [N, ...], [M, ...] -> [N, M]."""
-  left, right = np.ascontiguousarray(a.transpose(2, 0, 1)), np.ascontiguousarray(b.transpose(2, 1, 0))
+  left = np.ascontiguousarray(einops.rearrange(a, "n rings frequencies -> frequencies n rings"))
+  right = np.ascontiguousarray(einops.rearrange(b, "m rings frequencies -> frequencies rings m"))
   return np.maximum(*(fft.irfft(left @ one, n=_ANGLES, axis=0).max(0) for one in (right.conj(), right)))
 
 
@@ -226,7 +230,7 @@ def _aligned(queries, references, which, others) -> tuple[np.ndarray, np.ndarray
   """Registers pairs: ([P, 5] log zoom, angle, down, right, mirrored; [P] correlation)."""
   poses, correlations = np.zeros((len(which), 5), np.float32), np.zeros(len(which), np.float32)
   for start in range(0, len(which), _PAIRS):
-    # The last block is filled up with its first pair, so that one shape is compiled.
+    # The last block is filled with repeated pairs, so that only one shape is compiled.
     pairs = np.resize(np.arange(start, min(start + _PAIRS, len(which))), _PAIRS)
     q, r = which[pairs], others[pairs]
     starts, peaks = [], []
@@ -249,9 +253,9 @@ def _aligned(queries, references, which, others) -> tuple[np.ndarray, np.ndarray
 @jax.default_matmul_precision("highest")  # an audit must not depend on the hardware's default (bfloat16 on TPUs, TF32 on GPUs)
 @jax.vmap
 def _align(query_coarse, query_fine, reference_coarse, reference_fine, begin):
-  """Six Gauss-Newton steps on either scale from `begin` [5]; the best pose [4] met, and its correlation."""
+  """Six Gauss-Newton steps at each scale from `begin` [5]: the best pose [4] on the way, and its correlation."""
   span = jnp.arange(SIDE) - (SIDE - 1) / 2
-  grid = jnp.stack(jnp.meshgrid(span, span, indexing="ij")).reshape(2, -1)
+  grid = einops.rearrange(jnp.stack(jnp.meshgrid(span, span, indexing="ij")), "yx h w -> yx (h w)")
   disc = jnp.hypot(*grid) < SIDE / 2 - 1
   grid = grid.at[1].multiply(1 - 2 * begin[4])
   limits, largest_step = jnp.array(_LIMITS), jnp.array([0.06, 0.08, 2.0, 2.0])
@@ -269,7 +273,7 @@ def _align(query_coarse, query_fine, reference_coarse, reference_fine, begin):
 
   def descend(pose, query, reference):
     stack = jnp.stack([reference, *((jnp.roll(reference, -1, i) - jnp.roll(reference, 1, i)) / 2 for i in (0, 1))])
-    query = query.ravel()
+    query = einops.rearrange(query, "h w -> (h w)")
 
     def step(carry, _):
       pose, best, best_correlation = carry
@@ -294,7 +298,7 @@ def _align(query_coarse, query_fine, reference_coarse, reference_fine, begin):
 
 
 def _sample(stack, places):
-  """Bilinear values [K, P] of a stack [K, SIDE, SIDE] at [2, P] from its middle, and which places lie inside."""
+  """Bilinear values [K, P] of a stack [K, SIDE, SIDE] at positions [2, P] from its centre, and whether they lie inside [P]."""
   places = places + (SIDE - 1) / 2
   inside = ((places >= 0) & (places <= SIDE - 1)).all(0)
   places = jnp.clip(places, 0, SIDE - 1.001)
@@ -302,7 +306,7 @@ def _sample(stack, places):
   v, u = places - corner
   corner = corner.astype(jnp.int32)
   index = corner[0] * SIDE + corner[1]
-  flat = stack.reshape(len(stack), -1)
+  flat = einops.rearrange(stack, "k h w -> k (h w)")
   values = (flat[:, index] * (1 - u) + flat[:, index + 1] * u) * (1 - v) + (
     flat[:, index + SIDE] * (1 - u) + flat[:, index + SIDE + 1] * u
   ) * v

@@ -1,9 +1,9 @@
-"""Pictures to vectors, for the image distances and the privacy audit.
+"""Feature vectors of pictures, for the image distances and the privacy audit.
 
-An `Extractor` is a named function of pictures; the name stands in the report, because distances over
-different features do not compare. "inception" and "vgg19" need weights that the user brings. "scattering"
-needs none and so is there on every machine, but its numbers compare with nothing published. An own network
-is wrapped as `Extractor("name", function)`.
+An `Extractor` is a named function of pictures. The report gives the name, because distances over different
+features cannot be compared. "inception" and "vgg19" need weights from the user. "scattering" needs none and
+works on every machine, but no published numbers compare with it. To use another network, wrap it as
+`Extractor("name", function)`.
 """
 
 import dataclasses
@@ -12,10 +12,12 @@ import math
 import os
 from collections.abc import Callable, Sequence
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from retree_jax.models import scaling
 from retree_jax.models.pretrained import inception, vgg
 
 EXTRACTORS = ("inception", "vgg19", "scattering")
@@ -23,7 +25,7 @@ EXTRACTORS = ("inception", "vgg19", "scattering")
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-  """A named function: [B, H, W, 3] float32 in [-1, 1] -> [B, d]. The name stands in the report."""
+  """A named function: [B, H, W, 3] float32 in [-1, 1] -> [B, d]. The report gives the name."""
 
   name: str
   function: Callable[[jax.Array], jax.Array]
@@ -38,7 +40,7 @@ def extractor(name: str, weights_path: str | os.PathLike | None = None) -> Extra
   Args:
     name: "inception" (pool3 of the FID network, 2048 numbers; "inception:pytorch" for the resize of the
       PyTorch port), "vgg19" (spatial means of the last activation of every block that the weights have,
-      each block divided by its size on one fixed picture),
+      each block divided by its root mean square on one fixed picture),
       "scattering" (wavelet energies and colour statistics, no weights).
     weights_path: file for the first two, see `models.inception.load_weights` and `models.vgg.load_weights`.
 
@@ -68,8 +70,8 @@ def extractor(name: str, weights_path: str | os.PathLike | None = None) -> Extra
 
   @jax.jit
   def means(params, images):
-    found = vgg.features(params, images, layers, precision="highest")
-    return jnp.concatenate([found[layer].mean((1, 2)) / scales[layer] for layer in layers], -1)
+    activations = vgg.features(params, images, layers, precision="highest")
+    return jnp.concatenate([activations[layer].mean((1, 2)) / scales[layer] for layer in layers], -1)
 
   return Extractor(f"vgg19 means of {', '.join(layers)}", functools.partial(means, params))
 
@@ -80,7 +82,7 @@ def extract(images: np.ndarray | Sequence[np.ndarray], extractor: Extractor, bat
   Args:
     images: uint8 [N, H, W, C] or a sequence of equally large [H, W, C]; C = 1 (a tree) is repeated to 3.
     extractor: see `extractor`.
-    batch_size: pictures per call; the last batch is padded, so that one shape is compiled.
+    batch_size: pictures per call; the last batch is padded, so that only one shape is compiled.
 
   Returns:
     [N, d] float32.
@@ -99,24 +101,24 @@ def extract(images: np.ndarray | Sequence[np.ndarray], extractor: Extractor, bat
       f"Features are taken of uint8 images [N, height, width, 1 or 3], not {np.asarray(images[0]).dtype} "
       f"[N, {', '.join(map(str, shape))}]."
     )
-  found = []
+  rows = []
   for start in range(0, len(images), batch_size):
-    batch = np.stack(images[start : start + batch_size]).astype(np.float32) / 127.5 - 1
+    batch = scaling.to_signed(np.stack(images[start : start + batch_size]))
     count = len(batch)
     if count < batch_size and start:
       batch = np.concatenate([batch, np.zeros((batch_size - count, *shape), np.float32)])
     batch = np.broadcast_to(batch, (*batch.shape[:-1], 3))
     with jax.default_matmul_precision("highest"):  # the user's own extractors too: distances must not depend on the hardware
-      found.append(np.asarray(extractor(jnp.asarray(batch)), np.float32)[:count])
-  found = np.concatenate(found)
-  if found.ndim != 2:
-    raise ValueError(f"Extractor {extractor.name!r} gave {found.shape}, not one vector per image: pool over space.")
-  check_finite(found, f"Features {extractor.name!r}")
-  return found
+      rows.append(np.asarray(extractor(jnp.asarray(batch)), np.float32)[:count])
+  features = np.concatenate(rows)
+  if features.ndim != 2:
+    raise ValueError(f"Extractor {extractor.name!r} gave {features.shape}, not one vector per image: pool over space.")
+  check_finite(features, f"Features {extractor.name!r}")
+  return features
 
 
 def check_finite(x: np.ndarray, what: str) -> None:
-  """Raises ValueError if rows of x [n, d], which the message calls `what`, hold NaN or infinity."""
+  """Raises ValueError if rows of x [n, d] hold NaN or infinity; the message calls them `what`."""
   if not np.isfinite(x).all():
     rows = np.flatnonzero(~np.isfinite(x).all(1))
     raise ValueError(f"{what} of {len(rows)} image(s), first number {rows[0]}, are not finite: remove these images.")
@@ -141,7 +143,7 @@ def scattering(images: jax.Array) -> jax.Array:
   opponent = jnp.asarray(np.array([[1, 1, 1], [1.5, -1.5, 0], [0.75, 0.75, -1.5]], np.float32).T / 3)
   colours = jnp.einsum("bhwc,cd->bhwd", jnp.asarray(images, jnp.float32), opponent, precision="highest")
   moments = [colours.mean((1, 2)), colours.std((1, 2))]
-  centres = jnp.linspace(-1, 1, 8)  # a hat of the bins' width: a histogram without jumps
+  centres = jnp.linspace(-1, 1, 8)  # triangular bins: a histogram that changes continuously
   bins = [jnp.maximum(0, 1 - jnp.abs(colours - c) * 3.5).mean((1, 2)) for c in centres]
   rows, columns = (np.array_split(np.arange(n), 4) for n in images.shape[1:3])
   thumbnail = [colours[:, r[0] : r[-1] + 1, c[0] : c[-1] + 1].mean((1, 2)) for r in rows for c in columns]
@@ -172,16 +174,16 @@ def _wavelets(x: jax.Array) -> jax.Array:
     wave = envelope * (wave - (envelope * wave).sum() / envelope.sum())
     filters += [wave.real / envelope.sum(), wave.imag / envelope.sum()]
   kernel = jnp.asarray(np.stack(filters, -1)[:, :, None], jnp.float32)  # [9, 9, 1, 12]
-  batch, height, width, channels = x.shape
-  planes = x.transpose(0, 3, 1, 2).reshape(batch * channels, height, width, 1)
+  planes = einops.rearrange(x, "b h w c -> (b c) h w 1")
   planes = jnp.pad(planes, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="edge")
-  found = jax.lax.conv_general_dilated(
+  waves = jax.lax.conv_general_dilated(
     planes, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
   )
-  found = jnp.sqrt(jnp.sum(jnp.square(found.reshape(batch, channels, height, width, 6, 2)), -1) + 1e-12)
-  return found.transpose(0, 2, 3, 1, 4)
+  parts = einops.rearrange(waves, "(b c) h w (orientation part) -> b h w c orientation part", c=x.shape[-1], part=2)
+  return jnp.sqrt(jnp.sum(jnp.square(parts), -1) + 1e-12)
 
 
 def _halve(x: jax.Array) -> jax.Array:
+  """Half the height and width, by averages over 2 × 2 pixels; an odd last row or column is dropped."""
   x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
-  return x.reshape(x.shape[0], x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).mean((2, 4))
+  return einops.reduce(x, "b (h 2) (w 2) c -> b h w c", "mean")

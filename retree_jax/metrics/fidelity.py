@@ -1,10 +1,10 @@
-"""Does the label lie on the vessels? The green channel along a tree against its surroundings.
+"""Does the label lie on the vessels? Compares the green channel along a tree with its surroundings.
 
-Haemoglobin absorbs green light, so vessels are darker than the retina beside them in the green channel (the
-channel in which they are traced). A label that fits its photograph runs along dark lines; a tree of another
-eye does not. Both ends of the scale are measured, not assumed: real pairs above, shuffled trees below. No
-trained network is involved, so there is none to mislead. What this cannot see is the reverse, vessels in the
-photograph that the label lacks; a segmenter's precision and recall (`metrics.segmentation`) see both.
+Haemoglobin absorbs green light, so in the green channel, in which vessels are traced, they are darker than the
+retina beside them. A label that fits its photograph follows dark lines; a tree of another eye does not. Both
+ends of the scale are measured: real pairs above, shuffled trees below. No trained network is involved. Vessels
+in the photograph that the label lacks are not detected; the precision and recall of a segmenter
+(`metrics.segmentation`) cover both directions.
 """
 
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ MEASURES: dict[str, tuple[str, str]] = {
   ),
   "contrast": ("share", "mean over labelled pixels of (surroundings − pixel) / surroundings in green: Weber contrast"),
 }
-REACH = 0.03  # radius of the surroundings as a share of the shorter side: wider than any vessel
-GUARD = 0.004  # rim of the label that counts to neither side, likewise: walls are blurred
-SHIFTS = 4  # pixels by which a label is displaced each way, to see whether it lies best where it is
+REACH = 0.03  # radius of the surroundings as a fraction of the shorter side: wider than any vessel
+GUARD = 0.004  # rim of the label that counts to neither side, as a fraction likewise: vessel walls are blurred
+SHIFTS = 4  # pixels by which a label is displaced in each direction to find where it fits best
 
 
 def measures(image, tree, fov=None) -> dict[str, float]:
-  """How well one label lies on the vessels of one photograph.
+  """Measures how well a label lies on the vessels of its photograph.
 
   Args:
     image: uint8 [H, W, 3].
@@ -39,11 +39,11 @@ def measures(image, tree, fov=None) -> dict[str, float]:
     fov: mask of the same size, the visible disc; None for the whole frame.
 
   Returns:
-    {name: value} for the names in MEASURES, which holds units and definitions; all NaN for a tree without
-    pixels in the field of view, or one without surroundings.
+    {name: value} for the names in MEASURES, which gives units and definitions; all NaN for a tree that has no
+    pixels in the field of view, or no surroundings.
 
   Raises:
-    ValueError: the image is not uint8 [H, W, 3], the tree or field of view no mask, or sizes differ.
+    ValueError: the image is not uint8 [H, W, 3], the tree or field of view is not a mask, or sizes differ.
   """
   green, tree, inside = _checked(image, tree, fov)
   side = min(green.shape)
@@ -51,7 +51,7 @@ def measures(image, tree, fov=None) -> dict[str, float]:
   nothing = dict.fromkeys(MEASURES, float("nan"))
   if not tree.any():
     return nothing
-  # The disc's rim is a dark line of its own: neither vessels nor surroundings are taken there.
+  # The rim of the visible disc is a dark line itself: neither vessels nor surroundings are measured there.
   inside = ndimage.binary_erosion(inside, iterations=guard + 1, border_value=1)
   label = tree & inside
   distance = ndimage.distance_transform_edt(~tree)
@@ -72,11 +72,11 @@ def measures(image, tree, fov=None) -> dict[str, float]:
 
 
 def shift_map(image, tree, fov=None, most: int = SHIFTS) -> np.ndarray:
-  """Mean darkness under the label when it is displaced by a few pixels.
+  """Mean contrast under the label when it is displaced by a few pixels.
 
   Args:
     image, tree, fov: as in `measures`.
-    most: largest displacement each way, in pixels.
+    most: largest displacement in each direction, in pixels.
 
   Returns:
     [2·most + 1, 2·most + 1]; row most + dy, column most + dx holds the mean, over the label moved down by dy
@@ -87,19 +87,19 @@ def shift_map(image, tree, fov=None, most: int = SHIFTS) -> np.ndarray:
   inside = ndimage.binary_erosion(inside, iterations=guard + 1, border_value=1)
   around = _local_mean(green, inside, max(2, round(REACH * min(green.shape))))
   depth = np.where(inside & np.isfinite(around), around - green, 0.0)
-  found = np.zeros((2 * most + 1, 2 * most + 1))
+  means = np.zeros((2 * most + 1, 2 * most + 1))
   y, x = np.nonzero(tree & inside)
   if not y.size:
-    return found
+    return means
   depth = np.pad(depth, most)
   for row in range(2 * most + 1):
     for column in range(2 * most + 1):
-      found[row, column] = depth[y + row, x + column].mean()
-  return found
+      means[row, column] = depth[y + row, x + column].mean()
+  return means
 
 
 def best_shift(maps: Sequence[np.ndarray]) -> tuple[int, int]:
-  """(dy, dx) in pixels at which labels would lie best, over a set of `shift_map`s: (0, 0) where all is well.
+  """The displacement (dy, dx) in pixels at which the labels of a set of `shift_map`s fit best: (0, 0) if they are in place.
 
   Raises:
     ValueError: no maps.
@@ -108,28 +108,28 @@ def best_shift(maps: Sequence[np.ndarray]) -> tuple[int, int]:
     raise ValueError("there are no labels to look for a shift in: give at least one shift map")
   total = np.mean(maps, axis=0)
   most = total.shape[0] // 2
-  # Among equals the smallest displacement, so that a photograph without vessels gives (0, 0).
+  # Ties go to the smallest displacement, so that a photograph without vessels gives (0, 0).
   steps = np.add.outer(np.arange(-most, most + 1) ** 2, np.arange(-most, most + 1) ** 2)
   row, column = np.unravel_index(np.argmax(total - 1e-9 * steps), total.shape)
   return int(row) - most, int(column) - most
 
 
 def summary(own: Sequence[dict], shuffled: Sequence[dict], real: Sequence[dict], seed: int = 0) -> dict[str, dict]:
-  """Where labels stand between chance and real pairs.
+  """Places labels on the scale from chance to real pairs.
 
   Args:
     own: `measures` of generated photographs with their own trees.
-    shuffled: the same photographs with one another's trees: the null.
+    shuffled: the same photographs with the trees of others: the null distribution.
     real: real photographs with their own trees.
     seed: of the bootstrap.
 
   Returns:
     For each of MEASURES: "generated", "shuffled" and "real", each {"mean", "std", "low", "high", "count"}
     with a 95 % bootstrap interval of the mean, and "position", (generated − shuffled) / (real − shuffled): 0
-    is chance, 1 is real; NaN where real pairs are no better than chance. Trees without the measure are left
-    out.
+    is chance, 1 is real; NaN where real pairs are no better than chance. Trees without the measure are
+    excluded.
   """
-  found = {}
+  result = {}
   for name in MEASURES:
     sides = {}
     for side, records in (("generated", own), ("shuffled", shuffled), ("real", real)):
@@ -137,8 +137,8 @@ def summary(own: Sequence[dict], shuffled: Sequence[dict], real: Sequence[dict],
       sides[side] = mean_with_interval(values[np.isfinite(values)], seed=seed)
     gain = sides["real"]["mean"] - sides["shuffled"]["mean"]
     own_gain = sides["generated"]["mean"] - sides["shuffled"]["mean"]
-    found[name] = {**sides, "position": own_gain / gain if gain > 1e-6 else float("nan")}
-  return found
+    result[name] = {**sides, "position": own_gain / gain if gain > 1e-6 else float("nan")}
+  return result
 
 
 def _checked(image, tree, fov) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,14 +1,13 @@
 """Distances between sets of pictures: Fréchet, kernel, precision, recall, density, coverage.
 
-A distance means nothing without the features it was taken over, the number of images on each side, and what
-two halves of the real images score against each other. `compare` gives all of it; the parts are here as
-well.
+To interpret a distance one must know its features, the number of images on each side, and the distance between
+two halves of the real images. `compare` returns all of these; the parts are functions of their own.
 
-Features are rows of numbers, of whatever kind: `metrics.features` takes them.
+Features are rows of numbers of any kind; `metrics.features` computes some.
 
-Intervals are 95 %: delete-a-group jackknife (Efron and Stein, 1981) for the two distances, because a
-bootstrap repeats images and a repeated image is a near neighbour of itself, which pulls both distances up;
-binomial (Wilson, 1927) for the shares, given the other set.
+Intervals are 95 %: delete-a-group jackknife (Efron and Stein, 1981) for the two distances, because a bootstrap
+repeats images, and a repeated image is its own nearest neighbour, which increases both distances; binomial
+(Wilson, 1927) for the proportions, given the other set.
 """
 
 import dataclasses
@@ -25,13 +24,13 @@ _BLOCK = 2048  # rows of a kernel or distance matrix held at once
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-  """One number with what is needed to read it.
+  """One number with what is needed to interpret it.
 
   Attributes:
     value: the estimate.
-    low, high: its 95 % interval; NaN where there are too few images for one.
-    num_a, num_b: images on either side.
-    note: empty, or one sentence of caution.
+    low, high: 95 % interval; NaN where there are too few images for one.
+    num_a, num_b: number of images on each side.
+    note: empty, or a sentence of caution.
   """
 
   value: float
@@ -46,14 +45,14 @@ def frechet_distance(a: np.ndarray, b: np.ndarray, groups: int = 10, seed: int =
   """Squared Fréchet distance between Gaussians fitted to two sets of features (Heusel et al. 2017, eq. 6).
 
   |mean_a - mean_b|² + tr(A + B - 2 (A B)^½), with unbiased covariances A and B as in the reference
-  implementation. Written through the nuclear norm of X_a X_bᵀ (X: centred features over √(n-1)), whose
-  singular values are the square roots of the eigenvalues of A B: no square root of a nearly singular matrix
-  is taken, so nothing turns complex, and few images of many features are cheap.
+  implementation. Computed from the nuclear norm of X_a X_bᵀ (X: centred features divided by √(n-1)), whose
+  singular values are the square roots of the eigenvalues of A B. This avoids the square root of a nearly
+  singular matrix, so no value becomes complex, and it is cheap for few images with many features.
 
   Args:
     a: [n, d] features.   b: [m, d].
-    groups: of the jackknife; 0 leaves the interval out (d = 2048 takes seconds per group).
-    seed: which images form a group.
+    groups: number of jackknife groups; 0 omits the interval (d = 2048 takes seconds per group).
+    seed: of the assignment of images to groups.
 
   Raises:
     ValueError: fewer than 2 images on a side, different d, not finite.
@@ -84,13 +83,13 @@ def kernel_distance(
   """Kernel inception distance: unbiased squared MMD with the kernel (x·y / d + 1)³.
 
   Bińkowski et al. 2018, eq. 4. With more than subset_size images on both sides the value is the mean over
-  random subsets, the usual way; with fewer it is the estimate over all images, which has the same
-  expectation. It may be slightly negative. Not multiplied by 100 or 1000.
+  random subsets, as is usual; with fewer it is the estimate over all images, which has the same
+  expectation. It can be slightly negative. It is not multiplied by 100 or 1000.
 
   Args:
     a: [n, d] features.   b: [m, d].
     subset_size, num_subsets, seed: of the subsets.
-    groups: of the jackknife, over all images; 0 leaves the interval out.
+    groups: number of jackknife groups, over all images; 0 omits the interval.
 
   Raises:
     ValueError: fewer than 2 images on a side, different d, not finite, subset_size below 2.
@@ -100,8 +99,7 @@ def kernel_distance(
     raise ValueError(f"subset_size {subset_size} and num_subsets {num_subsets} must be at least 2 and 1.")
   rng = np.random.default_rng(seed)
   group_a, group_b = (rng.permutation(len(x)) % max(1, min(groups, len(a) // 2, len(b) // 2)) for x in (a, b))
-  # Sums of the kernel between groups: every leave-a-group-out estimate follows from these without a new
-  # product.
+  # Sums of the kernel between groups: they give every leave-one-group-out estimate without another product.
   within_a, within_b = _kernel_sums(a, a, group_a, group_a, within=True), _kernel_sums(b, b, group_b, group_b, within=True)
   between = _kernel_sums(a, b, group_a, group_b, within=False)
   sizes_a, sizes_b = np.bincount(group_a), np.bincount(group_b)
@@ -133,19 +131,20 @@ def kernel_distance(
 
 
 def precision_recall_density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, Measurement]:
-  """Quality and variety apart, from k-nearest-neighbour balls.
+  """Quality and diversity, measured separately with k-nearest-neighbour balls.
 
-  precision: share of fakes within some real's ball; recall: share of reals within some fake's ball
-  (Kynkäänniemi et al. 2019, eq. 1-2). density: mean number of reals' balls around a fake, over k; coverage:
-  share of reals with a fake in their ball (Naeem et al. 2020, eq. 3-4), which single outliers cannot
-  inflate. A ball reaches to the k-th nearest other member of its own set, border included.
+  precision: proportion of fakes inside the ball of any real; recall: proportion of reals inside the ball of any
+  fake (Kynkäänniemi et al. 2019, eq. 1-2). density: mean number of reals whose ball contains a fake, over k;
+  coverage: proportion of reals whose ball contains a fake (Naeem et al. 2020, eq. 3-4); single outliers cannot
+  inflate these. The radius of a ball is the distance to the k-th nearest other member of the same set, border
+  included.
 
   Args:
     real: [n, d] features.   fake: [m, d].
     k: neighbours; 3 in the first paper, 5 in the second.
 
   Returns:
-    {"precision", "recall", "density", "coverage"}: num_a counts the reals.
+    {"precision", "recall", "density", "coverage"}; num_a is the number of reals.
 
   Raises:
     ValueError: a set has k images or fewer, different d, not finite, k below 1.
@@ -157,7 +156,7 @@ def precision_recall_density_coverage(real: np.ndarray, fake: np.ndarray, k: int
       f"give at least {k + 1} of each or a smaller k (k at least 1)."
     )
   radius_real, radius_fake = _radii(real, k), _radii(fake, k)
-  inside = np.zeros(len(fake))  # reals' balls around each fake
+  inside = np.zeros(len(fake))  # number of reals whose ball contains each fake
   covered, recalled = np.zeros(len(real), bool), np.zeros(len(real), bool)
   for rows in _blocks(len(real)):
     squared = _squared_distances(real[rows], fake)
@@ -189,7 +188,7 @@ def floor(
   seed: int = 0,
   size: int | None = None,
 ) -> Measurement:
-  """What the distance says of real against real: the mean over random splits into two halves.
+  """The distance of real images to real images: the mean over random splits into two halves.
 
   Args:
     real: [n, d] features of real images, at least 4.
@@ -221,19 +220,19 @@ def floor(
 
 
 def compare(real: np.ndarray, generated: np.ndarray, k: int = 5, seed: int = 0) -> dict[str, Measurement]:
-  """Everything a report says about two sets of features.
+  """All measurements of two sets of features that a report shows.
 
   Returns:
     "frechet" and "kernel" over all images; "kernel_floor"; "frechet_matched" and "frechet_floor", both at
-    half the real images (or all generated, if fewer) on each side, so that the two can be compared;
-    "precision", "recall", "density", "coverage" where there are more than k images. Floors are absent for
+    half the real images (or all generated ones, if fewer) on each side, so that these two are comparable;
+    "precision", "recall", "density" and "coverage" if there are more than k images. Floors are absent with
     fewer than 4 real images.
 
   Raises:
     ValueError: as the parts.
   """
   real, generated = _pair(real, generated, 2)
-  found = {"frechet": frechet_distance(generated, real, seed=seed), "kernel": kernel_distance(generated, real, seed=seed)}
+  measured = {"frechet": frechet_distance(generated, real, seed=seed), "kernel": kernel_distance(generated, real, seed=seed)}
   if len(real) >= 4:
     size = min(len(real) // 2, len(generated))
     rng = np.random.default_rng(seed)
@@ -244,14 +243,14 @@ def compare(real: np.ndarray, generated: np.ndarray, k: int = 5, seed: int = 0) 
       for _ in range(5)
     ]
     low, high = np.percentile(values, [2.5, 97.5])
-    found["frechet_matched"] = Measurement(
+    measured["frechet_matched"] = Measurement(
       float(np.mean(values)), float(low), float(high), size, size, "Mean over 5 random draws of equal size."
     )
-    found["frechet_floor"] = floor(real, frechet_distance, 5, seed, size)
-    found["kernel_floor"] = floor(real, kernel_distance, 20, seed)
+    measured["frechet_floor"] = floor(real, frechet_distance, 5, seed, size)
+    measured["kernel_floor"] = floor(real, kernel_distance, 20, seed)
   if min(len(real), len(generated)) > k:
-    found |= precision_recall_density_coverage(real, generated, k)
-  return found
+    measured |= precision_recall_density_coverage(real, generated, k)
+  return measured
 
 
 def _pair(a: np.ndarray, b: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
@@ -274,7 +273,7 @@ def _jackknife(values: Sequence[float]) -> float:
 
 
 def _with_interval(value, n, m, groups, seed, note) -> Measurement:
-  """value(rows_a, rows_b) over all rows, and its jackknife with group g left out of both sets at once."""
+  """value(rows_a, rows_b) over all rows, with the jackknife that leaves group g out of both sets."""
   rng = np.random.default_rng(seed)
   groups = min(groups, n // 2, m // 2)
   group_a, group_b = rng.permutation(n) % max(groups, 1), rng.permutation(m) % max(groups, 1)
@@ -288,7 +287,7 @@ def _blocks(total: int):
 
 
 def _kernel_sums(x, y, groups_x, groups_y, within: bool) -> np.ndarray:
-  """Sums of the cubic kernel between groups of rows; `within` one set, each row's kernel with itself is left out."""
+  """Sums of the cubic kernel between groups of rows. `within`: x and y are one set, and each row's kernel with itself is 0."""
   sums = np.zeros((groups_x.max() + 1, groups_y.max() + 1))
   member = np.eye(sums.shape[1])[groups_y]  # [m, groups]
   for rows in _blocks(len(x)):
@@ -313,9 +312,9 @@ def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _radii(x: np.ndarray, k: int) -> np.ndarray:
   """Squared distance of each row to its k-th nearest other row."""
-  found = np.empty(len(x))
+  radii = np.empty(len(x))
   for rows in _blocks(len(x)):
     squared = _squared_distances(x[rows], x)
     squared[np.arange(len(squared)), np.arange(rows.start, rows.stop)] = np.inf
-    found[rows] = np.partition(squared, k - 1, axis=1)[:, k - 1]
-  return found
+    radii[rows] = np.partition(squared, k - 1, axis=1)[:, k - 1]
+  return radii

@@ -1,4 +1,4 @@
-"""Reads what callers hand in as masks, or says in one sentence what is wrong with it."""
+"""Checks arguments that should be masks."""
 
 import numpy as np
 

@@ -1,21 +1,21 @@
-"""Were training images copied? Nearest training images of generated ones, against those of held-out ones.
+"""Were training images copied? Compares the nearest training images of generated images with those of held-out images.
 
-How near is too near no distance says by itself: all eyes look alike. So the same search is made three times:
+A distance alone does not say how near is too near, because all eyes look alike. So the same search is done three times:
 
-  generated -> train       what is to be judged
-  held-out  -> train       how near eyes come that cannot be copies: the threshold is taken from these
-  generated -> held-out    whether generated eyes are nearer to the training eyes than to as many others
+  generated -> train       the question
+  held-out  -> train       how near eyes are that cannot be copies: this gives the threshold
+  generated -> held-out    whether generated eyes are nearer to the training eyes than to equally many others
 
 A generated image is *near* if its similarity to some training image exceeds the 95th percentile of the held-out
-images' (Dar et al., Nature BME 2025); of images that copy nothing 5 % are near all the same. It is *isolated* if its
+images' (Dar et al., Nature BME 2025); 5 % of images that copy nothing are near as well. It is *isolated* if its
 nearest training image is less than a third as far as its second nearest (Yoon et al. 2023; Favero et al. 2025). It is
-called *copied* if it is near and isolated, or, given at least 20 held-out images, if it is less than half as far as the
-nearest of these is, which finds copies of images that are in the training set twice. Held-out eyes must be of other
-patients than the training eyes, or they are near too and hide copies.
+called *copied* if it is near and isolated, or, given at least 20 held-out images, if its distance is less than half of
+the smallest held-out distance, which detects copies of images that are in the training set twice. Held-out eyes must be
+of other patients than the training eyes; otherwise they are near too and hide copies.
 
-Distances are 1 - correlation, in both spaces. Pixels (`alignment`) are compared up to mirroring, rotation, zoom, small
-shifts, colour and lighting, all of which augmentation adds to a copy; a copy of a part of an eye is not found. Features
-are taken without colour too, and compared under the eight flips and quarter turns.
+Distances are 1 - correlation in both spaces. The comparison of pixels (`alignment`) is invariant to mirroring, rotation,
+zoom, small shifts, colour and lighting, which augmentation may have changed in a copy; copies of parts of an eye are not
+detected. Features are also computed without colour, and compared under the eight flips and quarter turns.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ from retree_jax.metrics.alignment import Pose
 from retree_jax.metrics.features import Extractor, extract
 from retree_jax.metrics.intervals import mean_with_interval, wilson
 
-CALIBRATED = 20  # held-out images from which on their nearest one, and their percentile, mean something
+CALIBRATED = 20  # least number of held-out images whose smallest distance and percentile are meaningful
 PERCENTILE = 95.0  # of the held-out images' similarity to the training images
 RATIO = 1 / 3  # of the distances to the nearest and to the second nearest training image
-_FEATURE_SIDE = 128  # pixels of the colourless pictures that features are taken of
+_FEATURE_SIDE = 128  # pixels of the colourless pictures from which features are computed
 _BLOCK = 1024
 
 
@@ -53,7 +53,7 @@ class Share:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """A generated image and its nearest training image; `pose(train picture)` lays this on the generated one."""
+  """A generated image and its nearest training image; `pose(train picture)` is registered to the generated one."""
 
   generated: int
   train: int
@@ -65,20 +65,20 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-  """What one way of comparing images found. N generated, K held-out images.
+  """The result of one way of comparing images. N generated, K held-out images.
 
   Attributes:
     name: "pixels", or the extractor's.
     nearest: [N] index of the nearest training image.
     distance, second: [N] distance to it and to the second nearest.
-    poses: N Poses, which lay the training image on the generated one (flips and quarter turns for features).
+    poses: N Poses, which register the training image to the generated one (flips and quarter turns for features).
     heldout_distance, heldout_second: [K] the same from held-out to training images.
     to_heldout: [N] distance to the nearest held-out image.
     threshold: distance below which an image is near.
-    near, isolated, copied: [N] bool, as the module says.
-    closer_to_train: mean probability, with a bootstrap interval over generated images, that the nearest of as many
-      training as held-out images, drawn from the larger set, is a training image. Without memorisation about 0.5,
-      give or take what the two sets happen to be; in pixels it is taken before alignment.
+    near, isolated, copied: [N] bool, defined at the top of this file.
+    closer_to_train: mean probability, with a bootstrap interval over generated images, that the nearest image is a
+      training image when equally many training and held-out images are drawn from the larger set. About 0.5 without
+      memorisation, apart from chance differences of the two sets; for pixels it is computed before alignment.
   """
 
   name: str
@@ -96,7 +96,7 @@ class Space:
   closer_to_train: dict[str, float]
 
   def closest(self, count: int = 12) -> list[Pair]:
-    """The pairs to look at: copies first, then by distance."""
+    """The pairs to inspect: copies first, then by distance."""
     order = np.lexsort((self.distance, ~self.copied))[:count]
     return [
       Pair(int(i), int(self.nearest[i]), float(self.distance[i]), float(self.second[i]), self.poses[i], bool(self.copied[i]))
@@ -113,7 +113,7 @@ class Audit:
     spaces: {"pixels": Space} and, with an extractor, its own by its name.
     copied: [N] bool, copied in any space.   copies: their Share.
     verdict: "copies" (some were found), "suspicious" (more images are near than chance explains), "clear", or
-      "unclear" (nothing was found, but the held-out set is too small to calibrate by).
+      "unclear" (nothing was found, but the held-out set is too small for calibration).
     notes: sentences of caution.
   """
 
@@ -130,15 +130,15 @@ class Audit:
   def sentence(self) -> str:
     """The verdict for a reader."""
     copies = self.copies
-    found = (
+    counted = (
       f"{copies.hits} of {copies.total} generated images are copies of training images "
       f"({100 * copies.share:.1f} %, 95 % interval {100 * copies.low:.1f} to {100 * copies.high:.1f} %)"
     )
     return {
-      "copies": f"{found}: do not share this set before these images are removed and the cause is known.",
-      "suspicious": f"{found}, but more are near to training images than held-out eyes explain: look at the closest pairs.",
-      "clear": f"{found}, and no more are near to training images than held-out eyes explain.",
-      "unclear": f"{found}, but {self.num_heldout} held-out images are too few to calibrate the threshold.",
+      "copies": f"{counted}: do not share this set before these images are removed and the cause is known.",
+      "suspicious": f"{counted}, but more are near to training images than held-out eyes explain: look at the closest pairs.",
+      "clear": f"{counted}, and no more are near to training images than held-out eyes explain.",
+      "unclear": f"{counted}, but {self.num_heldout} held-out images are too few to calibrate the threshold.",
     }[self.verdict]
 
   def to_dict(self) -> dict:
@@ -187,20 +187,20 @@ def audit(
   extractor: Extractor | None = None,
   batch_size: int = 32,
 ) -> Audit:
-  """Looks for generated images that are copies of training images.
+  """Detects generated images that are copies of training images.
 
   Args:
     generated, train, heldout: uint8 [N, H, W, C] or sequences of [H, W, C]; C = 3 for photographs, 1 for trees. Sizes
-      may differ, framing should not: bring all to the discs' bounding box. Held-out images are ones that no model
-      has seen, of other patients, from the same source as the training images; as many as these, ideally.
-    extractor: features (`features.extractor`) for a second comparison; None leaves it out.
+      may differ, framing should not: crop all to the bounding box of the visible disc. Held-out images must be
+      unseen by any model, of other patients, and from the same source as the training images; ideally equally many.
+    extractor: features (`features.extractor`) for a second comparison; None omits it.
     batch_size: pictures per call of the extractor.
 
   Returns:
     The Audit. 10,000 generated against 1,000 training images take minutes in pixels.
 
   Raises:
-    ValueError: no generated images, fewer than 3 training or 2 held-out ones, or what is no picture of 8 bits.
+    ValueError: no generated images, fewer than 3 training or 2 held-out images, or arrays that are not 8-bit pictures.
   """
   for what, pictures, least in (("generated", generated, 1), ("training", train, 3), ("held-out", heldout, 2)):
     if len(pictures) < least:
@@ -216,10 +216,10 @@ def audit(
   if extractor is not None:
     spaces[extractor.name] = _in_features(generated, train, heldout, extractor, batch_size)
   copied = np.any([space.copied for space in spaces.values()], axis=0)
-  # What 5 % of the held-out images is, is itself uncertain: the expected share comes with an interval as well.
+  # The expected proportion of 5 % is itself estimated from the held-out images, so its interval counts too.
   expected = wilson(round((1 - PERCENTILE / 100) * len(heldout)), len(heldout))[1]
   crowded = [name for name, space in spaces.items() if Share.of(space.near).low > expected]
-  verdict = "copies" if copied.any() else "suspicious" if crowded else "unclear" if len(heldout) < 20 else "clear"
+  verdict = "copies" if copied.any() else "suspicious" if crowded else "unclear" if len(heldout) < CALIBRATED else "clear"
   notes = []
   if len(heldout) < CALIBRATED:
     notes.append(f"Only {len(heldout)} held-out images: the 95th percentile of fewer than {CALIBRATED} is a guess.")
@@ -251,20 +251,20 @@ def _check(pictures, what: str) -> None:
 def _in_pixels(generated, train, heldout) -> Space:
   ours, theirs, others = (alignment.prepare(pictures) for pictures in (generated, train, heldout))
   control = alignment.nearest(others, theirs)
-  # Which side's nearest must be known before the other side's nearer ones can be counted depends on the sizes.
+  # The nearest distance to the smaller set is the limit within which images of the larger set are counted.
   if len(train) >= len(heldout):
     to_others = alignment.nearest(ours, others, 1)
-    found = alignment.nearest(ours, theirs, threshold=to_others.best)
-    closer = 1 - _missed(len(train), found.above, len(heldout))
+    to_train = alignment.nearest(ours, theirs, threshold=to_others.best)
+    closer = 1 - _missed(len(train), to_train.above, len(heldout))
   else:
-    found = alignment.nearest(ours, theirs)
-    to_others = alignment.nearest(ours, others, 1, threshold=found.best)
+    to_train = alignment.nearest(ours, theirs)
+    to_others = alignment.nearest(ours, others, 1, threshold=to_train.best)
     closer = _missed(len(heldout), to_others.above, len(train))
   return _judged(
     "pixels",
-    found.index[:, 0],
-    found.distance,
-    [row[0] for row in found.poses],
+    to_train.index[:, 0],
+    to_train.distance,
+    [row[0] for row in to_train.poses],
     control.distance,
     to_others.distance[:, 0],
     closer,
@@ -275,7 +275,7 @@ def _in_features(generated, train, heldout, extractor: Extractor, batch_size: in
   names = [(mirrored, turns) for mirrored in (False, True) for turns in range(4)]
   pictures = [_colourless(images) for images in (generated, train, heldout)]
   ours, plain, others = (extract(images, extractor, batch_size).astype(np.float64) for images in pictures)
-  # Every feature counts the same, whatever its unit.
+  # Standardised, so that every feature has the same weight.
   real = np.concatenate([plain, others])
   mean, deviation = real.mean(0), real.std(0) + 1e-6 * np.abs(real).max() + 1e-12
 
@@ -307,7 +307,7 @@ def _in_features(generated, train, heldout, extractor: Extractor, batch_size: in
 
 
 def _colourless(pictures) -> np.ndarray:
-  """uint8 [N, S, S, 1 or 3]: trees as they are, photographs without colour and lighting."""
+  """uint8 [N, S, S, 1]: trees unchanged, photographs without colour and lighting."""
   parts = []
   for start in range(0, len(pictures), 256):
     small = np.stack([alignment.as_square(np.asarray(p), _FEATURE_SIDE) for p in pictures[start : start + 256]])
@@ -327,24 +327,24 @@ def _smallest(queries, views) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Distances [N, 2] to the two nearest references under any view, [N] index and [N] view of the nearest."""
   distance, index, view = [], [], []
   for start in range(0, len(queries), _BLOCK):
-    found = _distances(queries[start : start + _BLOCK], views)
-    over = found.min(0)
+    distances = _distances(queries[start : start + _BLOCK], views)
+    over = distances.min(0)
     first = over.argmin(1)
     two = min(2, over.shape[1])
     distance.append(np.sort(np.partition(over, two - 1, axis=1)[:, :two], 1))
     index.append(first)
-    view.append(found[:, np.arange(len(first)), first].argmin(0))
+    view.append(distances[:, np.arange(len(first)), first].argmin(0))
   return np.concatenate(distance), np.concatenate(index), np.concatenate(view)
 
 
 def _nearer(queries, views, limits) -> np.ndarray:
-  """[N] how many references lie nearer than the limit under some view."""
+  """[N] number of references that are nearer than the limit under some view."""
   blocks = (slice(start, start + _BLOCK) for start in range(0, len(queries), _BLOCK))
   return np.concatenate([(_distances(queries[rows], views).min(0) < limits[rows, None]).sum(1) for rows in blocks])
 
 
 def _missed(total: int, marked: np.ndarray, drawn: int) -> np.ndarray:
-  """Probability that none of the marked ones is among `drawn` of `total`: C(total - marked, drawn) / C(total, drawn)."""
+  """Probability that `drawn` of `total` items contain no marked one: C(total - marked, drawn) / C(total, drawn)."""
   left = total - marked
   possible = left >= drawn
   left = np.where(possible, left, drawn)
@@ -357,7 +357,7 @@ def _judged(name, nearest, distance, poses, control, to_heldout, closer) -> Spac
   first, second = distance[:, 0], distance[:, 1]
   near, isolated = first < threshold, first < RATIO * second
   copied = near & isolated
-  if len(control) >= CALIBRATED:  # the nearest of fewer held-out images says too little of how near one can be by chance
+  if len(control) >= CALIBRATED:  # with fewer, the smallest held-out distance says little about how near one can be by chance
     copied |= first < control[:, 0].min() / 2
   return Space(
     name,

@@ -1,10 +1,10 @@
 """How well a predicted vessel map agrees with a traced one, by named protocols.
 
-Numbers of different papers differ by the protocol as much as by the method (Kovacs and Fazekas, MedIA 2022),
-so a protocol has a name here: `protocol("native")` is native resolution inside the field of view,
-`protocol("paper")` what ReTree's published code does (everything resized to 256 x 256, no field of view).
+The numbers of different papers differ by the protocol as much as by the method (Kovacs and Fazekas, MedIA
+2022), so protocols are named: `protocol("native")` is native resolution inside the field of view,
+`protocol("paper")` is that of ReTree's published code (everything resized to 256 x 256, no field of view).
 
-All counts equal scikit-learn's. What scikit-learn leaves open or warns about is settled thus:
+All counts equal scikit-learn's. Cases that scikit-learn leaves undefined or warns about are defined as follows:
 
 ==================  ========================================================================================
 both maps empty     precision, recall, f1, jaccard, cldice, kappa, mcc are 1 (both full: kappa, mcc 1)
@@ -55,12 +55,12 @@ def scores(prediction, target, fov=None, threshold: float = 0.5) -> dict[str, fl
   Args:
     prediction: [H, W] or [H, W, 1]; probabilities in [0, 1], or a mask (bool, {0, 1} or {0, 255}).
     target: [H, W] or [H, W, 1] mask.
-    fov: [H, W] or [H, W, 1] mask of the pixels that count; None for all. Outside it both maps are background
-      to cldice and the Betti numbers.
+    fov: [H, W] or [H, W, 1] mask of the pixels that count; None for all. For cldice and the Betti numbers both
+      maps are background outside it.
     threshold: a pixel is predicted to be vessel where its probability is greater. Unused for masks.
 
   Returns:
-    {name: value} for the names in METRICS; degenerate maps as in the module's table.
+    {name: value} for the names in METRICS; degenerate maps as in the table at the top of this file.
 
   Raises:
     ValueError: if shapes differ, values are NaN or out of range, or the field of view is empty.
@@ -69,7 +69,7 @@ def scores(prediction, target, fov=None, threshold: float = 0.5) -> dict[str, fl
 
 
 def pooled(predictions: Sequence, targets: Sequence, fovs: Sequence | None = None, threshold: float = 0.5) -> dict[str, float]:
-  """Scores of several images as one: all their pixels in one confusion matrix and one ROC curve.
+  """Scores of several images together: all their pixels in one confusion matrix and one ROC curve.
 
   For cldice the skeleton pixels are pooled; the Betti errors are means of the per-image errors. Images may
   differ in size. Arguments as in `scores`, in lists of one length.
@@ -91,7 +91,7 @@ def choose_threshold(predictions: Sequence, targets: Sequence, fovs: Sequence | 
     fovs: list of masks (or Nones), or None.
 
   Returns:
-    The threshold in [0, 0.999] to pass to `scores`; among equally good ones the one nearest 0.5.
+    The threshold in [0, 0.999] to pass to `scores`; among equally good thresholds the one nearest 0.5.
 
   Raises:
     ValueError: if no target holds a vessel pixel, or as in `pooled`.
@@ -141,7 +141,7 @@ def summary(scores: Sequence[Mapping[str, float]], num_bootstrap: int = 1000, se
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-  """A way of scoring that can be named beside a number.
+  """A named way of scoring.
 
   Attributes:
     name: "paper" or "native".
@@ -158,7 +158,7 @@ class Protocol:
   def prepare(self, prediction, target, fov=None):
     """The (prediction, target, fov) that are scored.
 
-    Where the protocol has a size both maps are resized bilinearly and the target is cut at 1/2 again.
+    If the protocol has a size, both maps are resized bilinearly and the target is thresholded at 1/2 again.
     """
     if self.use_fov and fov is None:
       raise ValueError(
@@ -183,9 +183,9 @@ class Protocol:
 
 
 _PROTOCOLS = {
-  # ReTree's published scoring: both maps squashed to 256 x 256 by bilinear interpolation, sigmoid > 0.5, full
-  # frame. It raises the accuracy by about 1.6 points over scoring inside the field of view, and breaks thin
-  # vessels up: the Betti errors mean little at this size.
+  # ReTree's published scoring: both maps resized to 256 x 256 by bilinear interpolation, sigmoid > 0.5, full
+  # frame. Its accuracy is about 1.6 points above that inside the field of view, and it breaks thin vessels: at
+  # this size the Betti errors mean little.
   "paper": Protocol("paper", (256, 256), False, 0.5),
   # What most comparisons since 2020 use, and what this project reports.
   "native": Protocol("native", None, True, 0.5),
@@ -209,7 +209,7 @@ def protocol(name: str) -> Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class _Case:
-  """One image, checked: full maps for what needs the plane, flat ones with the pixels that count."""
+  """One checked image: whole maps for measures of shape, flat ones of the pixels that count."""
 
   predicted: np.ndarray  # [H, W] bool, False outside the field of view
   traced: np.ndarray  # [H, W] bool, False outside the field of view
@@ -221,7 +221,7 @@ class _Case:
 def _check(prediction, target, fov, threshold) -> _Case:
   target = as_mask(target, "the target")
   probability = _probability(prediction, "the prediction")
-  # A mask's pixels are 0 and 1, which any threshold from 0 to below 1 tells apart.
+  # Any threshold from 0 to below 1 separates the 0 and 1 of a mask.
   hard = probability.dtype == bool
   if not hard and not 0 <= threshold <= 1:
     raise ValueError(f"the threshold {threshold} is no probability; give one from 0 to 1, such as 0.5")
@@ -277,7 +277,7 @@ def _scores(cases: Sequence[_Case]) -> dict[str, float]:
   accuracy = (tp + tn) / total
   perfect = float(fp == fn == 0)
   skeletons = [_cldice_counts(c) for c in cases]
-  kept, predicted, found, traced = np.sum(skeletons, axis=0)
+  kept, predicted, covered, traced = np.sum(skeletons, axis=0)
   betti = [(topology.betti_numbers(c.predicted), topology.betti_numbers(c.traced)) for c in cases]
   errors = np.mean([np.abs(np.subtract(a, b)) for a, b in betti], axis=0)
   nan = float("nan")
@@ -292,7 +292,7 @@ def _scores(cases: Sequence[_Case]) -> dict[str, float]:
     "kappa": (accuracy - chance) / (1 - chance) if product or not perfect else 1.0,
     "mcc": (tp * tn - fp * fn) / float(product) ** 0.5 if product else perfect,
     "auc": _auc(np.concatenate([c.probability for c in cases]), np.concatenate([c.truth for c in cases])),
-    "cldice": 1.0 if empty else _harmonic(kept / max(predicted, 1), found / max(traced, 1)),
+    "cldice": 1.0 if empty else _harmonic(kept / max(predicted, 1), covered / max(traced, 1)),
     "betti0_error": float(errors[0]),
     "betti1_error": float(errors[1]),
   }
@@ -318,14 +318,14 @@ def _auc(probability: np.ndarray, truth: np.ndarray) -> float:
   background, vessel = np.sort(probability[~truth]), probability[truth]
   if not background.size or not vessel.size:
     return float("nan")
-  # Sorted needles walk through memory in order, several times faster than random ones.
+  # Sorted queries access memory in order, which is several times faster.
   vessel = np.sort(vessel)
   wins = np.searchsorted(background, vessel, "left").sum() + np.searchsorted(background, vessel, "right").sum()
   return float(wins / (2 * background.size * vessel.size))
 
 
 def _resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """[H, W] -> `size`, bilinear at pixel centres without antialiasing: what the original's loader does."""
+  """[H, W] -> `size`, bilinear at pixel centres without antialiasing, as in the original's loader."""
   values = np.asarray(values, np.float64)
   for axis, (old, new) in enumerate(zip(values.shape, size, strict=True)):
     place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)

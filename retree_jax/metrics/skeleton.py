@@ -1,15 +1,15 @@
 """Centrelines of a vessel tree: a pruned skeleton, cut at its junctions into smooth, sub-pixel paths.
 
-scikit-image thins the mask (Zhang and Suen, CACM 1984); the rest is here, because the values that come out of
-raw pixel chains depend on how the shape lies on the pixel grid (chain-code lengths change by up to 8 % under
+scikit-image thins the mask (Zhang and Suen, CACM 1984). The rest is done here, because values computed from raw
+pixel chains depend on how the shape lies on the pixel grid (chain-code lengths change by up to 8 % under
 rotation):
 
-1. Pixels are linked by mixed adjacency (a diagonal link is dropped where two orthogonal links say the same),
-   so that only true forks have three neighbours; touching fork pixels form one node.
-2. Spurs, branches that barely leave the disc inscribed at their junction, are pruned.
-3. Every path is smoothed, moved to the middle between the two walls (found at sub-pixel accuracy along the
-   normal), and smoothed again. The smoothing kernel 2g - g*g, with g a Gaussian, leaves parabolas where they
-   are, so that curves keep their radius while the stairs of the pixel grid vanish.
+1. Pixels are linked by mixed adjacency (a diagonal link is dropped where two orthogonal links make the same
+   connection), so that only true forks have three neighbours; touching fork pixels form one node.
+2. Spurs, which are branches that barely leave the disc inscribed at their junction, are pruned.
+3. Every path is smoothed, centred between the two walls (located at sub-pixel accuracy along the normal), and
+   smoothed again. The smoothing kernel 2g - g*g, with g a Gaussian, does not move parabolas, so curves keep
+   their radius while the steps of the pixel grid vanish.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ from retree_jax.metrics.masks import as_mask
 
 # (row, column) steps to the eight neighbours; step i and step 7 - i are opposite.
 _STEPS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
-_PATH_SIGMA = 3.0  # pixels along the path: longer than most stairs, shorter than vessels' bends
+_PATH_SIGMA = 3.0  # pixels along the path: longer than most steps of the grid, shorter than bends of vessels
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-  """A stretch of centreline between two nodes, free ends, or (closed) around a loop that has no node.
+  """A piece of centreline between two nodes or free ends, or (closed) around a loop without a node.
 
   Attributes:
     points: [n, 2] float (row, column), smooth, in order; a closed path does not repeat its first point.
@@ -85,12 +85,12 @@ def skeletonize(mask) -> np.ndarray:
 
 
 def trace(mask, *, prune: bool = True, sigma: float = _PATH_SIGMA) -> Skeleton:
-  """Finds the centrelines of a vessel tree.
+  """Traces the centrelines of a vessel tree.
 
   Args:
     mask: [H, W] bool or {0, 1} or {0, 255}; may be empty, one pixel, or full.
-    prune: removes branches shorter than 1.5 r + 1, where r is the radius of the disc inscribed at their
-      junction: they leave the vessel's wall by less than half its radius, and are its roughness.
+    prune: remove branches shorter than 1.5 r + 1, where r is the radius of the disc inscribed at their
+      junction: they exceed the vessel's wall by less than half its radius and are only its roughness.
     sigma: of the Gaussian that smooths the paths, in pixels along the path.
 
   Returns:
@@ -111,7 +111,7 @@ def trace(mask, *, prune: bool = True, sigma: float = _PATH_SIGMA) -> Skeleton:
     spurs = [chain for chain in chains if _is_spur(chain, node_radii, pixels.shape[1])]
     if not spurs:
       break
-    # A blob whose every branch is a spur keeps its nodes, and so does not vanish.
+    # A blob of which every branch is a spur keeps its nodes, so that it does not vanish.
     pixels.flat[np.concatenate([chain[0] for chain in spurs])] = False
     chains, node_of, node_radii = _chains(pixels, radius)
   flat = np.flatnonzero(node_of >= 0)
@@ -162,7 +162,7 @@ def _chains(pixels: np.ndarray, radius: np.ndarray):
   node_radii = np.zeros(num_nodes)
   np.maximum.at(node_radii, label, radius.ravel()[fork_pixels])
 
-  # Every other pixel has at most two links. They are walked in plain Python: a tree has a few thousand.
+  # Every other pixel has at most two links. The chains are followed in plain Python: a tree has a few thousand pixels.
   offsets = np.array([dy * width + dx for dy, dx in _STEPS])
   path_pixels = flat[~fork]
   links = {}
@@ -186,10 +186,10 @@ def _chains(pixels: np.ndarray, radius: np.ndarray):
         return chain
 
   def node_beside(pixel, but=None):
-    found = [nodes[other] for other in links.get(pixel, ()) if other in nodes]
+    adjacent = [nodes[other] for other in links.get(pixel, ()) if other in nodes]
     if but is not None:
-      found.remove(but)
-    return found[0] if found else -1
+      adjacent.remove(but)
+    return adjacent[0] if adjacent else -1
 
   ends = [p for p in path_pixels.tolist() if len(links.get(p, ())) < 2 or any(q in nodes for q in links[p])]
   for first in ends:
@@ -218,7 +218,7 @@ def _is_spur(chain, node_radii: np.ndarray, width: int) -> bool:
 
 
 def _segments(chains, nodes, node_radii, mask, radius, sigma) -> list[Segment]:
-  """Turns pixel chains into smooth centred paths; all of them at once, end to end in one array."""
+  """Converts pixel chains into smooth centred paths, all at once: concatenated in one array."""
   width = mask.shape[1]
   paths = []
   for pixels, start, end, _ in chains:
@@ -237,7 +237,7 @@ def _segments(chains, nodes, node_radii, mask, radius, sigma) -> list[Segment]:
   normal = _normals(points, sizes, closed)
   left = _to_wall(mask, points, normal, at_radius)
   right = _to_wall(mask, points, -normal, at_radius)
-  # Beside a fork the walls are those of several vessels: there, and at ends, the path stays where it is.
+  # Near a fork the walls belong to several vessels: there, and at ends, the path is not moved.
   shift = np.clip((left - right) / 2, -1, 1)
   shift *= np.abs(left - right) <= 2
   shift[ends - sizes] *= closed
@@ -254,10 +254,10 @@ def _segments(chains, nodes, node_radii, mask, radius, sigma) -> list[Segment]:
 
 
 def smooth(points: np.ndarray, sizes: np.ndarray, closed: np.ndarray, sigma: float) -> np.ndarray:
-  """Smooths paths that lie end to end in one array, by the kernel 2g - g*g (g: Gaussian of `sigma` samples).
+  """Smooths paths that are concatenated in one array, with the kernel 2g - g*g (g: Gaussian of `sigma` samples).
 
   The kernel's second moment is zero: straight lines and parabolas pass unchanged, so a curve does not shrink.
-  Open paths keep their end points (they are continued by point reflection); closed ones are continued around.
+  Open paths keep their end points (they are extended by point reflection); closed paths are extended periodically.
 
   Args:
     points: [sum(sizes), d].
@@ -295,7 +295,7 @@ def smooth(points: np.ndarray, sizes: np.ndarray, closed: np.ndarray, sigma: flo
 
 
 def _normals(points, sizes, closed) -> np.ndarray:
-  """Unit normals of paths that lie end to end; (0, 0) for a path of one point."""
+  """Unit normals of concatenated paths; (0, 0) for a path of one point."""
   ends = np.cumsum(sizes)
   after, before = np.arange(len(points)) + 1, np.arange(len(points)) - 1
   after[ends - 1] = np.where(closed, ends - sizes, ends - 1)
@@ -308,9 +308,8 @@ def _normals(points, sizes, closed) -> np.ndarray:
 def _to_wall(mask, points, direction, radius, step: float = 0.5) -> np.ndarray:
   """Distance [n] from each point along its direction to where the mask ends.
 
-  That is where the bilinearly interpolated mask falls below 1/2. Looks no further than 1.5 times the
-  inscribed radius + 1: what it would meet beyond is another vessel's wall, and it takes the inscribed radius
-  instead.
+  There the bilinearly interpolated mask falls below 1/2. The search stops at 1.5 times the inscribed radius + 1:
+  a wall beyond belongs to another vessel, and the inscribed radius is returned instead.
   """
   limit = 1.5 * np.maximum(radius, 0.5) + 1
   distance = np.full(len(points), np.nan)

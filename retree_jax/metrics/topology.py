@@ -9,7 +9,7 @@ _EIGHT = np.ones((3, 3), bool)
 
 
 def betti_numbers(mask) -> tuple[int, int]:
-  """Betti numbers of a binary map: how many pieces it has, and how many loops.
+  """Betti numbers of a binary map: its numbers of connected pieces and of loops.
 
   b0 counts the 8-connected components of the foreground; b1 the 4-connected components of the background less
   the outer one (the frame counts as surrounded by background). These are the dual connectivities under which
@@ -34,13 +34,13 @@ def box_dimension(mask, *, smallest: int = 2, num_offsets: int = 4) -> dict[str,
   """Box-counting (Minkowski-Bouligand) dimension of a binary map, with the quality of its fit.
 
   N(k) is the number of boxes of k x k pixels that hold at least one pixel of the map, averaged over
-  `num_offsets`² grids shifted by equal parts of k, which makes it nearly indifferent to where and how the
-  shape lies. The dimension is the slope of the least-squares line of log N over log 1/k, for k in steps of
-  about sqrt(2) from `smallest` to a sixth of the longer side of the map's bounding box (few boxes, cut by the
-  shape's outline, flatten the line beyond).
+  `num_offsets`² grids shifted by equal parts of k, which makes it nearly independent of the position and
+  orientation of the shape. The dimension is the slope of the least-squares line of log N over log 1/k, for k in steps of
+  about sqrt(2) from `smallest` to a sixth of the longer side of the map's bounding box (beyond that, there are
+  few boxes, and the outline of the shape flattens the line).
 
-  A vessel of w pixels is an area to boxes smaller than w and a line to larger ones, so the number of a mask
-  depends on its calibre and its resolution: compare maps of one size only.
+  A vessel of w pixels is an area for boxes smaller than w and a line for larger ones, so the dimension depends on
+  calibre and resolution: compare only maps of one size.
 
   Args:
     mask: [H, W] bool or {0, 1} or {0, 255}.
@@ -48,8 +48,8 @@ def box_dimension(mask, *, smallest: int = 2, num_offsets: int = 4) -> dict[str,
     num_offsets: shifts of the grid per axis.
 
   Returns:
-    {"dimension": slope, "r2": coefficient of determination of the fit, "num_sizes": how many box sizes were
-    used}. NaN and NaN where fewer than three box sizes fit (maps that are empty or shorter than about 12 *
+    {"dimension": slope, "r2": coefficient of determination of the fit, "num_sizes": number of box sizes}.
+    The first two are NaN if fewer than three box sizes fit (maps that are empty or shorter than about 12 *
     smallest).
 
   Raises:
@@ -77,15 +77,15 @@ def box_dimension(mask, *, smallest: int = 2, num_offsets: int = 4) -> dict[str,
   counts = []
   for k in sizes:
     shifts = np.unique(np.arange(num_offsets) * k // num_offsets)
-    found = []
+    occupied = []
     for top in pad - shifts:
       lines = total[top::k]
       for left in pad - shifts:
         corners = lines[:, left::k]
         # The last, incomplete row of boxes holds nothing but padding, since the pad is no smaller than a box.
         boxes = corners[1:, 1:] - corners[:-1, 1:] - corners[1:, :-1] + corners[:-1, :-1]
-        found.append(np.count_nonzero(boxes))
-    counts.append(np.mean(found))
+        occupied.append(np.count_nonzero(boxes))
+    counts.append(np.mean(occupied))
   x, y = -np.log(sizes), np.log(counts)
   slope, intercept = np.polyfit(x, y, 1)
   spread = np.sum((y - y.mean()) ** 2)

@@ -1,28 +1,28 @@
-"""Could two sets of features come from one distribution? A permutation test, valid at any number of images."""
+"""Permutation test of whether two sets of features come from one distribution, valid for any number of images."""
 
 import math
 
 import numpy as np
 
-_MOST = 1000  # images of a set that enter the test: the matrix of distances grows with their square
+_MOST = 1000  # images per set in the test: the distance matrix grows with their square
 
 
 def energy_test(a: np.ndarray, b: np.ndarray, permutations: int = 999, seed: int = 0) -> dict[str, float]:
   """Energy distance with a permutation test (Székely and Rizzo 2004, eqs. 5 and 6).
 
-  Each feature is divided by its standard deviation over both sets, so that none rules by its unit. Exchanging
-  images between the sets changes nothing if both come from one distribution, whatever it is: the p-value is
-  exact for few images too, where the intervals of distances are not to be relied on. It says whether a difference
-  was seen, not how large it is.
+  Each feature is divided by its standard deviation over both sets, so that its unit does not matter. If both sets
+  come from one distribution, exchanging images between them changes nothing: so the p-value is exact even for few
+  images, where the intervals of distances are unreliable. It says whether a difference was detected, not how
+  large it is.
 
   Args:
-    a: [n, d] features, n at least 2.   b: [m, d] likewise. Of more than 1000 rows a random 1000 are used.
+    a: [n, d] features, n at least 2.   b: [m, d] likewise. With more than 1000 rows, 1000 random ones are used.
     permutations: random exchanges; the smallest p-value is 1 / (permutations + 1).
     seed: of the exchanges.
 
   Returns:
     {"energy": the distance between the sets over the mean distance between their images, 0 (same) to 1; "p";
-    "count_a", "count_b": rows used}. p is 1 where all features of all images agree.
+    "count_a", "count_b": rows used}. p is 1 if all images have the same features.
 
   Raises:
     ValueError: fewer than 2 rows on a side, different d, not finite.
@@ -60,7 +60,7 @@ def energy_test(a: np.ndarray, b: np.ndarray, permutations: int = 999, seed: int
   for start in range(0, permutations, 100):
     count = min(100, permutations - start)
     exchanged = np.stack([rng.permutation(first) for _ in range(count)], 1)
-    # Equal up to rounding counts as equally large, as for repeated images.
+    # Equal up to rounding counts as equal, as for repeated images.
     larger += int(np.sum(energy(exchanged)[0] >= value * (1 - 1e-9)))
   share = math.sqrt(max(0.0, value / (2 * between)))
   return {"energy": min(1.0, share), "p": (larger + 1) / (permutations + 1), "count_a": n, "count_b": m}

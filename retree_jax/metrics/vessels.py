@@ -1,9 +1,9 @@
-"""What a clinician measures on a vessel tree, and how far sets of trees are apart in each measure.
+"""Clinical biomarkers of vessel trees, and distances between sets of trees in each biomarker.
 
-Published tools disagree on drawn shapes with known answers, and many of their numbers change when the shape
-is rotated; so each number here says what it is (`BIOMARKERS`), all lengths are taken on smooth sub-pixel
-centrelines (`skeleton.trace`), and the tests compare with lines, arcs, sinusoids, forks and fractals at
-several rotations. Lengths are in pixels: compare trees of one resolution only.
+Published tools disagree on drawn shapes with known values, and many of their numbers change when the shape is
+rotated. So every number here is defined (`BIOMARKERS`), all lengths are measured on smooth sub-pixel centrelines
+(`skeleton.trace`), and the tests compare with lines, arcs, sinusoids, forks and fractals at several rotations.
+Lengths are in pixels: compare only trees of one resolution.
 """
 
 import math
@@ -60,10 +60,10 @@ BIOMARKERS: dict[str, tuple[str, str]] = {
   "loops": ("count", "closed meshes of the tree (Betti number 1)"),
 }
 
-_SHORTEST = 10.0  # pixels; shorter stretches say more about the pixel grid than about tortuosity (as in PVBM)
+_SHORTEST = 10.0  # pixels; the tortuosity of shorter pieces is mostly that of the pixel grid (as in PVBM)
 _CURVATURE_SIGMA = 6.0
-_FORK_BLUR = 4.0  # pixels from a fork that the smoothing of the paths, anchored there, may bend
-_BRIDGE = 2.0  # pixels by which two forks' discs may miss each other and still be one crossing: they lie on a grid
+_FORK_BLUR = 4.0  # pixels from a fork within which the smoothing of the paths, anchored there, may bend them
+_BRIDGE = 2.0  # pixels between the discs of two forks that still count as one crossing: allows for the pixel grid
 
 
 def biomarkers(tree, fov=None) -> dict[str, float]:
@@ -75,13 +75,12 @@ def biomarkers(tree, fov=None) -> dict[str, float]:
       frame.
 
   Returns:
-    {name: value} for the names in BIOMARKERS, which holds units and definitions. What a tree does not have is
-    NaN: an empty tree has density, length and counts 0 and everything else NaN, a tree without forks has no
-    branching angle, and one smaller than about 24 px no fractal dimension.
+    {name: value} for the names in BIOMARKERS, which gives units and definitions. Undefined values are NaN: an empty
+    tree has density, length and counts 0 and all others NaN, a tree without forks has no branching angle, and one
+    smaller than about 24 px has no fractal dimension.
 
   Raises:
-    ValueError: if the tree or the field of view is no mask, their sizes differ, or the field of view is
-      empty.
+    ValueError: if the tree or the field of view is not a mask, their sizes differ, or the field of view is empty.
   """
   tree = as_mask(tree, "the tree")
   if fov is not None:
@@ -124,7 +123,7 @@ def biomarkers(tree, fov=None) -> dict[str, float]:
 def distances(
   a: Sequence[Mapping[str, float]], b: Sequence[Mapping[str, float]], num_bootstrap: int = 1000, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-  """How far the biomarkers of one set of trees (generated) are from those of another (real).
+  """Distances between the biomarkers of one set of trees (generated) and those of another (real).
 
   Args:
     a: biomarkers of the generated trees, one dict per tree.
@@ -140,11 +139,11 @@ def distances(
       ks, ks_p: the two-sample Kolmogorov-Smirnov statistic and its p-value;
       mean_a, std_a, low_a, high_a, count_a and the same for b: mean, standard deviation, bootstrap interval
         of the mean, and number of trees that have the biomarker.
-    Trees whose value is NaN are left out of that biomarker; where fewer than two remain on a side, distances
+    Trees whose value is NaN are excluded from that biomarker; if fewer than two remain on a side, its distances
     are NaN.
 
   Raises:
-    ValueError: if a set has fewer than two trees, or no biomarker is common to all trees.
+    ValueError: if a set has fewer than two trees, or the trees have no biomarker in common.
   """
   a, b = list(a), list(b)
   if len(a) < 2 or len(b) < 2:
@@ -167,8 +166,7 @@ def distances(
         entry["wasserstein_normalised"] = entry["wasserstein"] / spread
       elif not entry["wasserstein"]:
         entry["wasserstein_normalised"] = 0.0
-      # SciPy's exact p-value can overflow and warn for large unequal samples, where the asymptotic one is as
-      # good.
+      # SciPy's exact p-value can overflow and warn for large unequal samples; there the asymptotic one is as accurate.
       test = stats.ks_2samp(x, y, method="exact" if max(x.size, y.size) <= 500 else "asymp")
       entry["ks"], entry["ks_p"] = float(test.statistic), float(test.pvalue)
     for side, values in (("a", x), ("b", y)):
@@ -185,7 +183,7 @@ def _length(skeleton: Skeleton) -> float:
       total += (segment.start < 0) * segment.start_radius + (segment.end < 0) * segment.end_radius
   if skeleton.segments or not skeleton.nodes.size:
     return total
-  # Nothing but forks whose branches were all spurs: blobs, as long as they are wide.
+  # Only forks of which all branches were spurs: blobs, as long as they are wide.
   return float(2 * skeleton.node_radii.sum())
 
 
@@ -214,14 +212,12 @@ def _width(segments: Sequence[Segment]) -> float:
 
 
 def _merge_nodes(skeleton: Skeleton) -> tuple[np.ndarray, set[int], np.ndarray]:
-  """Joins forks whose inscribed discs touch along the centreline.
-
-  A crossing is thinned to two forks near each other.
+  """Merges forks whose inscribed discs touch along the centreline, because thinning turns a crossing into two forks.
 
   Returns:
     node_of: [m] the junction that each node belongs to.
     bridges: indices of the segments inside a junction.
-    degree: [m] how many vessels leave each junction.
+    degree: [m] number of vessels at each junction.
   """
   bridges = {
     i
@@ -259,7 +255,7 @@ def _branching_angles(skeleton: Skeleton, node_of, bridges, degree) -> list[floa
 
 
 def _direction(points: np.ndarray, radius: float) -> np.ndarray | None:
-  """Unit direction in which a vessel leaves a fork's disc; None where it is too short to tell."""
+  """Unit direction of a vessel where it leaves the disc of a fork; None if it is too short."""
   along = np.insert(np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1)), 0, 0)
   near = 1.5 * radius + _FORK_BLUR
   far = min(near + max(15.0, 3 * radius), along[-1])
@@ -294,8 +290,7 @@ def _squared_curvature(segments: Sequence[Segment]) -> float:
       points = np.concatenate([points[-4:], points, points[:4]])
     first = np.gradient(points, axis=0)
     second = np.gradient(first, axis=0)
-    # The continuation of open paths by point reflection straightens their ends; only the inner part is
-    # measured.
+    # Point reflection beyond the ends straightens open paths there; only the inner part is measured.
     inner = (
       slice(4, -4) if loop or len(points) <= 4 * _CURVATURE_SIGMA else slice(int(_CURVATURE_SIGMA), -int(_CURVATURE_SIGMA))
     )

@@ -1,7 +1,6 @@
-"""Networks by name: `build({"name": "denoiser", "widths": (64, 128)})` gives a `Network`.
+"""Networks by name: `build({"name": "denoiser", "widths": (64, 128)})` returns a `Network`.
 
-Only this package knows Flax; the rest of the project sees parameters as plain nested dicts and networks as
-`apply(params, x, t, cond)`.
+Flax is used in this package only; elsewhere, parameters are plain nested dicts and a network is `apply(params, x, t, cond)`.
 """
 
 import dataclasses
@@ -15,7 +14,7 @@ from retree_jax.models.network import Network
 
 __all__ = ["Network", "build", "defaults", "register"]
 
-# name -> (module of this package, class). Imported when asked for: a user of one network loads one file.
+# name -> (module of this package, class), imported on first use.
 _NETWORKS = {
   "paper_denoiser": ("paper", "PaperDenoiser"),
   "denoiser": ("denoiser", "Denoiser"),
@@ -27,32 +26,31 @@ _NETWORKS = {
 
 
 def build(settings: Mapping[str, Any]) -> Network:
-  """Makes the network that `settings` describe.
+  """Builds the network described by `settings`.
 
   Args:
-    settings: "name" (one of paper_denoiser, denoiser, discriminator, superres, superres_discriminator,
-      segmenter) and any of that network's own fields; what is left out keeps its default. A ConfigDict or a
-      dict read from JSON will do: lists are taken for tuples.
+    settings: "name" (paper_denoiser, denoiser, discriminator, superres, superres_discriminator or segmenter) and any of that
+      network's fields; others keep their defaults. May be a ConfigDict or a dict read from JSON: lists become tuples.
 
   Returns:
-    The network; no parameters are made yet.
+    The network, without parameters.
 
   Raises:
-    ValueError: an unknown name or field, or a value that the field cannot take; it says what will do.
+    ValueError: an unknown name or field, or an invalid value; the message names the valid ones.
   """
-  given = dict(settings)
-  name = given.pop("name", None)
+  chosen = dict(settings)
+  name = chosen.pop("name", None)
   fields = _fields(name)
-  for field, value in given.items():
+  for field, value in chosen.items():
     if field not in fields:
       near = difflib.get_close_matches(field, fields, n=1)
       hint = f"did you mean {near[0]!r}? " if near else ""
       raise ValueError(f"The network {name!r} has no setting {field!r}: {hint}it has {', '.join(sorted(fields))}.")
-    given[field] = _checked(name, field, value, fields[field])
-  module = _class(name)(**given)
+    chosen[field] = _checked(name, field, value, fields[field])
+  module = _class(name)(**chosen)
   if hasattr(module, "check_settings"):
     module.check_settings()
-  return Network(settings={"name": name, **fields, **given}, module=module)
+  return Network(settings={"name": name, **fields, **chosen}, module=module)
 
 
 def register(name: str, network: type) -> None:
@@ -72,7 +70,7 @@ def register(name: str, network: type) -> None:
 
 
 def defaults(name: str) -> dict[str, Any]:
-  """All settings of the network `name` with their defaults and "name"; ValueError if there is none."""
+  """All settings of the network `name` with their defaults, and "name"; ValueError for an unknown name."""
   return {"name": name, **_fields(name)}
 
 
@@ -87,30 +85,30 @@ def _class(name: str) -> type:
 def _fields(name: str) -> dict[str, Any]:
   if name not in _NETWORKS:
     raise ValueError(f"There is no network {name!r}: set its name to one of {', '.join(sorted(_NETWORKS))}.")
-  # Flax adds the last two to every module.
+  # Flax adds "parent" and "name" to every module.
   return {f.name: f.default for f in dataclasses.fields(_class(name)) if f.name not in ("parent", "name")}
 
 
 def _checked(name: str, field: str, value: Any, default: Any) -> Any:
-  """`value` as the type that the field's default has, or a ValueError."""
+  """`value` converted to the type of the field's default; ValueError if it has another one."""
   if isinstance(default, bool):
-    good, wanted = isinstance(value, bool), "True or False"
+    valid, wanted = isinstance(value, bool), "True or False"
   elif isinstance(default, int):
-    good, wanted = isinstance(value, numbers.Integral) and not isinstance(value, bool), "a whole number"
-    value = int(value) if good else value
+    valid, wanted = isinstance(value, numbers.Integral) and not isinstance(value, bool), "a whole number"
+    value = int(value) if valid else value
   elif isinstance(default, float):
-    good, wanted = isinstance(value, numbers.Real) and not isinstance(value, bool), "a number"
-    value = float(value) if good else value
+    valid, wanted = isinstance(value, numbers.Real) and not isinstance(value, bool), "a number"
+    value = float(value) if valid else value
   elif isinstance(default, str):
-    good, wanted = isinstance(value, str), "a string"
+    valid, wanted = isinstance(value, str), "a string"
     if field == "dtype":
-      good, wanted = value in ("float32", "bfloat16"), "'float32' or 'bfloat16'"
+      valid, wanted = value in ("float32", "bfloat16"), "'float32' or 'bfloat16'"
   elif isinstance(default, tuple):
-    good = isinstance(value, (tuple, list)) and all(isinstance(v, numbers.Integral) and not isinstance(v, bool) for v in value)
+    valid = isinstance(value, (tuple, list)) and all(isinstance(v, numbers.Integral) and not isinstance(v, bool) for v in value)
     wanted = "a tuple of whole numbers"
-    value = tuple(int(v) for v in value) if good else value
+    value = tuple(int(v) for v in value) if valid else value
   else:
     return value
-  if not good:
+  if not valid:
     raise ValueError(f"Setting {field!r} of the network {name!r} must be {wanted}, not {value!r}; the default is {default!r}.")
   return value

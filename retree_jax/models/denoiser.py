@@ -1,28 +1,30 @@
-"""The denoiser of our default variants: a residual U-Net with transformer blocks where they are affordable.
+"""The denoiser of the default variants: a residual U-Net with transformer blocks at low resolutions.
 
-What it changes against the paper's network (`paper.py`), and why:
-  * four resolution levels a factor 2 apart, not three a factor 4 apart with max-pooling, and a path at full
-    resolution around the U-Net, so that vessels one pixel wide survive;
-  * the timestep passes an MLP and modulates every block (FiLM), the bottleneck too, where most weights sit;
-  * attention knows where its tokens are, sees its own token, and has normalised queries and keys (stable in
+Differences from the paper's network (`paper.py`), and reasons:
+  * four resolution levels a factor of 2 apart, instead of three a factor of 4 apart with max-pooling, and a full-resolution
+    path around the U-Net, which preserve vessels that are one pixel wide;
+  * the time embedding passes through an MLP and modulates every block (FiLM), including the bottleneck, where most parameters
+    are;
+  * attention with position features, over all tokens including the query's own, with normalised queries and keys (stable in
     bfloat16);
-  * blocks end in zeros, so that training starts from the identity and the first output is 0.
+  * the last layer of each block is initialised with zeros, so that training starts from the identity and an output of 0.
 
-Sources: Ho et al. 2020 (DDPM U-Net), Dhariwal & Nichol 2021 (FiLM in the blocks), Hoogeboom et al. 2023
-(simple diffusion: weights where the resolution is low, a transformer at the bottom), Peebles & Xie 2023 (time
-in transformer blocks), Dehghani et al. 2023 (query and key normalisation).
+Sources: Ho et al. 2020 (DDPM U-Net), Dhariwal & Nichol 2021 (FiLM in the blocks), Hoogeboom et al. 2023 (simple diffusion: most
+parameters at low resolution, a transformer as bottleneck), Peebles & Xie 2023 (time embedding in transformer blocks), Dehghani
+et al. 2023 (query and key normalisation).
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from retree_jax.models import layers
 from retree_jax.models.cpu import convolution
 
 _ZEROS = nn.initializers.zeros
-_SPREAD = nn.initializers.lecun_normal()
-_FEATURES = 256  # sinusoids of the timestep that enter the time MLP
+_LECUN = nn.initializers.lecun_normal()
+_TIME_FEATURES = 256  # sinusoidal features of the timestep, the input of the time MLP
 
 
 class Denoiser(nn.Module):
@@ -30,20 +32,19 @@ class Denoiser(nn.Module):
 
   Attributes:
     out_channels: channels of the prediction, 1 for trees, 3 for photographs.
-    patch: the U-Net works on the input folded by this factor: 1, 2 or 4. At 256x256 with patch 2 its first
-      level is 128x128. A step costs about patch^2 less.
-    detail: channels of the full-resolution path; 0 leaves it out. Without effect at patch 1.
-    widths: channels per level, the first is the finest; each level halves height and width. Multiples of
-      128 fill the lanes of a TPU.
-    blocks: residual blocks per level on the way down, and as many on the way up; one number serves all.
-    attention: levels whose blocks are each followed by a transformer block, 0 the finest, -1 the coarsest.
-    middle: transformer blocks at the bottom, between down and up.
-    head_width: channels per attention head; divides the widths of the attending levels, divisible by 4.
-    mlp_ratio: hidden width of a transformer block's MLP over its width.
+    patch: factor of the space-to-depth at the input: 1, 2 or 4. At 256x256 with patch 2, the first level of the U-Net is
+      128x128. Reduces the cost by about patch^2.
+    detail: channels of the full-resolution path; 0 for none. No effect with patch 1.
+    widths: channels of each level, finest first; each level halves height and width. Multiples of 128 use a TPU fully.
+    blocks: residual blocks per level in the encoder, and as many in the decoder; one number applies to all levels.
+    attention: levels with a transformer block after each residual block; 0 is the finest, -1 the coarsest.
+    middle: transformer blocks at the coarsest level, between encoder and decoder.
+    head_width: channels per attention head, divisible by 4; divides the widths of the levels with attention.
+    mlp_ratio: hidden width of a transformer block's MLP divided by its width.
     time_dim: width of the time embedding.
     dropout: rate before the second convolution of each residual block, in training.
     remat: recompute blocks in the backward pass: less memory, about a third more time.
-    dtype: "float32" or "bfloat16": what it computes in. Parameters, statistics and output are float32.
+    dtype: "float32" or "bfloat16", the type of the computations. Parameters, statistics and output are float32.
   """
 
   out_channels: int = 1
@@ -65,7 +66,7 @@ class Denoiser(nn.Module):
     return self.patch * 2 ** (len(self.widths) - 1)
 
   def check_settings(self) -> None:
-    """Raises ValueError for settings that no network can have."""
+    """Raises ValueError for invalid settings."""
     levels = len(self.widths)
     if self.patch not in (1, 2, 4):
       raise ValueError(f"Setting 'patch' of the denoiser must be 1, 2 or 4, not {self.patch}.")
@@ -105,13 +106,13 @@ class Denoiser(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, t: jax.Array | None = None, cond: jax.Array | None = None, train: bool = False) -> jax.Array:
-    """Predicts what it was trained for (noise, image or velocity) from a noisy image.
+    """Predicts noise, clean image or velocity, whichever it is trained for, from a noisy image.
 
     Args:
       x: noisy image [B, H, W, C], H and W multiples of `size_multiple`.
       t: timesteps [B], float or int.
       cond: condition [B, H, W, D] or None.
-      train: dropout on.
+      train: enables dropout.
 
     Returns:
       [B, H, W, out_channels] float32; all 0 at initialisation.
@@ -126,9 +127,9 @@ class Denoiser(nn.Module):
     if self.remat:
       residual, transformer = (nn.remat(block, static_argnums=(3,)) for block in (residual, transformer))
 
-    time = nn.Dense(self.time_dim, name="time_0")(layers.time_features(t, _FEATURES))
+    time = nn.Dense(self.time_dim, name="time_0")(layers.time_features(t, _TIME_FEATURES))
     time = nn.silu(nn.Dense(self.time_dim, name="time_1")(nn.silu(time)))
-    picture = (x if cond is None else jnp.concatenate([x, cond], axis=-1)).astype(dtype)
+    image = (x if cond is None else jnp.concatenate([x, cond], axis=-1)).astype(dtype)
 
     def stage(h, level, name):
       h = residual(self.widths[level], self.dropout, self.dtype, name=name)(h, time, train)
@@ -136,11 +137,11 @@ class Denoiser(nn.Module):
         h = transformer(self.head_width, self.mlp_ratio, self.dtype, name=f"{name}_vit")(h, time, train)
       return h
 
-    detailed = self.detail > 0 and self.patch > 1
-    if detailed:
-      detail = _conv(self.detail, dtype, name="detail_in")(picture)
-      picture = jnp.concatenate([picture, detail], axis=-1)
-    h = layers.space_to_depth(picture, self.patch)
+    has_detail = self.detail > 0 and self.patch > 1
+    if has_detail:
+      detail = _conv(self.detail, dtype, name="detail_in")(image)
+      image = jnp.concatenate([image, detail], axis=-1)
+    h = layers.space_to_depth(image, self.patch)
     if self.patch == 1:
       h = _conv(self.widths[0], dtype, name="stem")(h)
     else:
@@ -158,12 +159,12 @@ class Denoiser(nn.Module):
     for level in reversed(range(levels)):
       for i in range(blocks[level]):
         h = stage(jnp.concatenate([h, skips.pop()], axis=-1), level, f"up_{level}_{i}")
-      if level:  # narrow first, then repeat: the same as the other way round, at a quarter of the cost
+      if level:  # dense layer, then nearest-neighbour upsampling: the same as in the reverse order at a quarter of the cost
         h = nn.Dense(self.widths[level - 1], dtype=dtype, name=f"up_{level}")(h)
         h = jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
 
     h = nn.silu(layers.FilmNorm(name="head_norm")(h))
-    if detailed:
+    if has_detail:
       h = nn.Dense(self.patch**2 * self.detail, dtype=dtype, name="detail_up")(h)
       h = jnp.concatenate([layers.depth_to_space(h, self.patch), detail], axis=-1)
       h = _conv(self.detail, dtype, name="detail_mix")(h)
@@ -175,7 +176,7 @@ class Denoiser(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-  """Norm, SiLU, 3x3 convolution, twice; the timestep modulates the second norm; added to the input."""
+  """Norm, SiLU and 3x3 convolution, twice, added to the input; the time embedding modulates the second norm."""
 
   width: int
   dropout: float
@@ -197,7 +198,7 @@ class ResidualBlock(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-  """Self-attention over all pixels, then an MLP, each after a norm that the timestep modulates."""
+  """Self-attention over all pixels, then an MLP, each after a norm that the time embedding modulates."""
 
   head_width: int
   mlp_ratio: int
@@ -208,18 +209,18 @@ class TransformerBlock(nn.Module):
     """x [B, h, w, C], time [B, time_dim] after its last SiLU -> [B, h, w, C]."""
     del train
     dtype = jnp.dtype(self.dtype)
-    b, height, width, channels = x.shape
-    tokens, heads = height * width, channels // self.head_width
+    _, height, width, channels = x.shape
 
-    place = layers.position_features(height, width).astype(dtype)
-    x = x + nn.Dense(channels, dtype=dtype, use_bias=False, name="position")(place)
+    position = layers.position_features(height, width).astype(dtype)
+    x = x + nn.Dense(channels, dtype=dtype, use_bias=False, name="position")(position)
 
     h = _modulated(x, time, "norm_0")
-    qkv = nn.Dense(3 * channels, dtype=dtype, name="qkv")(h).reshape(b, tokens, 3, heads, self.head_width)
+    qkv = nn.Dense(3 * channels, dtype=dtype, name="qkv")(h)
+    qkv = rearrange(qkv, "b h w (three heads d) -> b (h w) three heads d", three=3, d=self.head_width)
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     q = layers.rotate(nn.RMSNorm(dtype=dtype, name="query_norm")(q), height, width)
     k = layers.rotate(nn.RMSNorm(dtype=dtype, name="key_norm")(k), height, width)
-    h = jax.nn.dot_product_attention(q, k, v).reshape(b, height, width, channels)
+    h = rearrange(jax.nn.dot_product_attention(q, k, v), "b (h w) heads d -> b h w (heads d)", h=height)
     x = x + nn.Dense(channels, dtype=dtype, kernel_init=_ZEROS, name="out")(h)
 
     h = _modulated(x, time, "norm_1")
@@ -227,17 +228,17 @@ class TransformerBlock(nn.Module):
     return x + nn.Dense(channels, dtype=dtype, kernel_init=_ZEROS, name="mlp_1")(h)
 
 
-def _conv(width: int, dtype, kernel_init=_SPREAD, name: str | None = None) -> nn.Conv:
+def _conv(width: int, dtype, kernel_init=_LECUN, name: str | None = None) -> nn.Conv:
   return convolution.layer(width, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
 def _film(width: int, time: jax.Array, name: str) -> list[jax.Array]:
-  """Scale and shift [B, width] from the time embedding."""
+  """Scale and shift [B, width], projected from the time embedding."""
   return jnp.split(nn.Dense(2 * width, name=name)(time), 2, axis=-1)
 
 
 def _modulated(x: jax.Array, time: jax.Array, name: str) -> jax.Array:
-  """Layer norm over the channels with a scale and shift [B, 1, 1, C] from the time embedding."""
+  """Layer norm over the channels, with scale and shift projected from the time embedding; [B, h, w, C]."""
   scale, shift = _film(x.shape[-1], time, f"{name}_time")
   h = nn.LayerNorm(use_bias=False, use_scale=False, dtype=jnp.float32, name=name)(x)
   return (h * (1 + scale[:, None, None]) + shift[:, None, None]).astype(x.dtype)

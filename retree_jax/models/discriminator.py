@@ -1,7 +1,7 @@
 """The paper's tree filter: a patch discriminator with locality transformers between its convolutions.
 
-Alimanov & Islam 2023 (arXiv 2308.08339), the classifier that keeps or drops a generated tree; after the
-patch discriminator of Isola et al. 2017 (arXiv 1611.07004).
+Alimanov & Islam 2023 (arXiv 2308.08339) use it to accept or reject generated trees; based on the patch discriminator of Isola
+et al. 2017 (arXiv 1611.07004).
 """
 
 import flax.linen as nn
@@ -12,13 +12,13 @@ from retree_jax.models import paper
 
 
 class Discriminator(nn.Module):
-  """Scores overlapping patches of a picture as real (1) or generated (0); 6.44 million parameters.
+  """Classifies overlapping patches of an image as real (1) or generated (0); 6.44 million parameters.
 
   Attributes:
-    width: channels after the first convolution; doubled three times.
-    heads, head_width: of the attention.
-    depth: attention blocks in each of the three transformers.
-    dtype: "float32" or "bfloat16": what it computes in; parameters and output are float32.
+    width: channels after the first convolution; doubled by each of the next three.
+    heads, head_width: attention heads, and channels per head.
+    depth: blocks in each of the three transformers.
+    dtype: "float32" or "bfloat16", the type of the computations; parameters and output are float32.
   """
 
   width: int = 64
@@ -32,13 +32,13 @@ class Discriminator(nn.Module):
     return 1
 
   def check_settings(self) -> None:
-    """Raises ValueError for settings that no such network can have."""
+    """Raises ValueError for invalid settings."""
     for field in ("width", "heads", "head_width", "depth"):
       if getattr(self, field) < 1:
         raise ValueError(f"Setting {field!r} of the discriminator must be at least 1, not {getattr(self, field)}.")
 
   def check_size(self, height: int, width: int) -> None:
-    """Raises ValueError for pictures of which the last convolution would see less than 2x2 pixels."""
+    """Raises ValueError for images that leave fewer than 2x2 pixels to the last convolution."""
     if min(height, width) < 20:
       raise ValueError(
         f"The discriminator cannot take {height}x{width} pixels: height and width must be at least 20; it was made for 64x64."
@@ -51,15 +51,15 @@ class Discriminator(nn.Module):
     """Scores patches.
 
     Args:
-      x: pictures [B, H, W, C] in [-1, 1], H and W at least 20.
-      t: ignored, it knows no time.
-      cond: concatenated after x where given, [B, H, W, D].
-      train: without effect.
-      logits: leave out the sigmoid.
+      x: images [B, H, W, C] in [-1, 1], H and W at least 20.
+      t: unused; part of the interface that all networks share.
+      cond: condition [B, H, W, D] or None, concatenated to x along the channels.
+      train: no effect.
+      logits: return logits instead of their sigmoid.
 
     Returns:
-      [B, h, w, 1] float32, in (0, 1) unless `logits`; 6x6 for 64x64 pixels. The original scores a picture
-      by the mean of the map.
+      [B, h, w, 1] float32, in (0, 1) unless `logits`; 6x6 for 64x64 pixels. The original's score of an image is the mean of
+      this map.
     """
     del t, train
     dtype = jnp.dtype(self.dtype)
@@ -74,14 +74,14 @@ class Discriminator(nn.Module):
 
 
 def _conv(x: jax.Array, width: int, stride: int, dtype, name: str) -> jax.Array:
-  """4x4 convolution after reflecting one pixel at every border."""
+  """4x4 convolution with reflection padding of one pixel."""
   x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
   init = paper.torch_init(16 * x.shape[-1])
   return nn.Conv(width, (4, 4), (stride, stride), padding="VALID", dtype=dtype, **init, name=name)(x)
 
 
 def _instance_norm(x: jax.Array) -> jax.Array:
-  """Each channel of each picture to mean 0 and variance 1, in float32 (Ulyanov et al. 2016)."""
+  """Instance norm without parameters (Ulyanov et al. 2016): each channel of each image to mean 0 and variance 1, in float32."""
   wide = x.astype(jnp.float32)
   centred = wide - jnp.mean(wide, axis=(1, 2), keepdims=True)
   variance = jnp.mean(jnp.square(centred), axis=(1, 2), keepdims=True)

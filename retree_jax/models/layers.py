@@ -1,17 +1,18 @@
-"""Parts that several networks share: time and position features, group norm as one affine map, resampling."""
+"""Layers shared by several networks: time and position features, group norm, space-to-depth."""
 
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange, repeat
 
 
 def time_features(t: jax.Array, dim: int) -> jax.Array:
-  """Sinusoids of the timestep, as in Vaswani et al. 2017, section 3.5, sines first, then cosines.
+  """Sinusoidal features of the timestep (Vaswani et al. 2017, section 3.5), sines first, then cosines.
 
   Args:
-    t: timesteps [B], float or int, not scaled.
+    t: timesteps [B], float or int, unscaled.
     dim: number of features, even; frequency i is 10000^(-2i/dim), i = 0 .. dim/2 - 1.
 
   Returns:
@@ -23,39 +24,38 @@ def time_features(t: jax.Array, dim: int) -> jax.Array:
 
 
 def position_features(height: int, width: int, num: int = 4) -> jax.Array:
-  """Where a pixel lies in the picture: sinusoids of its row and column, the same corners whatever the size.
+  """Sinusoidal features of each pixel's row and column, relative to the image: corners have the same features at any size.
 
   Args:
     height, width: grid size.
-    num: octaves; the coarsest half-wave spans the picture's longer side.
+    num: octaves; half a period of the lowest frequency spans the longer side of the image.
 
   Returns:
     [height, width, 4 num] float32.
   """
   longer = max(height, width)
 
-  def axis(size):  # centres of the pixels, the longer side from -1 to 1
-    place = (2 * jnp.arange(size, dtype=jnp.float32) + 1 - size) / longer
-    angles = place[:, None] * (math.pi / 2 * 2.0 ** jnp.arange(num))
+  def axis(size):  # of the pixel centres, with the longer side spanning -1 to 1
+    position = (2 * jnp.arange(size, dtype=jnp.float32) + 1 - size) / longer
+    angles = position[:, None] * (math.pi / 2 * 2.0 ** jnp.arange(num))
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
-  rows, columns = axis(height)[:, None], axis(width)[None, :]
-  shape = (height, width, 2 * num)
-  return jnp.concatenate([jnp.broadcast_to(rows, shape), jnp.broadcast_to(columns, shape)], axis=-1)
+  rows, columns = repeat(axis(height), "h f -> h w f", w=width), repeat(axis(width), "w f -> h w f", h=height)
+  return jnp.concatenate([rows, columns], axis=-1)
 
 
 def rotate(x: jax.Array, height: int, width: int) -> jax.Array:
-  """Rotary positions in two dimensions: half of each head turns with the row, half with the column.
+  """Rotary position embedding in two dimensions (Su et al. 2021, RoFormer, eq. 34): half of each head encodes the row, half the
+  column.
 
-  Su et al. 2021 (RoFormer), eq. 34, on both axes. Scores then depend on the offset between two pixels, which
-  carries over to sizes that were never trained on.
+  Attention scores then depend on the offset between two pixels only, which generalises to sizes not seen in training.
 
   Args:
-    x: queries or keys [B, height * width, heads, D], D divisible by 4, row-major tokens.
-    height, width: the grid.
+    x: queries or keys [B, height * width, heads, D], D divisible by 4, tokens in row-major order.
+    height, width: grid size.
 
   Returns:
-    The same shape and dtype.
+    Array of x's shape and dtype.
   """
   quarter = x.shape[-1] // 4
   frequencies = 100.0 ** (-jnp.arange(quarter, dtype=jnp.float32) / quarter)
@@ -68,31 +68,23 @@ def rotate(x: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def space_to_depth(x: jax.Array, block: int) -> jax.Array:
-  """[B, H, W, C] -> [B, H/block, W/block, block * block * C]; nothing is lost."""
-  if block == 1:
-    return x
-  b, h, w, c = x.shape
-  x = x.reshape(b, h // block, block, w // block, block, c).transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(b, h // block, w // block, block * block * c)
+  """Moves blocks of pixels into the channels, without loss: [B, H, W, C] -> [B, H/block, W/block, block * block * C]."""
+  return x if block == 1 else rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=block, q=block)
 
 
 def depth_to_space(x: jax.Array, block: int) -> jax.Array:
-  """[B, h, w, block * block * C] -> [B, h * block, w * block, C], the inverse of `space_to_depth`."""
-  if block == 1:
-    return x
-  b, h, w, c = x.shape
-  x = x.reshape(b, h, w, block, block, c // block**2).transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(b, h * block, w * block, c // block**2)
+  """The inverse of `space_to_depth`: [B, h, w, block * block * C] -> [B, h * block, w * block, C]."""
+  return x if block == 1 else rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=block, q=block)
 
 
 class FilmNorm(nn.Module):
-  """Group norm (Wu & He 2018), optionally with FiLM (Perez et al. 2018), as one multiply and add per pixel.
+  """Group norm (Wu & He 2018), optionally with FiLM (Perez et al. 2018), as one multiplication and addition per pixel.
 
-  Statistics in float32; the per-channel scale and offset of norm and FiLM are folded together first, so the
-  picture is read once for the statistics and once for the result, which the caller's activation fuses into.
+  Statistics are computed in float32. The per-channel scales and offsets of norm and FiLM are combined first, so the features
+  are read only twice: for the statistics, and for the result, with which XLA fuses the caller's activation.
 
   Attributes:
-    groups: at most so many groups; the greatest common divisor with the channels is used.
+    groups: number of groups, replaced by its greatest common divisor with the number of channels.
     eps: added to the variance.
   """
 
@@ -101,19 +93,18 @@ class FilmNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, scale: jax.Array | None = None, shift: jax.Array | None = None) -> jax.Array:
-    """x [B, H, W, C], scale and shift [B, C] (FiLM: (1 + scale) * norm + shift) -> like x."""
+    """x [B, H, W, C], scale and shift [B, C] (FiLM: (1 + scale) * norm + shift) -> array of x's shape and dtype."""
     channels = x.shape[-1]
     groups = math.gcd(self.groups, channels)
     gamma = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
     beta = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
     wide = x.astype(jnp.float32)
-    # Mean per channel first, then per group: reduces along the contiguous axis last, on a small array.
+    # Mean per channel first, then per group, so that the reduction along the contiguous axis is over a small array.
     mean, square = (
-      jnp.mean(v, axis=(1, 2)).reshape(-1, groups, channels // groups).mean(-1, keepdims=True) for v in (wide, wide * wide)
+      rearrange(jnp.mean(v, axis=(1, 2)), "b (groups c) -> b groups c", groups=groups).mean(-1) for v in (wide, wide * wide)
     )
     rstd = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.eps)
-    expand = (1, 1, channels // groups)
-    mean, rstd = (jnp.tile(v, expand).reshape(-1, channels) for v in (mean, rstd))
+    mean, rstd = (repeat(v, "b groups -> b (groups c)", c=channels // groups) for v in (mean, rstd))
     a = rstd * gamma
     b = beta - mean * a
     if scale is not None:

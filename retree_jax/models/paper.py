@@ -1,9 +1,9 @@
-"""The denoiser of Alimanov & Islam 2023 (arXiv 2308.08339), computed exactly as the original computes it.
+"""The denoiser of Alimanov & Islam 2023 (arXiv 2308.08339), numerically equal to the original.
 
-Written from a description in words and formulas; `torch_import.py` reads the original's checkpoints into
-it. What looks odd here (no time MLP, no time in the bottleneck, a token that cannot see itself, pooling by
-4, one group in every norm) is the original's. Forms that are quick in XLA were chosen where the result is
-the same: pooling as a maximum over a reshaped array, bilinear upsampling as two small fixed matrices.
+Written from a description in words and formulas; `torch_import.py` loads the original's checkpoints into it. The unusual
+choices (no time MLP, no time embedding in the bottleneck, tokens that do not attend to themselves, pooling by 4, a single
+group in every norm) are the original's. Where the result is the same, the form that is fast in XLA was chosen: pooling as a
+maximum over a reshaped array, bilinear upsampling as products with two small constant matrices.
 """
 
 import functools
@@ -13,23 +13,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import reduce
 
 from retree_jax.models import layers, locality
 from retree_jax.models.cpu import convolution
 
 
 class PaperDenoiser(nn.Module):
-  """U-Net of three levels, a factor 4 apart, with locality self-attention at the lower two.
+  """U-Net with three resolution levels a factor of 4 apart, and locality self-attention at the two coarser ones.
 
   249.3 million parameters at dim 4096, 62.9 at 2048, 16.0 at 1024, 4.15 at 512.
 
   Attributes:
-    dim: the widest layer that the channel ladder dim/32, /16, /8, /4, /2 leads to; divisible by 32.
-    time_dim: number of sinusoids of the timestep, even.
+    dim: base width; the layers have dim/32, /16, /8, /4 and /2 channels. Divisible by 32.
+    time_dim: number of sinusoidal features of the timestep, even.
     out_channels: 1 for trees, 3 for photographs.
-    heads, head_width: of the attention.
-    depth: attention blocks at each of the two attending levels.
-    dtype: "float32" or "bfloat16": what it computes in; parameters and output are float32.
+    heads, head_width: attention heads, and channels per head.
+    depth: transformer blocks at each of the two levels with attention.
+    dtype: "float32" or "bfloat16", the type of the computations; parameters and output are float32.
   """
 
   dim: int = 4096
@@ -45,12 +46,12 @@ class PaperDenoiser(nn.Module):
     return 16
 
   def cpu_block(self, height: int, width: int) -> int:
-    """Images that a CPU should sample at once: where they are small, a few use its cores better than one after the other
-    (a quarter less time at 64x64), and more than a few do no better."""
+    """Images that a CPU should process at once: for small images, 4 at a time take a quarter less time than one by one
+    (measured at 64x64); larger blocks bring no further gain."""
     return 4 if height * width <= 128 * 128 else 1
 
   def check_settings(self) -> None:
-    """Raises ValueError for settings that no such network can have."""
+    """Raises ValueError for invalid settings."""
     if self.dim < 32 or self.dim % 32:
       raise ValueError(
         f"Setting 'dim' of the paper's denoiser must be a positive multiple of 32, for instance 512, not {self.dim}."
@@ -68,8 +69,8 @@ class PaperDenoiser(nn.Module):
     Args:
       x: noisy image [B, H, W, C], H and W multiples of 16.
       t: timesteps [B], float or int, 0 .. T-1.
-      cond: condition [B, H, W, D] or None, concatenated after x (the tree, in the image stage).
-      train: without effect, the original has no dropout.
+      cond: condition [B, H, W, D] or None, concatenated to x along the channels (the tree, in the fundus stage).
+      train: no effect; the original has no dropout.
 
     Returns:
       [B, H, W, out_channels] float32.
@@ -77,43 +78,45 @@ class PaperDenoiser(nn.Module):
     del train
     if t is None:
       raise ValueError("The paper's denoiser needs the timesteps t, an array of one number per image.")
-    c = [self.dim // 2**k for k in (5, 4, 3, 2, 1)]
+    widths = [self.dim // 2**k for k in (5, 4, 3, 2, 1)]
     dtype = jnp.dtype(self.dtype)
     time = nn.silu(layers.time_features(t, self.time_dim))
     x = (x if cond is None else jnp.concatenate([x, cond], axis=-1)).astype(dtype)
     vit = functools.partial(LocalityTransformer, self.heads, self.head_width, self.depth, dtype=self.dtype)
 
-    x = conv(c[0], dtype, "initial_conv")(x)
+    x = conv(widths[0], dtype, "initial_conv")(x)
     x = full = _gelu(layers.FilmNorm(1, name="initial_norm")(x))
-    x = DoubleConv(c[0], residual=True, dtype=self.dtype, name="down_0_res")(_max_pool(x))
-    x = DoubleConv(c[2], dtype=self.dtype, name="down_0_out")(x)
-    x = x + _time(time, c[2], dtype, "down_0_time")
+    x = DoubleConv(widths[0], residual=True, dtype=self.dtype, name="down_0_res")(_max_pool(x))
+    x = DoubleConv(widths[2], dtype=self.dtype, name="down_0_out")(x)
+    x = x + _time(time, widths[2], dtype, "down_0_time")
     x = quarter = vit(name="vit_0")(x)
-    x = DoubleConv(c[2], residual=True, dtype=self.dtype, name="down_1_res")(_max_pool(x))
-    x = DoubleConv(c[3], dtype=self.dtype, name="down_1_out")(x)
-    x = x + _time(time, c[3], dtype, "down_1_time")
+    x = DoubleConv(widths[2], residual=True, dtype=self.dtype, name="down_1_res")(_max_pool(x))
+    x = DoubleConv(widths[3], dtype=self.dtype, name="down_1_out")(x)
+    x = x + _time(time, widths[3], dtype, "down_1_time")
     x = vit(name="vit_1")(x)
 
-    for i, width in enumerate((c[4], c[4], c[3])):
+    for i, width in enumerate((widths[4], widths[4], widths[3])):
       x = DoubleConv(width, dtype=self.dtype, name=f"bottleneck_{i}")(x)
 
-    for i, (width, skip) in enumerate(((c[2], None), (c[1], quarter), (c[0], None), (c[0], full))):
+    for i, (width, skip) in enumerate(((widths[2], None), (widths[1], quarter), (widths[0], None), (widths[0], full))):
       x = _upsample(x)
       if skip is not None:
         x = jnp.concatenate([skip, x], axis=-1)
-      entering = x.shape[-1]
-      x = DoubleConv(entering, residual=True, dtype=self.dtype, name=f"up_{i}_res")(x)
-      x = DoubleConv(width, entering // 2, dtype=self.dtype, name=f"up_{i}_out")(x)
+      in_channels = x.shape[-1]
+      x = DoubleConv(in_channels, residual=True, dtype=self.dtype, name=f"up_{i}_res")(x)
+      x = DoubleConv(width, in_channels // 2, dtype=self.dtype, name=f"up_{i}_out")(x)
       x = x + _time(time, width, dtype, f"up_{i}_time")
-    return nn.Dense(self.out_channels, dtype=dtype, **torch_init(c[0]), name="head")(x).astype(jnp.float32)
+    return nn.Dense(self.out_channels, dtype=dtype, **torch_init(widths[0]), name="head")(x).astype(jnp.float32)
 
 
 class DoubleConv(nn.Module):
-  """Convolution 3x3, norm, GELU, convolution 3x3, norm; with `residual` then GELU(x + that).
+  """3x3 convolution, norm, GELU, 3x3 convolution, norm; with `residual`, the result is GELU(x + that).
 
   Attributes:
-    width: channels that come out.
-    middle: channels in between; 0: as many as come out.
+    width: output channels.
+    middle: channels between the convolutions; 0 for `width`.
+    residual: add the input, which must have `width` channels.
+    dtype: of the computations.
   """
 
   width: int
@@ -132,11 +135,7 @@ class DoubleConv(nn.Module):
 
 
 class LocalityTransformer(nn.Module):
-  """Transformer blocks with locality self-attention (Lee et al. 2021, arXiv 2112.13492, section 3.2).
-
-  Tokens are pixels, without positions. Scores are scaled by exp of one learned number instead of
-  1/sqrt(head_width), and a token does not attend to itself. No norm at the end.
-  """
+  """`depth` transformer blocks with locality self-attention, see `locality.transformer_block`."""
 
   heads: int = 4
   head_width: int = 64
@@ -146,29 +145,21 @@ class LocalityTransformer(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """x [B, h, w, C] -> the same shape and dtype."""
-    dtype = jnp.dtype(self.dtype)
-    b, height, width, channels = x.shape
-    inner, tokens = self.heads * self.head_width, height * width
-    tau = nn.initializers.constant(-0.5 * math.log(self.head_width))
+    attention = functools.partial(locality.query_scaled_attention, height=x.shape[1])
     for i in range(self.depth):
-      scale = jnp.exp(self.param(f"temperature_{i}", tau, ()))
-      h = nn.LayerNorm(epsilon=1e-5, dtype=dtype, name=f"norm_{i}_0")(x)
-      qkv = nn.Dense(3 * inner, use_bias=False, dtype=dtype, kernel_init=TORCH_KERNEL, name=f"qkv_{i}")(h)
-      q, k, v = jnp.split(qkv.reshape(b, tokens, 3 * self.heads, self.head_width), 3, axis=2)
-      h = locality.locality_attention((q * scale).astype(dtype), k, v, height).reshape(b, height, width, inner)
-      x = x + nn.Dense(channels, dtype=dtype, **torch_init(inner), name=f"out_{i}")(h)
-      h = nn.LayerNorm(epsilon=1e-5, dtype=dtype, name=f"norm_{i}_1")(x)
-      h = _gelu(nn.Dense(4 * channels, dtype=dtype, **torch_init(channels), name=f"mlp_{i}_0")(h))
-      x = x + nn.Dense(channels, dtype=dtype, **torch_init(4 * channels), name=f"mlp_{i}_1")(h)
+      names = locality.BlockNames(
+        f"temperature_{i}", f"norm_{i}_0", f"qkv_{i}", f"out_{i}", f"norm_{i}_1", f"mlp_{i}_0", f"mlp_{i}_1"
+      )
+      x = locality.transformer_block(self, x, names, attention, _gelu, torch_init)
     return x
 
 
-# U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for convolutions and dense layers.
+# Uniform on ±1/sqrt(fan_in), PyTorch's default for convolutions and dense layers.
 TORCH_KERNEL = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def torch_init(fan_in: int) -> dict:
-  """Keyword arguments that give a layer with `fan_in` inputs per output PyTorch's default initialisation."""
+  """PyTorch's default initialisers for a layer with `fan_in` inputs per output, as keyword arguments of a Flax layer."""
   bound = 1 / math.sqrt(fan_in)
 
   def bias(key, shape, dtype=jnp.float32):
@@ -178,33 +169,32 @@ def torch_init(fan_in: int) -> dict:
 
 
 def conv(width: int, dtype, name: str) -> nn.Conv:
-  """A 3x3 convolution without bias, PyTorch's initialisation, that keeps the size."""
+  """A 3x3 convolution of unchanged size without bias, with PyTorch's initialisation."""
   return convolution.layer(width, use_bias=False, dtype=dtype, kernel_init=TORCH_KERNEL, name=name)
 
 
 def _time(features: jax.Array, width: int, dtype, name: str) -> jax.Array:
-  """What a block adds to every pixel: a dense layer of SiLU(sinusoids), [B, 1, 1, width]."""
+  """Time embedding that a block adds to every pixel: a dense layer of SiLU(sinusoids), [B, 1, 1, width]."""
   return nn.Dense(width, **torch_init(features.shape[-1]), name=name)(features).astype(dtype)[:, None, None]
 
 
 def _gelu(x: jax.Array) -> jax.Array:
-  # nn.gelu writes 1 + erf(x) as erfc(-x), which takes a CPU longer and which the original does not.
+  # nn.gelu computes 1 + erf(x) as erfc(-x), which is slower on CPUs and rounds differently from the original.
   return 0.5 * x * (1 + jax.lax.erf(x * x.dtype.type(math.sqrt(0.5))))
 
 
 def _max_pool(x: jax.Array) -> jax.Array:
-  b, h, w, c = x.shape
-  return x.reshape(b, h // 4, 4, w // 4, 4, c).max(axis=(2, 4))
+  return reduce(x, "b (h p) (w q) c -> b h w c", "max", p=4, q=4)
 
 
 def _upsample(x: jax.Array) -> jax.Array:
-  """Twice the height and width, bilinear, corners aligned."""
+  """Doubles height and width by bilinear interpolation with aligned corners."""
   rows, columns = (jnp.asarray(_upsampling_matrix(size), x.dtype) for size in x.shape[1:3])
   return jnp.einsum("oh,pw,bhwc->bopc", rows, columns, x, optimize="optimal")
 
 
 @functools.lru_cache(maxsize=64)
 def _upsampling_matrix(size: int) -> np.ndarray:
-  """[2 size, size]: each output a weighted sum of two inputs; output i lies at i (size-1) / (2 size-1)."""
-  place = np.arange(2 * size) * (size - 1) / max(2 * size - 1, 1)
-  return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(size))).astype(np.float32)
+  """[2 size, size]: each output is a weighted sum of two inputs; output i lies at input i (size - 1) / (2 size - 1)."""
+  position = np.arange(2 * size) * (size - 1) / max(2 * size - 1, 1)
+  return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(size))).astype(np.float32)

@@ -1,21 +1,22 @@
-"""U-Net that finds the vessels in a fundus photograph: the fourth stage, and the feature extractor of our
-distances."""
+"""U-Net that segments the vessels of a fundus photograph; also the feature extractor of a distance between photographs."""
 
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import reduce
 
 from retree_jax.models import layers
 from retree_jax.models.cpu import convolution
 
 
 class Cbam(nn.Module):
-  """Channel, then spatial attention (Woo et al. 2018, eqs. 2-3): two gates in (0, 1) that scale the features.
+  """Channel, then spatial attention (Woo et al. 2018, eqs. 2-3): each multiplies the features by a gate in (0, 1).
 
   Attributes:
-    ratio: the channel gate's hidden layer has 1/ratio of the channels.
+    ratio: channels divided by the hidden width of the channel attention's MLP.
+    dtype: of the computations.
   """
 
   ratio: int = 16
@@ -35,7 +36,7 @@ class Cbam(nn.Module):
 
 
 class Block(nn.Module):
-  """Two 3x3 convolutions, each followed by norm and ReLU; then optional dropout and attention."""
+  """Two 3x3 convolutions, each followed by norm and ReLU; then optionally dropout and attention."""
 
   width: int
   norm: str
@@ -46,38 +47,35 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """[B, H, W, C] -> [B, H, W, width]."""
-    # FilmNorm takes the greatest common divisor of groups and channels: `width` groups are one per channel.
+    # FilmNorm uses the greatest common divisor of groups and channels: `width` groups are one per channel.
     groups = self.width if self.norm == "instance" else 8
     for _ in range(2):
       x = convolution.layer(self.width, use_bias=False, dtype=self.dtype)(x)
       x = nn.relu(layers.FilmNorm(groups)(x))
     if self.dropout:
-      # Whole channels: neighbouring pixels are so alike that dropping single ones hides nothing.
+      # Whole channels, because single pixels could be inferred from their neighbours.
       x = nn.Dropout(self.dropout, broadcast_dims=(1, 2))(x, deterministic=not train)
     return Cbam(dtype=self.dtype)(x) if self.attention == "cbam" else x
 
 
 class Segmenter(nn.Module):
-  """Photograph [B, H, W, 3] in [-1, 1] -> vessel logits [B, H, W, 1], float32 (U-Net, Ronneberger et al.
-  2015).
+  """Photograph [B, H, W, 3] in [-1, 1] -> vessel logits [B, H, W, 1], float32 (U-Net, Ronneberger et al. 2015).
 
-  The norms take their statistics from the picture at hand, so a network trained on patches should be used on
-  tiles of that size (`retree_jax.inference.tiling`), not on the whole photograph at once.
+  The norms use the statistics of the input, so a network trained on crops should be applied to tiles of the same size
+  (`retree_jax.inference.tiling`), not to a whole photograph at once.
 
-  `Segmenter(widths=(64, 128, 256, 512), bottleneck=(640, 768, 896, 1024), patch=1, norm="instance",
-  attention="cbam", dropout=0.0)` is the companion CBAM-UNet of the paper (arXiv 2209.04234), 64.8 million
-  parameters.
+  `Segmenter(widths=(64, 128, 256, 512), bottleneck=(640, 768, 896, 1024), patch=1, norm="instance", attention="cbam",
+  dropout=0.0)` is the CBAM-UNet of the companion paper (arXiv 2209.04234), 64.8 million parameters.
 
   Attributes:
-    widths: channels of each resolution level, finest first; each level halves the size.
-    bottleneck: channels of the blocks at the coarsest level, which is half the size of the last of `widths`.
-    patch: 1, or 2 to work on 2x2 pixels at a time: they are laid side by side as channels, so nothing is
-      lost, and the most expensive level has a quarter of the positions; a small convolution at full size
-      draws the result.
+    widths: channels of each resolution level, finest first; each level halves height and width.
+    bottleneck: channels of each block at the coarsest level, which is half as large as the last level of `widths`.
+    patch: 1, or 2 for a lossless space-to-depth of 2x2 pixels at the input, so that the most expensive level has a quarter of
+      the positions; a small convolution at full resolution then produces the output.
     norm: "group" (8 groups) or "instance".
     attention: "none" or "cbam".
     dropout: probability of dropping a channel after a block, in training.
-    dtype: of the computations; parameters and output stay float32.
+    dtype: of the computations; parameters and output are float32.
   """
 
   widths: tuple[int, ...] = (64, 128, 192, 256)
@@ -94,7 +92,7 @@ class Segmenter(nn.Module):
     return self.patch * 2 ** len(self.widths)
 
   def check_settings(self) -> None:
-    """Raises ValueError for settings that make no network."""
+    """Raises ValueError for invalid settings."""
     if not self.widths or not self.bottleneck or min(*self.widths, *self.bottleneck) < 1:
       raise ValueError(
         "A segmenter needs positive widths and bottleneck, not "
@@ -111,19 +109,19 @@ class Segmenter(nn.Module):
   def __call__(
     self, x: jax.Array, t=None, cond: jax.Array | None = None, train: bool = False, features: bool = False
   ) -> jax.Array:
-    """Logits [B, H, W, 1], or with `features=True` the coarsest features, averaged over the picture.
+    """Logits [B, H, W, 1], or with `features=True` the bottleneck's features averaged over the image.
 
     Args:
       x: photographs [B, H, W, C] in [-1, 1].
-      t: not used; there so that all networks are called alike.
-      cond: more channels [B, H, W, D], e.g. the field of view; optional.
-      train: dropout on.
-      features: return [B, bottleneck[-1]] float32 instead, for distances between sets of photographs.
+      t: unused; part of the interface that all networks share.
+      cond: further channels [B, H, W, D] or None, e.g. the field of view.
+      train: enables dropout.
+      features: return features [B, bottleneck[-1]], float32, for distances between sets of photographs.
     """
     if cond is not None:
       x = jnp.concatenate([x, cond.astype(x.dtype)], axis=-1)
-    picture = x.astype(self.dtype)
-    x = layers.space_to_depth(picture, self.patch)
+    image = x.astype(self.dtype)
+    x = layers.space_to_depth(image, self.patch)
 
     def block(x, width):
       return Block(width, self.norm, self.attention, self.dropout, self.dtype)(x, train)
@@ -132,24 +130,21 @@ class Segmenter(nn.Module):
     for width in self.widths:
       x = block(x, width)
       skips.append(x)
-      b, h, w, c = x.shape
-      # Max-pooling as a maximum over two axes: its gradient is cheap everywhere, unlike that of a windowed
-      # reduction.
-      x = jnp.max(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
+      # Max-pooling as a maximum over two axes, whose gradient is fast on every platform, unlike a windowed reduction's.
+      x = reduce(x, "b (h p) (w q) c -> b h w c", "max", p=2, q=2)
     for width in self.bottleneck:
       x = block(x, width)
     if features:
       return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
     for width, skip in zip(reversed(self.widths), reversed(skips), strict=True):
-      # A transposed 2x2 convolution of stride 2, written as what it is: four values per pixel, laid out as
-      # pixels.
+      # Equivalent to a transposed 2x2 convolution of stride 2.
       x = layers.depth_to_space(nn.Dense(4 * width, dtype=self.dtype)(x), 2)
       x = block(jnp.concatenate([skip, x], axis=-1), width)
     if self.patch > 1:
       width = max(8, self.widths[0] // self.patch**2)
       x = layers.depth_to_space(nn.Dense(width * self.patch**2, dtype=self.dtype)(x), self.patch)
-      x = jnp.concatenate([picture, x], axis=-1)
+      x = jnp.concatenate([image, x], axis=-1)
       x = nn.relu(convolution.layer(width, dtype=self.dtype, name="draw")(x))
-    # Vessels are about a tenth of the pixels: starting there spares the first hundreds of steps.
+    # Vessels are about a tenth of the pixels; starting from that probability saves the first hundreds of steps.
     bias = nn.initializers.constant(math.log(0.1 / 0.9))
     return nn.Dense(1, dtype=jnp.float32, bias_init=bias, name="head")(x.astype(jnp.float32))

@@ -1,27 +1,23 @@
-"""Super-resolution of photograph and tree together, and the discriminator that judges such a pair.
+"""Super-resolution of photograph and tree together, and the discriminator of such pairs.
 
-One body of features draws both, so that the label moves with the pixels: two separate networks would each
-invent their own thin vessels (at 64 pixels most of them are gone and have to be invented).
+Both are predicted from the same features, so that the label stays aligned with the pixels: two separate networks would each
+invent their own thin vessels (at 64 pixels most of them are missing and have to be invented).
 """
-
-import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
-from retree_jax.models import layers
+from retree_jax.models import layers, locality
 
-MAX_TOKENS = 64 * 64  # attention grows with the square: 4096 tokens are 64 MiB of scores per head and picture
-TREE_GAIN = 4.0  # logit of a pixel that is all vessel before anything is learned: sigmoid(4) = 0.98
+MAX_TOKENS = 64 * 64  # memory grows with the square: the scores of 4096 tokens take 64 MiB per head and image
+TREE_GAIN = 4.0  # initial logit of a pixel that is entirely vessel: sigmoid(4) = 0.98
 
 
 class VitBlock(nn.Module):
-  """Transformer block with locality self-attention (Lee et al. 2021, "ViT for small-size datasets").
-
-  A token does not attend to itself, and the temperature is learned. No position code, so any grid will do.
-  """
+  """One transformer block with locality self-attention, see `locality.transformer_block`."""
 
   heads: int
   head_width: int
@@ -29,21 +25,14 @@ class VitBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Tokens [B, N, D] -> [B, N, D]."""
-    b, n, d = x.shape
-    y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)(x)
-    qkv = nn.Dense(3 * self.heads * self.head_width, use_bias=False, dtype=self.dtype)(y)
-    q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.heads, self.head_width), 2, 0)
-    temperature = self.param("temperature", nn.initializers.constant(-0.5 * math.log(self.head_width)), ())
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * jnp.exp(temperature)
-    scores = jnp.where(jnp.eye(n, dtype=bool), jnp.finfo(jnp.float32).min, scores)
-    y = jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(scores).astype(v.dtype), v)
-    x = x + nn.Dense(d, dtype=self.dtype)(y.reshape(b, n, -1))
-    y = nn.Dense(4 * d, dtype=self.dtype)(nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)(x))
-    return x + nn.Dense(d, dtype=self.dtype)(nn.gelu(y))
+    """Tokens [B, T, C] -> [B, T, C], of the same dtype."""
+    return locality.transformer_block(
+      self, x, locality.BlockNames("temperature"), attention=locality.score_scaled_attention, gelu=nn.gelu
+    )
 
 
 def _check_tokens(height: int, width: int, patch: int, what: str, remedy: str) -> None:
+  """Raises ValueError if attention over patches of `patch` pixels would exceed `MAX_TOKENS`."""
   if (height // patch) * (width // patch) > MAX_TOKENS:
     raise ValueError(
       f"{what} would attend over {height // patch}x{width // patch} tokens of "
@@ -54,26 +43,23 @@ def _check_tokens(height: int, width: int, patch: int, what: str, remedy: str) -
 class Superres(nn.Module):
   """Low-resolution photograph and tree [B, h, w, 4] -> [B, h * factor, w * factor, 4], float32.
 
-  Channels 0-2 in: RGB in [-1, 1]; channel 3 in: tree coverage in [-1, 1]. Channels 0-2 out: RGB around [-1,
-  1] (not clipped, so that the loss has a gradient; clip before writing); channel 3 out: tree LOGITS. The
-  network adds to the bicubic enlargement of both, and adds nothing before it is trained. Residual blocks
-  without norm (EDSR, Lim et al. 2017) and a transformer block for context at low resolution, pixel shuffle
-  (Shi et al. 2016) up; few channels at full size.
+  Input: RGB in [-1, 1] (channels 0-2) and tree coverage in [-1, 1] (channel 3). Output: RGB around [-1, 1] (channels 0-2, not
+  clipped, so that the loss keeps its gradient; clip before writing) and tree logits (channel 3). The network predicts a
+  residual to the bicubic enlargement of both, which is 0 at initialisation. Residual blocks without norm (EDSR, Lim et al.
+  2017) and a transformer block for context at low resolution, then pixel shuffle (Shi et al. 2016); few channels at full size.
 
   Attributes:
     factor: 2, 4 or 8.
     width: channels at low resolution.
     depth: residual blocks at low resolution.
-    up_widths: channels after each doubling, log2(factor) of them; () halves at each doubling, down to 16 at
-      least.
+    up_widths: channels after each doubling, log2(factor) numbers; () halves them at each doubling, down to no fewer than 16.
     vit_blocks: transformer blocks; 0 for none.
-    vit_patch: pixels (low resolution) along the side of a token.
-    token_width: features of a token.
-    heads, head_width: of the attention.
-    noise: add noise after each doubling, as much of it as the features there ask for: what texture is made of that the small
-      pair does not determine (Karras et al. 2019, section 3.2). Without it a discriminator that asks for texture is given a
-      pattern that repeats.
-    dtype: of the computations; parameters and output stay float32.
+    vit_patch: side of a token in low-resolution pixels.
+    token_width: channels of a token.
+    heads, head_width: attention heads, and channels per head.
+    noise: add noise after each doubling, with a strength predicted from the features, for texture that the low-resolution pair
+      does not determine (Karras et al. 2019, section 3.2). Without it, adversarial training yields a repeating pattern.
+    dtype: of the computations; parameters and output are float32.
   """
 
   factor: int = 4
@@ -90,7 +76,7 @@ class Superres(nn.Module):
 
   @property
   def doublings(self) -> int:
-    """How often height and width are doubled."""
+    """How many times height and width are doubled: log2(factor)."""
     return self.factor.bit_length() - 1
 
   @property
@@ -99,13 +85,13 @@ class Superres(nn.Module):
     return self.vit_patch if self.vit_blocks else 1
 
   def check_settings(self) -> None:
-    """Raises ValueError for settings that make no network."""
+    """Raises ValueError for invalid settings."""
     if self.factor not in (2, 4, 8):
       raise ValueError(f"Setting 'factor' of superres is {self.factor}; use 2, 4 or 8.")
     if self.up_widths and len(self.up_widths) != self.doublings:
       raise ValueError(
         f"Setting 'up_widths' of superres is {self.up_widths}, but a factor of {self.factor} "
-        f"doubles {self.doublings} times; give {self.doublings} widths, or () to have them chosen."
+        f"doubles {self.doublings} times; give {self.doublings} widths, or () for the default ones."
       )
     numbers = (self.width, self.vit_patch, self.token_width, self.heads, self.head_width, *self.up_widths)
     if min(numbers) < 1 or min(self.depth, self.vit_blocks) < 0:
@@ -115,7 +101,7 @@ class Superres(nn.Module):
       )
 
   def check_size(self, height: int, width: int) -> None:
-    """Raises ValueError where the attention would take too much memory."""
+    """Raises ValueError for sizes at which attention would need too much memory."""
     if self.vit_blocks:
       _check_tokens(height, width, self.vit_patch, "Super-resolution", "raise the network's vit_patch")
 
@@ -125,17 +111,18 @@ class Superres(nn.Module):
 
     Args:
       x: [B, h, w, 4], RGB and tree coverage in [-1, 1].
-      t: not used; there so that all networks are called alike.
-      cond: there for the same reason; must be None.
-      train: not used; nothing here behaves differently in training.
-      noise: standard normal [B, h * factor, w * factor, log2(factor)] for `noise`, a channel for each doubling; None for zeros.
+      t: unused; part of the interface that all networks share.
+      cond: must be None; part of the shared interface.
+      train: unused; training and inference are the same.
+      noise: standard normal [B, h * factor, w * factor, log2(factor)], a channel per doubling, used if the attribute `noise` is
+        set; None for zeros.
 
     Raises:
-      ValueError: x has not four channels, or there is a condition.
+      ValueError: x does not have four channels, or a condition is given.
     """
     del t, train
     if cond is not None:
-      raise ValueError("Super-resolution takes no condition: photograph and tree are its input, noise goes in as `noise`.")
+      raise ValueError("Super-resolution takes no condition: photograph and tree are its input x; noise is passed as `noise`.")
     if x.shape[-1] != 4:
       raise ValueError(f"Super-resolution takes RGB and tree, 4 channels, not {x.shape[-1]}; join the two.")
     b, h, w, _ = x.shape
@@ -150,11 +137,11 @@ class Superres(nn.Module):
     if self.vit_blocks:
       p = self.vit_patch
       tokens = nn.Dense(self.token_width, dtype=self.dtype)(layers.space_to_depth(x, p))
-      grid = tokens.shape
-      tokens = tokens.reshape(b, -1, self.token_width)
+      tokens = rearrange(tokens, "b h w c -> b (h w) c")
       for _ in range(self.vit_blocks):
         tokens = VitBlock(self.heads, self.head_width, self.dtype)(tokens)
-      context = nn.Dense(self.width * p * p, dtype=self.dtype)(tokens.reshape(grid))
+      tokens = rearrange(tokens, "b (h w) c -> b h w c", h=h // p)
+      context = nn.Dense(self.width * p * p, dtype=self.dtype)(tokens)
       x = x + layers.depth_to_space(context, p)
     for _ in range(self.depth):
       x = x + conv(nn.relu(conv(x, self.width)), self.width)
@@ -165,23 +152,22 @@ class Superres(nn.Module):
     for i, width in enumerate(widths):
       x = nn.relu(layers.depth_to_space(conv(x, 4 * width), 2))
       if self.noise:
-        # None at first. Sums of s² values over s, so that the noise is as strong at every size.
+        # Strength 0 at initialisation. The sum of s² values divided by s has variance 1 at every resolution.
         s = self.factor // 2 ** (i + 1)
-        drawn = layers.space_to_depth(noise[..., i : i + 1], s).sum(-1, keepdims=True) / s
+        noise_i = layers.space_to_depth(noise[..., i : i + 1], s).sum(-1, keepdims=True) / s
         strength = nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name=f"noise_{i}")
-        x = x + drawn.astype(x.dtype) * strength(x)
+        x = x + noise_i.astype(x.dtype) * strength(x)
       x = x + nn.relu(conv(x, width))
-    # Nothing but the enlargement at first: training starts from bicubic instead of from noise.
-    detail = nn.Conv(4, (3, 3), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="head")(x)
-    return base + detail.astype(jnp.float32)
+    # 0 at initialisation, so that training starts from the bicubic enlargement.
+    residual = nn.Conv(4, (3, 3), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="head")(x)
+    return base + residual.astype(jnp.float32)
 
 
 class SpectralConv(nn.Module):
-  """Convolution whose kernel, as a matrix [k * k * c_in, width], is divided by its largest singular value.
+  """Convolution whose kernel, as a matrix [kernel * kernel * C, width], is divided by its largest singular value.
 
-  Miyato et al. 2018, eq. 8. Their running estimate of the singular vectors would be a state beside the
-  parameters; here ten power iterations from a fixed start are run at every call, which costs next to nothing
-  beside the convolution.
+  Miyato et al. 2018, eq. 8. They keep a running estimate of the singular vectors, which would be state besides the parameters;
+  here every call runs ten power iterations from a fixed start, whose cost is negligible beside the convolution's.
   """
 
   width: int
@@ -197,18 +183,20 @@ class SpectralConv(nn.Module):
     kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
     bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
     if self.spectral_norm:
-      kernel = kernel / spectral_value(kernel.reshape(-1, self.width))
+      kernel = kernel / largest_singular_value(rearrange(kernel, "h w c_in c_out -> (h w c_in) c_out"))
     x = jax.lax.conv_general_dilated(
       x.astype(self.dtype), kernel.astype(self.dtype), (self.stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     return x + bias.astype(self.dtype)
 
 
-def spectral_value(matrix: jax.Array, iterations: int = 10) -> jax.Array:
-  """Largest singular value of a matrix [m, n], a little too small; differentiable through the matrix
-  alone."""
+def largest_singular_value(matrix: jax.Array, iterations: int = 10) -> jax.Array:
+  """Estimates the largest singular value of a matrix [m, n] from below, by power iterations.
+
+  The gradient treats the singular vectors as constants, which is exact at convergence.
+  """
   fixed = jax.lax.stop_gradient(matrix)
-  # A fixed start from NumPy: a draw of JAX's would be compiled anew for every layer.
+  # Drawn by NumPy: JAX's generator would be compiled again for the shape of every layer.
   start = np.random.default_rng(0).standard_normal(sum(matrix.shape)).astype(np.float32)
 
   def unit(x):
@@ -224,23 +212,23 @@ def spectral_value(matrix: jax.Array, iterations: int = 10) -> jax.Array:
 
 
 class SuperresDiscriminator(nn.Module):
-  """Judges patches of a pair [B, H, W, 4] (RGB and tree, both in [-1, 1]) -> logits [B, H / s, W / s, 1], s =
-  2^len(widths).
+  """Patch discriminator of pairs [B, H, W, 4] (RGB and tree, both in [-1, 1]) -> logits [B, H / s, W / s, 1],
+  s = 2^len(widths).
 
-  Strided 4x4 convolutions (PatchGAN, Isola et al. 2017), a transformer block over the coarsest map, so that a
-  patch is judged with the whole eye in view, and one logit per position. No norm over pixels, which would
-  hide colour shifts; spectral norm instead. A real tree is black and white and a generated one is not: feed
-  it 2 * sigmoid(logits) - 1 for the fake and a coverage map or a smoothed label for the real, or that is all
-  it will learn.
+  Strided 4x4 convolutions (PatchGAN, Isola et al. 2017), transformer blocks on the coarsest map, so that each patch is judged
+  in the context of the whole image, and one logit per position. Spectral norm instead of a norm over pixels, which would hide
+  colour shifts. A real mask is binary and a generated one is not, which would make the task trivial: pass
+  2 * sigmoid(logits) - 1 of a generated tree, and a coverage map or smoothed label of a real one.
 
   Attributes:
-    widths: channels after each halving.
+    widths: channels after each halving of height and width.
     vit_blocks: transformer blocks; 0 for none.
-    heads, head_width: of the attention.
-    spectral_norm: divide kernels by their spectral norm; False with an R1 or gradient penalty, if wanted.
-    detail: gain of three channels more: the photograph less its mean over 3x3 pixels. A retina's texture is one or two grey
-      levels high beside colours that differ by a hundred; without them small discriminators take long to see it. 0 for none.
-    dtype: of the computations; parameters and output stay float32.
+    heads, head_width: attention heads, and channels per head.
+    spectral_norm: divide kernels by their spectral norm; may be False where an R1 or gradient penalty is used.
+    detail: gain of three additional input channels, the photograph minus its 3x3 mean; 0 for none. The texture of a retina has
+      an amplitude of one or two grey levels, colours differ by a hundred; without these channels, small discriminators learn
+      the texture slowly.
+    dtype: of the computations; parameters and output are float32.
   """
 
   widths: tuple[int, ...] = (64, 128, 256, 256)
@@ -257,7 +245,7 @@ class SuperresDiscriminator(nn.Module):
     return 2 ** len(self.widths)
 
   def check_settings(self) -> None:
-    """Raises ValueError for settings that make no network."""
+    """Raises ValueError for invalid settings."""
     if not self.widths or min(*self.widths, self.heads, self.head_width) < 1 or self.vit_blocks < 0:
       raise ValueError(
         f"The discriminator's widths {self.widths}, heads and head_width must be at least 1 "
@@ -267,13 +255,13 @@ class SuperresDiscriminator(nn.Module):
       raise ValueError(f"The discriminator's detail={self.detail} must be 0 (none) or a gain above 0, for instance 16.")
 
   def check_size(self, height: int, width: int) -> None:
-    """Raises ValueError where the attention would take too much memory."""
+    """Raises ValueError for sizes at which attention would need too much memory."""
     if self.vit_blocks:
       _check_tokens(height, width, self.size_multiple, "The discriminator", "add another entry to its widths")
 
   @nn.compact
   def __call__(self, x: jax.Array, t=None, cond: jax.Array | None = None, train: bool = False) -> jax.Array:
-    """Logits per patch, > 0 for real; `cond` (e.g. the low-resolution pair, enlarged) is concatenated, `t`
+    """Logits per patch, positive for real; `cond` (e.g. the enlarged low-resolution pair) is concatenated, `t` and `train` are
     unused."""
     del t, train
     if cond is not None:
@@ -283,23 +271,23 @@ class SuperresDiscriminator(nn.Module):
       return SpectralConv(width, kernel, stride, self.dtype, self.spectral_norm)(x)
 
     if self.detail:
-      x = jnp.concatenate([x, self.detail * _above_mean(x[..., :3])], axis=-1)
+      x = jnp.concatenate([x, self.detail * _minus_local_mean(x[..., :3])], axis=-1)
     for width in self.widths:
       x = nn.leaky_relu(conv(x, width, 4, 2), 0.2)
-    if self.vit_blocks:
-      b, h, w, c = x.shape
-      tokens = x.reshape(b, h * w, c)
-      for _ in range(self.vit_blocks):
-        tokens = VitBlock(self.heads, self.head_width, self.dtype)(tokens)
-      x = tokens.reshape(b, h, w, c)
+    height = x.shape[1]
+    tokens = rearrange(x, "b h w c -> b (h w) c")
+    for _ in range(self.vit_blocks):
+      tokens = VitBlock(self.heads, self.head_width, self.dtype)(tokens)
+    x = rearrange(tokens, "b (h w) c -> b h w c", h=height)
     return conv(x, 1, 3, 1).astype(jnp.float32)
 
 
-def _above_mean(x: jax.Array) -> jax.Array:
-  """x less its mean over 3x3 pixels, [B, H, W, C]; edges repeat. Shifted sums, whose gradients are cheap everywhere."""
+def _minus_local_mean(x: jax.Array) -> jax.Array:
+  """x minus its mean over 3x3 pixels, [B, H, W, C], with replicated edges; as sums of shifted slices, whose gradients are fast
+  on every platform."""
   mean = x
   for axis in (1, 2):
-    wide = jnp.pad(mean, [(1, 1) if i == axis else (0, 0) for i in range(4)], mode="edge")
+    padded = jnp.pad(mean, [(1, 1) if i == axis else (0, 0) for i in range(4)], mode="edge")
     size = x.shape[axis]
-    mean = sum(jax.lax.slice_in_dim(wide, k, k + size, axis=axis) for k in range(3)) / 3.0
+    mean = sum(jax.lax.slice_in_dim(padded, k, k + size, axis=axis) for k in range(3)) / 3.0
   return x - mean

@@ -1,10 +1,10 @@
-"""Reads checkpoints that the original PyTorch code published into our parameters.
+"""Converts the published checkpoints of the original PyTorch code to parameters of this package's networks.
 
     settings, params = torch_import.convert(torch_import.read("tree.pth.tar"))
     network = models.build(settings)
 
-`convert` knows the names and shapes of the original's parameters and nothing of PyTorch. Only `read` needs
-PyTorch; it reads tensors alone: a file cannot run code (`weights_only`).
+`convert` works on NumPy arrays under the original's parameter names. Only `read` needs PyTorch; it loads nothing but tensors
+(`weights_only`), so a file cannot run code.
 """
 
 import pathlib
@@ -15,21 +15,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import EinopsError, rearrange
 
 from retree_jax import models
 from retree_jax.models.pretrained import weight_files
 
 
 class Entry(NamedTuple):
-  """Where one of the original's parameters goes.
+  """The destination of one of the original's parameters.
 
   Attributes:
-    path: keys into our nested dict.
-    turn: its array in the original's axis order -> in ours.
+    path: keys into the nested dict of parameters.
+    convert_axes: converts an array from PyTorch's axis order to Flax's.
   """
 
   path: tuple[str, ...]
-  turn: Callable[[np.ndarray], np.ndarray]
+  convert_axes: Callable[[np.ndarray], np.ndarray]
 
 
 def read(path) -> dict[str, np.ndarray]:
@@ -45,17 +46,17 @@ def read(path) -> dict[str, np.ndarray]:
 
 
 def convert(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict]:
-  """The original's parameters as ours, the denoisers' and the discriminators'.
+  """Converts a state dict of the original's denoisers or discriminators.
 
   Args:
     state_dict: {the original's parameter name: array}, for instance from `read`.
 
   Returns:
-    settings for `models.build`, with dim, time_dim and channels as the shapes tell; and the parameters,
-    float32 numpy arrays in a nested dict. Head width cannot be told from shapes: it is the original's 64.
+    (settings for `models.build`, inferred from the shapes; parameters, a nested dict of float32 NumPy arrays). The width of an
+    attention head cannot be inferred from shapes and is set to the original's 64.
 
   Raises:
-    ValueError: a name is missing or unknown, a shape does not fit the others, or a value is not finite.
+    ValueError: a name is missing or unknown, a shape is inconsistent with the others, or a value is not finite.
   """
   arrays = {name.removeprefix("module."): _array(name, value) for name, value in state_dict.items()}
   if "bottleneck_blocks.0.double_conv.0.weight" in arrays:
@@ -65,7 +66,7 @@ def convert(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict]
   else:
     some = ", ".join(list(arrays)[:3]) or "nothing"
     raise ValueError(
-      f"This is no checkpoint of the original's denoiser or discriminator (it has {some}): "
+      f"This is not a checkpoint of the original's denoiser or discriminator (it holds {some}): "
       "give the state_dict that the original's training saved."
     )
   entries = names(settings)
@@ -79,12 +80,12 @@ def convert(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict]
     inner = params
     for key in entry.path[:-1]:
       inner = inner.setdefault(key, {})
-    inner[entry.path[-1]] = np.array(entry.turn(arrays[name]), order="C")
+    inner[entry.path[-1]] = np.array(entry.convert_axes(arrays[name]), order="C")
   return settings, params
 
 
 def names(settings: Mapping[str, Any]) -> dict[str, Entry]:
-  """Every parameter of the original that network `settings` describe, and where it goes among ours."""
+  """Every parameter of the original network with these settings: {its name: its destination}."""
   if settings["name"] == "discriminator":
     return _discriminator_names(settings["depth"])
   return _denoiser_names(settings["depth"])
@@ -108,42 +109,42 @@ def _same(value: np.ndarray) -> np.ndarray:
 
 
 def _conv(value: np.ndarray) -> np.ndarray:
-  return value.transpose(2, 3, 1, 0)
+  return rearrange(value, "c_out c_in h w -> h w c_in c_out")
 
 
 def _dense(value: np.ndarray) -> np.ndarray:
-  """A dense layer's or a 1x1 convolution's weight [out, in, (1, 1)] -> [in, out]."""
+  """Weight of a dense layer [out, in] or a 1x1 convolution [out, in, 1, 1] -> [in, out]."""
   return value.reshape(value.shape[:2]).T
 
 
-def _layer(theirs: str, ours: tuple[str, ...], turn: Callable | None, bias: bool = True) -> dict[str, Entry]:
-  """Weight and bias of a layer; `turn` None for a norm, whose weight is our "scale"."""
-  weight = Entry((*ours, "kernel"), turn) if turn else Entry((*ours, "scale"), _same)
-  entries = {f"{theirs}.weight": weight}
+def _layer(torch_name: str, flax_name: tuple[str, ...], convert_axes: Callable | None, bias: bool = True) -> dict[str, Entry]:
+  """Weight and bias of a layer; `convert_axes` is None for a norm, whose weight is called "scale" in Flax."""
+  weight = Entry((*flax_name, "kernel"), convert_axes) if convert_axes else Entry((*flax_name, "scale"), _same)
+  entries = {f"{torch_name}.weight": weight}
   if bias:
-    entries[f"{theirs}.bias"] = Entry((*ours, "bias"), _same)
+    entries[f"{torch_name}.bias"] = Entry((*flax_name, "bias"), _same)
   return entries
 
 
-def _transformer_names(theirs: str, ours: str, depth: int) -> dict[str, Entry]:
+def _transformer_names(torch_name: str, flax_name: str, depth: int) -> dict[str, Entry]:
   entries = {}
   for i in range(depth):
-    attention, mlp = f"{theirs}.layers.{i}.0.fn", f"{theirs}.layers.{i}.1.fn"
-    entries |= _layer(f"{attention}.norm", (ours, f"norm_{i}_0"), None)
-    entries[f"{attention}.fn.temperature"] = Entry((ours, f"temperature_{i}"), _same)
-    entries |= _layer(f"{attention}.fn.to_qkv", (ours, f"qkv_{i}"), _dense, bias=False)
-    entries |= _layer(f"{attention}.fn.to_out.0", (ours, f"out_{i}"), _dense)
-    entries |= _layer(f"{mlp}.norm", (ours, f"norm_{i}_1"), None)
-    entries |= _layer(f"{mlp}.fn.net.0", (ours, f"mlp_{i}_0"), _dense)
-    entries |= _layer(f"{mlp}.fn.net.3", (ours, f"mlp_{i}_1"), _dense)
+    attention, mlp = f"{torch_name}.layers.{i}.0.fn", f"{torch_name}.layers.{i}.1.fn"
+    entries |= _layer(f"{attention}.norm", (flax_name, f"norm_{i}_0"), None)
+    entries[f"{attention}.fn.temperature"] = Entry((flax_name, f"temperature_{i}"), _same)
+    entries |= _layer(f"{attention}.fn.to_qkv", (flax_name, f"qkv_{i}"), _dense, bias=False)
+    entries |= _layer(f"{attention}.fn.to_out.0", (flax_name, f"out_{i}"), _dense)
+    entries |= _layer(f"{mlp}.norm", (flax_name, f"norm_{i}_1"), None)
+    entries |= _layer(f"{mlp}.fn.net.0", (flax_name, f"mlp_{i}_0"), _dense)
+    entries |= _layer(f"{mlp}.fn.net.3", (flax_name, f"mlp_{i}_1"), _dense)
   return entries
 
 
-def _double_conv_names(theirs: str, ours: str) -> dict[str, Entry]:
+def _double_conv_names(torch_name: str, flax_name: str) -> dict[str, Entry]:
   entries = {}
   for i, (conv, norm) in enumerate(((0, 1), (3, 4))):
-    entries |= _layer(f"{theirs}.double_conv.{conv}", (ours, f"conv_{i}"), _conv, bias=False)
-    entries |= _layer(f"{theirs}.double_conv.{norm}", (ours, f"norm_{i}"), None)
+    entries |= _layer(f"{torch_name}.double_conv.{conv}", (flax_name, f"conv_{i}"), _conv, bias=False)
+    entries |= _layer(f"{torch_name}.double_conv.{norm}", (flax_name, f"norm_{i}"), None)
   return entries
 
 
@@ -192,8 +193,8 @@ def _attention_settings(arrays: Mapping[str, np.ndarray], transformer: str) -> d
   inner = _size(arrays, f"{transformer}.layers.0.0.fn.fn.to_out.0.weight", 1, 2)
   if inner % 64:
     raise ValueError(
-      f"The attention in this checkpoint is {inner} wide, which is no multiple of the "
-      "original's head width 64: it was not made by the original's code."
+      f"The attention in this checkpoint has {inner} channels, which is not a multiple of the "
+      "original's 64 per head: it was not written by the original's code."
     )
   layer = re.compile(re.escape(transformer) + r"\.layers\.(\d+)\.")
   depth = len({match[1] for match in map(layer.match, arrays) if match})
@@ -221,23 +222,23 @@ def _refuse(what: str, wrong: list[str]) -> None:
 
 
 def _check_shapes(settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], entries: Mapping[str, Entry]) -> None:
-  """Compares each shape with that in the network of these settings, given the input channels of the file."""
+  """Compares each shape with the network of these settings, which has the file's number of input channels."""
   x = jax.ShapeDtypeStruct((1, 64, 64, arrays["initial.0.weight"].shape[1]), jnp.float32)
   t = jax.ShapeDtypeStruct((1,), jnp.float32)
   network = models.build(settings)
-  ours = jax.eval_shape(lambda: network.init(jax.random.key(0), x, t))
+  params = jax.eval_shape(lambda: network.init(jax.random.key(0), x, t))
   for name, entry in entries.items():
-    want = ours
+    expected = params
     for key in entry.path:
-      want = want[key]
+      expected = expected[key]
     try:
-      have = entry.turn(arrays[name]).shape
-    except ValueError:  # not even as many axes
-      have = None
-    if have != want.shape:
+      shape = entry.convert_axes(arrays[name]).shape
+    except (ValueError, EinopsError):  # another number of axes
+      shape = None
+    if shape != expected.shape:
       raise ValueError(
         f"Parameter {name} of this checkpoint has shape {arrays[name].shape}, which does "
-        f"not fit a network with {_describe(settings)}: the file is damaged or mixed up."
+        f"not fit a network with {_describe(settings)}: the file is damaged or combines several networks."
       )
 
 

@@ -1,14 +1,14 @@
-"""What each stage is to the training loop: five functions of a state and a batch.
+"""Tasks: what each stage is to the training loop.
 
-A task offers `init`, `train_step`, `evaluate`, `preview` and the example fields it needs; the loop in `retree_jax.train` knows
-nothing else of a stage, and a task knows nothing of the loop, meshes or files.
+A task (`base.Task`) has `init`, `train_step`, `evaluate`, `preview` and the names of the example fields that it reads. The loop
+in `retree_jax.train` depends on nothing else of a stage, and a task on nothing of the loop, meshes or files.
 """
 
 import importlib
 
 from retree_jax.config import validate
 
-# stage -> (module of this package, class). Imported when asked for.
+# stage -> (module of this package, class), imported on first use.
 _TASKS = {
   "tree": ("diffusion", "DiffusionTask"),
   "fundus": ("diffusion", "DiffusionTask"),
@@ -23,7 +23,7 @@ def register(stage: str, task: type) -> None:
 
   Args:
     stage: its name, the value of `config.stage`.
-    task: a class like those of this package.
+    task: a class like those of this package, for instance a subclass of `base.Task`.
 
   Raises:
     ValueError: the name is that of a built-in stage.
@@ -34,10 +34,13 @@ def register(stage: str, task: type) -> None:
 
 
 def fields(config) -> tuple[str, ...]:
-  """The fields of an example that the task of `config.stage` reads, as `pipeline.train_iterator` takes them.
+  """Names of the example fields that the task of `config.stage` reads.
+
+  Args:
+    config: a whole config (see `retree_jax.config.defaults`).
 
   Raises:
-    ValueError: unknown stage or field.
+    ValueError: an unknown stage or field.
   """
   task = _class(config)
   return task.fields_of(config) if hasattr(task, "fields_of") else tuple(task.fields)
@@ -48,10 +51,10 @@ def make(config, epoch_steps: int = 1):
 
   Args:
     config: a whole config (see `retree_jax.config.defaults`).
-    epoch_steps: steps in which all training examples are seen once, for a task that counts epochs.
+    epoch_steps: steps per epoch, for tasks that count epochs.
 
   Raises:
-    ValueError: unknown stage, or a value that the stage cannot take.
+    ValueError: an unknown stage, or an invalid value of a field.
   """
   task = _class(config)
   validate.check(config)
@@ -65,7 +68,7 @@ def _class(config) -> type:
   if config.stage not in _TASKS:
     raise ValueError(f"config.stage={config.stage!r} is unknown: use {', '.join(_TASKS)}")
   task = _TASKS[config.stage]
-  if config.stage == "segmentation" and "diffusion" in config:  # masks drawn from noise, given the photograph
+  if config.stage == "segmentation" and "diffusion" in config:  # masks sampled by diffusion, conditioned on the photograph
     task = _TASKS["tree"]
   if isinstance(task, tuple):
     module, name = task

@@ -1,85 +1,73 @@
-"""Both denoising stages: noise → tree (and field of view), and tree + noise → photograph."""
+"""The denoising stages: noise → tree (and field of view), and tree + noise → photograph."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import repeat
 
-from retree_jax import keys, losses, models, state
+from retree_jax import keys, losses, state
 from retree_jax.data.fields import CHANNELS, num_channels
 from retree_jax.diffusion import process
 from retree_jax.inference.sampler import Sampler, make_schedule
-from retree_jax.tasks import batches
+from retree_jax.models import scaling
+from retree_jax.tasks import base
 
-_EVALUATION_LEVELS = 8  # noise levels per held-out example, at the middles of eight equal spans of time
+_EVALUATION_LEVELS = 8  # noise levels per held-out example, at the midpoints of eight equal intervals of time
 
 
-class DiffusionTask:
+class DiffusionTask(base.Task):
   """A denoising diffusion model (Ho et al. 2020) of `config.data.target`, given `config.data.condition`.
 
-  The network sees x_t (the target's channels, noised) and the condition's channels side by side, as in Alimanov & Islam 2023.
+  The network's input is x_t (the target's channels with noise) and the condition's channels, concatenated, as in Alimanov &
+  Islam 2023.
 
   Args:
-    config: `config.diffusion`, `config.loss`, `config.optimizer`, `config.model`, `config.data` and `config.train` are read.
-    epoch_steps: steps in which all training examples are seen once: the repetitive training technique counts epochs.
+    config: besides what `base.Task` reads, `config.diffusion`, `config.loss`, `config.sampler` and `config.preview`.
+    epoch_steps: steps per epoch, which the repetitive training technique counts.
+
+  Raises:
+    ValueError: an unknown field, or an invalid setting of diffusion or sampler.
   """
 
   def __init__(self, config, epoch_steps: int = 1):
-    self.config, self.epoch_steps = config, epoch_steps
-    self.target = tuple(config.data.target)
-    self.condition = tuple(config.data.condition)
-    self.fields = self.fields_of(config)
-    self.channels = num_channels(self.target)
-    self.size = tuple(config.data.image_size)
-    self.network = models.build({**config.model, "out_channels": self.channels})
+    super().__init__(config, epoch_steps)
+    self.target, self.condition = tuple(config.data.target), tuple(config.data.condition)
+    self.channels, self.condition_channels = num_channels(self.target), num_channels(self.condition)
+    self.trained_size = self.size
     self.network.check_size(*self.size)
     self.schedule = make_schedule(config.diffusion)
     if config.diffusion.prediction not in process.KINDS:
       raise ValueError(
         f"config.diffusion.prediction={config.diffusion.prediction!r} is unknown: use {', '.join(process.KINDS)}"
       )
-    Sampler(config, self.network)  # what previews could not draw with is refused here, before training
-    self.optimizer = state.make_optimizer(config.optimizer)
+    Sampler(config, self.network)  # raises ValueError before training for sampler settings that previews could not use
 
-  @staticmethod
-  def fields_of(config) -> tuple[str, ...]:
-    """The fields of an example that this task reads; ValueError for an unknown one."""
-    names = tuple(dict.fromkeys((*config.data.target, *config.data.condition)))
-    unknown = [f for f in names if f not in CHANNELS]
+  @classmethod
+  def fields_of(cls, config) -> tuple[str, ...]:
+    names = dict.fromkeys((*config.data.target, *config.data.condition))
+    unknown = [name for name in names if name not in CHANNELS]
     if unknown:
       raise ValueError(f"config.data names the unknown field {unknown[0]!r}: use {', '.join(CHANNELS)}")
-    # With condition dropout, photographs without a tree can be learnt from too.
+    # With condition dropout, photographs without a tree are used for training too.
     optional = "tree" in config.data.condition and config.diffusion.condition_dropout > 0
-    return tuple("tree?" if optional and f == "tree" else f for f in names)
+    return tuple("tree?" if optional and name == "tree" else name for name in names)
 
-  # --- state -----------------------------------------------------------------------------------------------------------
+  def init_parameters(self, key):
+    shape, cond = (1, *self.trained_size), self.condition_channels
+    return self.network.init(
+      key, jnp.zeros((*shape, self.channels)), jnp.zeros((1,)), jnp.zeros((*shape, cond)) if cond else None
+    )
 
-  def init(self, seed_key) -> state.TrainState:
-    """A fresh state; `seed_key` is the run's root key."""
-    h, w = self.size
-    cond = num_channels(self.condition)
-    params = self.network.init(
-      keys.at_step(seed_key, 2**31 - 1),
-      jnp.zeros((1, h, w, self.channels)),
-      jnp.zeros((1,)),
-      jnp.zeros((1, h, w, cond)) if cond else None,
-    )
-    extra = {}
-    if self.config.train.rtt:
-      # The bar starts at +inf, so that the first epoch takes one step per batch.
-      extra = {"bar": jnp.float32(jnp.inf), "epoch_sum": jnp.float32(0), "epoch_count": jnp.int32(0)}
-    return state.TrainState(
-      step=jnp.int32(0),
-      params=params,
-      ema=state.start_ema(params, self.config.train.ema_decay),
-      opt_state=self.optimizer.init(params),
-      key=seed_key,
-      extra=extra,
-    )
+  def init_extra(self) -> dict:
+    if not self.config.train.rtt:
+      return {}
+    # The bar is +inf at first, so that the first epoch takes one step per batch.
+    return {"bar": jnp.float32(jnp.inf), "epoch_sum": jnp.float32(0), "epoch_count": jnp.int32(0)}
 
   # --- training --------------------------------------------------------------------------------------------------------
 
-  def train_step(self, current: state.TrainState, batch) -> tuple[state.TrainState, dict]:
-    """One batch: noise it, descend, average. A pure function, jitted over a mesh by the loop.
+  def train_step(self, current: state.TrainState, batch: dict) -> tuple[state.TrainState, dict]:
+    """One batch, see `base.Task.train_step`; several optimizer steps with the repetitive training technique.
 
     Args:
       current: the state.
@@ -88,124 +76,114 @@ class DiffusionTask:
     Returns:
       The next state and scalar metrics.
     """
-    draw = self._noised(batch, keys.at_step(current.key, current.step))
-    if self.config.train.rtt:
-      return self._repeated_steps(current, draw)
-    loss, metrics, grads = state.value_and_gradients(self._loss, current.params, draw, self.config.train.accumulate)
-    params, opt_state = self._descend(current.params, current.opt_state, grads)
-    metrics = {"loss": loss, "gradient_norm": _norm(grads), **metrics}
-    return self._advance(current, params, opt_state, current.extra), metrics
+    if not self.config.train.rtt:
+      return super().train_step(current, batch)
+    return self._repeated_steps(current, self.prepare(batch, keys.at_step(current.key, current.step)))
 
-  def _repeated_steps(self, current, draw):
-    """The repetitive training technique (RTT): up to five optimizer steps on the same noised batch, until its loss is below
-    the lowest epoch mean so far. The mean is over the last repetition's loss."""
+  def _repeated_steps(self, current, prepared):
+    """The repetitive training technique (RTT): up to `config.train.rtt_repeats` optimizer steps on the same noised batch, until
+    its loss is below the bar, the lowest epoch mean so far. The epoch mean is over the loss of each batch's last repetition."""
+    bar = current.extra["bar"]
 
-    def repeat(carry):
+    def repeat_step(carry):
       params, opt_state, _, count = carry
-      loss, _, grads = state.value_and_gradients(self._loss, params, draw, self.config.train.accumulate)
-      params, opt_state = self._descend(params, opt_state, grads)
-      return params, opt_state, loss, count + 1
+      params, opt_state, metrics = self.optimizer_step(self.optimizer, self.loss, params, opt_state, prepared)
+      return params, opt_state, metrics, count + 1
 
     def unsatisfied(carry):
-      _, _, loss, count = carry
-      return (count < self.config.train.rtt_repeats) & (loss >= current.extra["bar"])
+      _, _, metrics, count = carry
+      return (count < self.config.train.rtt_repeats) & (metrics["loss"] >= bar)
 
-    first = repeat((current.params, current.opt_state, jnp.float32(0), jnp.int32(0)))
-    if jax.default_backend() == "cpu":
-      # XLA's gradients of convolutions are some 30 times slower inside a loop on CPUs: take every step, keep what counts.
-      carry = first
+    def unrolled(carry):
+      # On CPUs, XLA's gradients of convolutions are some 30 times slower inside a loop: compute every step, keep those due.
       for _ in range(self.config.train.rtt_repeats - 1):
-        go_on, following = unsatisfied(carry), repeat(carry)
-        carry = jax.tree.map(lambda new, old, go_on=go_on: jnp.where(go_on, new, old), following, carry)
-    else:
-      carry = jax.lax.while_loop(unsatisfied, repeat, first)
-    params, opt_state, loss, count = carry
-    total, seen = current.extra["epoch_sum"] + loss, current.extra["epoch_count"] + 1
+        due, following = unsatisfied(carry), repeat_step(carry)
+        carry = jax.tree.map(lambda new, old, due=due: jnp.where(due, new, old), following, carry)
+      return carry
+
+    def looped(carry):
+      return jax.lax.while_loop(unsatisfied, repeat_step, carry)
+
+    first = repeat_step((current.params, current.opt_state, None, jnp.int32(0)))
+    params, opt_state, metrics, count = jax.lax.platform_dependent(first, cpu=unrolled, default=looped)
+    total, seen = current.extra["epoch_sum"] + metrics["loss"], current.extra["epoch_count"] + 1
     ended = seen >= self.epoch_steps
     extra = {
-      "bar": jnp.where(ended, jnp.minimum(current.extra["bar"], total / seen), current.extra["bar"]),
+      "bar": jnp.where(ended, jnp.minimum(bar, total / seen), bar),
       "epoch_sum": jnp.where(ended, 0.0, total),
       "epoch_count": jnp.where(ended, 0, seen),
     }
-    return self._advance(current, params, opt_state, extra), {"loss": loss, "repetitions": count.astype(jnp.float32)}
+    metrics = {**metrics, "repetitions": count.astype(jnp.float32)}
+    return self.next_state(current, params, opt_state, extra=extra), metrics
 
-  def _descend(self, params, opt_state, grads):
-    updates, opt_state = self.optimizer.update(grads, opt_state, params)
-    return jax.tree.map(jnp.add, params, updates), opt_state
-
-  def _advance(self, current, params, opt_state, extra):
-    ema = state.ema_update(current.ema, params, current.step, self.config.train.ema_decay)
-    return current.replace(step=current.step + 1, params=params, ema=ema, opt_state=opt_state, extra=extra)
-
-  def _noised(self, batch, key) -> dict:
-    """Draws time, noise and condition dropout for a batch; everything [B, ...], so that it can be split into parts."""
+  def prepare(self, batch, key) -> dict:
+    """Draws timesteps and noise for a batch, and dropout of its condition."""
     config = self.config.diffusion
-    x0 = batches.stack_signed(batch, self.target)
-    n = x0.shape[0]
-    key_t, key_noise, key_drop, key_net = jax.random.split(key, 4)
+    key_t, key_noise, key_given, key_net = jax.random.split(key, 4)
+    given = self._given(batch, key_given)
+    n = len(given["x0"])
     # Stratified over the batch: less variance in the loss than independent draws (Kingma et al. 2021, appendix I.1).
     if config.time_sampling == "stratified":
       u = (jax.random.uniform(key_t) + jnp.arange(n) / n) % 1.0
     else:
       u = jax.random.uniform(key_t, (n,))
     t = config.first_step + jnp.floor(u * (config.num_steps - config.first_step))
-    draw = {
-      "x0": x0,
+    return given | {
       "t": jnp.clip(t, config.first_step, config.num_steps - 1),
-      "noise": jax.random.normal(key_noise, x0.shape),
+      "noise": jax.random.normal(key_noise, given["x0"].shape),
       "key": jax.random.split(key_net, n),
     }
+
+  def _given(self, batch, key) -> dict:
+    """The clean images "x0" of a batch; their condition "cond", with trees dropped at random; and pixel weights "weight", if
+    the loss has any."""
+    given = {"x0": scaling.stack_signed(batch, self.target)}
     if self.condition:
-      keep = (jax.random.uniform(key_drop, (n,)) >= config.condition_dropout).astype(jnp.float32)
-      draw["cond"] = self._condition(batch, keep)
+      keep = jax.random.uniform(key, given["x0"].shape[:1]) >= self.config.diffusion.condition_dropout
+      given["cond"] = self._condition(batch, keep.astype(jnp.float32))
     if self.config.loss.outside_fov != 1.0:
-      fov = batches.to_unit(batch["fov"])
-      draw["weight"] = fov + self.config.loss.outside_fov * (1.0 - fov)
-    return draw
+      fov = scaling.to_unit(batch["fov"])
+      given["weight"] = fov + self.config.loss.outside_fov * (1.0 - fov)
+    return given
 
   def _condition(self, batch, keep):
-    """The condition's channels, with trees blanked to 0 (neither vessel nor background) where dropped or unknown."""
-    cond = batches.stack_signed(batch, self.condition)
+    """The condition's channels; trees are 0 (neither vessel nor background) where dropped (`keep` [B] is 0) or unknown."""
+    cond = scaling.stack_signed(batch, self.condition)
     if "has_tree" in batch:
       keep = keep * batch["has_tree"].astype(jnp.float32)
-    kept = jnp.concatenate(
-      [
-        jnp.broadcast_to((keep if f == "tree" else jnp.ones_like(keep))[:, None], (keep.shape[0], CHANNELS[f]))
-        for f in self.condition
-      ],
-      -1,
-    )
-    return cond * kept[:, None, None, :]
+    factors = [
+      repeat(keep if name == "tree" else jnp.ones_like(keep), "b -> b 1 1 c", c=CHANNELS[name]) for name in self.condition
+    ]
+    return cond * jnp.concatenate(factors, axis=-1)
 
-  def _loss(self, params, draw):
-    """(mean loss, {}) of a noised batch."""
-    key = draw["key"][0] if self.config.model.get("dropout", 0.0) else None
-    return jnp.mean(self._example_losses(params, draw, key)), {}
+  def loss(self, params, prepared):
+    key = prepared["key"][0] if self.config.model.get("dropout", 0.0) else None
+    return jnp.mean(self._example_losses(params, prepared, key)), {}
 
-  def _example_losses(self, params, draw, key=None):
-    """Weighted noise loss of each example, [B]: MSE + L1 (Alimanov & Islam 2023) with the configured weights."""
+  def _example_losses(self, params, prepared, key=None):
+    """Weighted loss of each example, [B]: MSE + L1 (Alimanov & Islam 2023) with the weights of `config.loss`."""
     config = self.config
-    alpha, sigma = self.schedule.alpha_sigma(draw["t"])
-    xt = process.corrupt(draw["x0"], draw["noise"], alpha, sigma)
+    alpha, sigma = self.schedule.alpha_sigma(prepared["t"])
+    xt = process.corrupt(prepared["x0"], prepared["noise"], alpha, sigma)
     kw = {} if key is None else {"key": key}
-    prediction = self.network.apply(params, xt, draw["t"], draw.get("cond"), **kw)
-    goal = process.target(draw["x0"], draw["noise"], alpha, sigma, config.diffusion.prediction)
-    loss = losses.noise_loss(prediction, goal, config.loss.mse, config.loss.l1, mask=draw.get("weight"))
+    prediction = self.network.apply(params, xt, prepared["t"], prepared.get("cond"), **kw)
+    target = process.target(prepared["x0"], prepared["noise"], alpha, sigma, config.diffusion.prediction)
+    loss = losses.noise_loss(prediction, target, config.loss.mse, config.loss.l1, mask=prepared.get("weight"))
     gamma = config.loss.min_snr_gamma or None
     return loss * process.loss_weight(alpha, sigma, config.diffusion.prediction, gamma)
 
-  # --- looking at it ---------------------------------------------------------------------------------------------------
+  # --- evaluation ------------------------------------------------------------------------------------------------------
 
   def evaluate(self, ema, batch, index) -> dict:
-    """Held-out losses of each example, {"loss": [B]}: the mean over fixed noise levels and fixed noise, so that the number
-    changes only with the parameters.
+    """Held-out loss of each example, {"loss": [B]}: the mean over fixed noise levels with fixed noise, so that only the
+    parameters change it.
 
     Args:
       ema: averaged parameters.
       batch: as in `train_step`.
-      index: [B] the examples' numbers in their source, which fix the noise.
+      index: [B] numbers of the examples in their source, which determine the noise.
     """
-    x0 = batches.stack_signed(batch, self.target)
+    x0 = scaling.stack_signed(batch, self.target)
     steps = self.config.diffusion.num_steps
     levels = jnp.asarray((np.arange(_EVALUATION_LEVELS) + 0.5) / _EVALUATION_LEVELS * steps, jnp.float32)
     sample_keys = keys.per_sample(0, index, "evaluation noise")
@@ -213,18 +191,18 @@ class DiffusionTask:
 
     def at_level(level):
       noise = keys.normal(jax.vmap(jax.random.fold_in, (0, None))(sample_keys, level.astype(jnp.int32)), x0.shape[1:])
-      draw = {"x0": x0, "t": jnp.full(x0.shape[:1], jnp.floor(level)), "noise": noise, **cond}
-      return self._example_losses(ema, draw)
+      prepared = {"x0": x0, "t": jnp.full(x0.shape[:1], jnp.floor(level)), "noise": noise, **cond}
+      return self._example_losses(ema, prepared)
 
     return {"loss": jnp.mean(jax.lax.map(at_level, levels), axis=0)}
 
   def preview(self, ema, batch, mesh) -> dict[str, np.ndarray]:
-    """Pictures of samples: rows of uint8 images [N, H, W, 1 or 3], by name.
+    """Samples, with the conditions they were drawn for: {name: uint8 images [N, H, W, 1 or 3]}.
 
     Args:
       ema: averaged parameters.
-      batch: held-out examples as uint8 numpy arrays, whose conditions are used.
-      mesh: devices to sample on; all hosts take part.
+      batch: held-out examples as uint8 NumPy arrays, whose conditions are used.
+      mesh: devices to sample on; all hosts must take part.
     """
     sampler = Sampler(self.config, self.network, mesh)
     cond = None
@@ -233,11 +211,7 @@ class DiffusionTask:
       count = min(count, len(batch[self.condition[0]]))
       cond = {f: batch[f][:count] for f in self.condition}
     out = sampler(ema, np.arange(count), cond)
-    pictures = {f"samples_{name}": pixels for name, pixels in out.items()}
+    images = {f"samples_{name}": pixels for name, pixels in out.items()}
     if self.condition:
-      pictures |= {f"given_{f}": v for f, v in cond.items()} | {f"real_{f}": batch[f][:count] for f in self.target}
-    return pictures
-
-
-def _norm(tree):
-  return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
+      images |= {f"given_{f}": v for f, v in cond.items()} | {f"real_{f}": batch[f][:count] for f in self.target}
+    return images

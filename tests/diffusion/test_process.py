@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from retree_jax.diffusion import process
+from retree_jax.diffusion import process, samplers, schedules
 
 KEYS = jax.random.split(jax.random.key(0), 2)
 X0 = jax.random.uniform(KEYS[0], (6, 4, 5, 3), minval=-1, maxval=1)
@@ -93,3 +93,16 @@ def test_bad_input_is_answered_in_a_sentence():
       call(X0, NOISE, ALPHA, SIGMA, "epsilon")
   with pytest.raises(ValueError, match="positive number such as"):
     process.loss_weight(ALPHA, SIGMA, "v", 0.0)
+
+
+@pytest.mark.parametrize("part", ["tree", "fundus"])
+def test_one_ancestral_step_is_the_originals(original, part):
+  if f"{part}/x_prev" not in original:
+    pytest.skip(f"the arrays of {part} are not part of the project")
+  x, step_noise, wanted = (original[f"{part}/{name}"] for name in ("x", "step_noise", "x_prev"))
+  output = original[f"{part}/output"][:, :, : x.shape[2], : x.shape[3]]
+  schedule, t = schedules.make("paper", int(original[f"{part}/config"][-1])), original[f"{part}/t"]
+  now, after = schedule.levels(t), schedule.levels(t - 1)
+  x0 = process.to_x0(output, x, *now, "eps")
+  stepped = samplers.ddpm_step(x, x0, *now, *after, step_noise)
+  np.testing.assert_allclose(stepped, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())

@@ -380,7 +380,7 @@ def test_guiding_x0_is_guiding_the_noise():
     (lambda p, x, g: samplers.heun(p, x, Grid(g.t, g.alpha, g.sigma), start_keys(), churn=1.0), "levels between"),
     (lambda p, x, g: samplers.ddim(p, x, g, eta=1.5), "eta is 1.5"),
     (lambda p, x, g: samplers.ddpm(p, x, g, start_keys(), variance="learned"), "write one of 'beta', 'posterior'"),
-    (lambda p, x, g: samplers.dpmpp_2m(p, x, g, clip="hard"), "no thresholding"),
+    (lambda p, x, g: samplers.dpmpp_2m(p, x, g, clip="hard"), "not a valid thresholding"),
   ],
 )
 def test_bad_options_are_answered_in_a_sentence(call, words):

@@ -10,9 +10,8 @@ from retree_jax.diffusion.schedules import Grid, make, time_grid
 
 
 @pytest.mark.parametrize("part, steps", [("tree", 800), ("fundus", 1000)])
-def test_paper_schedule_is_the_originals(parity_dir, part, steps):
-  with np.load(parity_dir / "retree_network.npz", allow_pickle=False) as arrays:
-    beta, alpha_bar = arrays[f"{part}/beta"], arrays[f"{part}/alpha_bar"]
+def test_paper_schedule_is_the_originals(original, part, steps):
+  beta, alpha_bar = original[f"{part}/beta"], original[f"{part}/alpha_bar"]
   ours = make("paper", steps)
   assert ours.num_steps == steps
   # The original subtracts numbers near 0.02 in float32 (spacing 2e-9) and multiplies 1000 of them up.
@@ -140,21 +139,21 @@ def test_logsnr_and_karras_grids(zero):
   "call, words",
   [
     (lambda: make("quadratic", 100), "unknown; write one of 'paper', 'linear', 'cosine', 'sigmoid'"),
-    (lambda: make("paper", 1), "at least 2"),
-    (lambda: make("paper", 100.5), "whole number"),
+    (lambda: make("paper", 1), "a whole number of timesteps, at least 2, not 1"),
+    (lambda: make("paper", 100.5), "a whole number of timesteps, at least 2, not 100.5"),
     (lambda: make("paper", 100, beta_max=1), "its options are beta_start, beta_end"),
-    (lambda: make("cosine", 100, shift=0), "positive number"),
+    (lambda: make("cosine", 100, shift=0), "schedule shift is 0; write a positive number"),
     (lambda: make("linear", 100, beta_start=-1.0, beta_end=0.1), "does not add noise"),
     (lambda: make("paper", 100, beta_end=3.0), "does not add noise"),
     (lambda: make("sigmoid", 100, start=3.0, end=3.0), "does not add noise"),
     (lambda: time_grid(make("paper", 100), 10, "evenly"), "unknown; write one of 'full', 'trailing'"),
     (lambda: time_grid(make("paper", 100), 10, "full"), "has 99 steps, not 10"),
     (lambda: time_grid(make("paper", 100), 101), "more than the schedule's 100"),
-    (lambda: time_grid(make("paper", 100), 0, "karras"), "at least 1"),
+    (lambda: time_grid(make("paper", 100), 0, "karras"), "sampling steps must be a whole number, at least 1, not 0"),
     (lambda: time_grid(make("paper", 100)), "at least 1, not None"),
     (lambda: time_grid(make("paper", 100), 5, "karras", sigma_max=1e-5), "no grid falls"),
     (lambda: time_grid(make("paper", 100), 5, "karras", rho=0.0), "no grid falls"),
-    (lambda: Grid(np.arange(2), np.arange(2), np.arange(3)), "one length"),
+    (lambda: Grid(np.arange(2), np.arange(2), np.arange(3)), "as 1-D arrays of one length"),
     (lambda: Grid([1, 0], [1.0, 0.0], [0.0, 1.0]), "must fall at every step"),
     (lambda: Grid([1, 0], [np.nan, 1.0], [1.0, 0.0]), "must fall at every step"),
   ],

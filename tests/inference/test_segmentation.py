@@ -12,7 +12,7 @@ import pytest
 
 from retree_jax import checkpoint, keys, models, tasks, train
 from retree_jax.data import field_of_view, phantom, sources, writing
-from retree_jax.inference import segmenter, tiling
+from retree_jax.inference import segmenter, tiling, vessel_map
 from retree_jax.metrics import segmentation as metrics
 from retree_jax.tasks import segmentation
 
@@ -53,7 +53,7 @@ def eyes(count=2, size=64):
 def untrained(config):
   """What `checkpoint.load` gives, for a network that never learnt."""
   network = models.build(config.model)
-  tile = segmentation.tile_size(config)
+  tile = vessel_map.tile_size(config)
   made = network.init(jax.random.key(0), jax.ShapeDtypeStruct((1, *tile, 3), jnp.float32))
   return checkpoint.Loaded(config, made, network, 0, "nowhere")
 
@@ -95,7 +95,7 @@ def test_windows_are_pieces_of_their_own_picture_inside_the_field_of_view():
     "tree": np.stack([y[..., None]] * 2),
     "fov": np.stack([middle] * 2),
   }
-  draw = jax.jit(task._windows)(batch, jax.random.key(3))
+  draw = jax.jit(task.prepare)(batch, jax.random.key(3))
   image, tree = np.asarray(draw["image"]), np.asarray(draw["tree"])
   assert image.shape == (32, 32, 32, 3) and draw["key"].shape == (32,)
   for k, window in enumerate(image):
@@ -114,7 +114,7 @@ def test_turned_windows_keep_photograph_and_tree_together():
   task = tasks.make(small(crop__num=32, crop__turns=True))
   y, x = np.mgrid[:64, :64].astype(np.uint8)
   batch = {"image": np.stack([y, x, y], -1)[None], "tree": y[None, ..., None], "fov": np.full((1, 64, 64, 1), 255, np.uint8)}
-  draw = task._windows(batch, jax.random.key(3))
+  draw = task.prepare(batch, jax.random.key(3))
   image, tree = np.asarray(draw["image"]).astype(int), np.asarray(draw["tree"])
   np.testing.assert_array_equal(tree[..., 0], image[..., 0])
   seen = {
@@ -319,7 +319,7 @@ def test_the_diffusion_variant_draws_masks():
 def test_tiles_of_the_trained_size_are_what_the_network_sees():
   config = small(data__image_size=(64, 64), crop__size=32)
   loaded, batch = untrained(config), {f: v[:1] for f, v in eyes().items()}
-  found = segmentation.probabilities(config, loaded.network, loaded.params, batch)
+  found = vessel_map.probabilities(config, loaded.network, loaded.params, batch)
   x = batch["image"].astype(np.float32) / 127.5 - 1
   want = tiling.tiled(lambda part: jax.nn.sigmoid(loaded.network.apply(loaded.params, part)), x, (32, 32), 8)
   np.testing.assert_allclose(found, want * (batch["fov"] > 0), atol=1e-5)

@@ -12,9 +12,8 @@ import pytest
 
 from retree_jax import checkpoint, models, tasks, train
 from retree_jax.cli import stages as cli_stages
-from retree_jax.data import transforms, writing
+from retree_jax.data import generated_trees, image_io, transforms, writing
 from retree_jax.inference import tree_filter
-from retree_jax.tasks import tree_filter as task
 from tests import stages
 
 SIZE = (48, 48)
@@ -124,7 +123,7 @@ def test_it_learns_to_tell_trees_from_dots_and_the_threshold_is_chosen_on_held_o
   assert not any(tree_filter.outside(tree_filter.measures(*pair), judge.ranges) for pair in zip(tree, fov, strict=True))
   held = judge(*tree_filter._real(judge.loaded.config, "validation"))
   assert min(v.score for v in held) == pytest.approx(judge.threshold) == bounds["threshold"]
-  dots, rest = task.generated_trees(judge.loaded.config.data.generated, SIZE)
+  dots, rest = generated_trees.read(judge.loaded.config.data.generated, SIZE)
   assert len(dots) + len(rest) == 10 and len(rest) >= 1
   for verdict in judge(dots, np.full_like(dots, 255)):
     assert not verdict.accepted and verdict.reason
@@ -180,12 +179,12 @@ def test_generated_trees_are_asked_for(tmp_path):
   with pytest.raises(ValueError, match="config.data.generated is empty.*retree_jax.generate --tree"):
     tasks.make(get_config("tiny"))
   with pytest.raises(ValueError, match="holds no trees in coverage/"):
-    task.generated_trees(tmp_path, SIZE)
+    generated_trees.read(tmp_path, SIZE)
   generated(tmp_path / "dots", num=5, size=(96, 96))
-  training, heldout = task.generated_trees(tmp_path / "dots", SIZE)
+  training, heldout = generated_trees.read(tmp_path / "dots", SIZE)
   assert len(training) + len(heldout) == 5 and training.shape[1:] == (*SIZE, 1)
   first = writing.epath.Path(tmp_path / "dots/coverage/0000000.png")
-  whole = transforms.area_resize(np.asarray(task.image_io.decode(first.read_bytes(), "a"))[..., None], SIZE)
+  whole = transforms.area_resize(np.asarray(image_io.decode(first.read_bytes(), "a"))[..., None], SIZE)
   assert any(np.array_equal(whole, tree) for tree in (*training, *heldout))
 
 
@@ -193,15 +192,15 @@ def test_what_a_step_draws_and_loses(tmp_path):
   t = tasks.make(config(generated(tmp_path / "dots")))
   state = t.init(jax.random.key(0))
   batch = {"tree": np.stack([EYE] * 4)}
-  draw = jax.jit(t._draw)
-  first, again, other = (draw(batch["tree"], jax.random.fold_in(state.key, i)) for i in (0, 0, 1))
+  prepare = jax.jit(t.prepare)
+  first, again, other = (prepare(batch, jax.random.fold_in(state.key, i)) for i in (0, 0, 1))
   np.testing.assert_array_equal(first["generated"], again["generated"])
   assert not np.array_equal(first["generated"], other["generated"])
   # The real trees are the batch's own, under noise of the configured strength.
   noise = np.asarray(first["real"]) - (batch["tree"] / 127.5 - 1.0)
   assert noise.std() == pytest.approx(0.1, rel=0.05) and abs(noise.mean()) < 0.01
   # Least squares of sigmoids that start near one half: (1/2)² + (1/2)².
-  loss, metrics = jax.jit(t._loss)(state.params, first)
+  loss, metrics = jax.jit(t.loss)(state.params, first)
   assert float(loss) == pytest.approx(0.5, abs=0.15)
   assert float(loss) >= (1 - float(metrics["real_score"])) ** 2 + float(metrics["generated_score"]) ** 2 - 1e-6  # Jensen
 

@@ -8,7 +8,7 @@ import pytest
 
 from retree_jax.models.cpu import convolution, winograd
 
-# pictures, height, width, entering, leaving: one for every form that a CPU uses, forward and for both gradients
+# images, height, width, input and output channels: a shape for every form used on CPUs, forward and for both gradients
 SHAPES = {
   "winograd": (2, 16, 16, 256, 256),
   "winograd, kernel's gradient not": (8, 32, 32, 64, 64),
@@ -23,25 +23,23 @@ SHAPES = {
 
 
 def _drawn(shape, dtype=np.float64, seed=0):
-  n, h, w, entering, leaving = shape
+  n, h, w, c_in, c_out = shape
   rng = np.random.default_rng(seed)
-  return tuple(
-    rng.standard_normal(s).astype(dtype) for s in ((n, h, w, entering), (3, 3, entering, leaving), (n, h, w, leaving))
-  )
+  return tuple(rng.standard_normal(s).astype(dtype) for s in ((n, h, w, c_in), (3, 3, c_in, c_out), (n, h, w, c_out)))
 
 
 def _reference(x, kernel, g):
   """Convolution and both gradients as sums over the nine places, float64."""
   h, w = x.shape[1:3]
   padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  out, of_padded, of_kernel = np.zeros_like(g), np.zeros_like(padded), np.zeros_like(kernel)
+  out, d_padded, d_kernel = np.zeros_like(g), np.zeros_like(padded), np.zeros_like(kernel)
   for i in range(3):
     for j in range(3):
       seen = padded[:, i : i + h, j : j + w]
       out += seen @ kernel[i, j]
-      of_padded[:, i : i + h, j : j + w] += g @ kernel[i, j].T
-      of_kernel[i, j] = np.tensordot(seen, g, ((0, 1, 2), (0, 1, 2)))
-  return out, of_padded[:, 1:-1, 1:-1], of_kernel
+      d_padded[:, i : i + h, j : j + w] += g @ kernel[i, j].T
+      d_kernel[i, j] = np.tensordot(seen, g, ((0, 1, 2), (0, 1, 2)))
+  return out, d_padded[:, 1:-1, 1:-1], d_kernel
 
 
 def _error(got, wanted):
@@ -85,9 +83,9 @@ def test_winograd_is_exact_where_the_arithmetic_is():
   rng = np.random.default_rng(1)
   x, g = (rng.integers(-4, 5, s).astype(np.float32) for s in ((2, 6, 8, 3), (2, 6, 8, 5)))
   kernel = 4.0 * rng.integers(-3, 4, (3, 3, 3, 5)).astype(np.float32)
-  out, _, of_kernel = _reference(*(np.float64(a) for a in (x, kernel, g)))
+  out, _, d_kernel = _reference(*(np.float64(a) for a in (x, kernel, g)))
   np.testing.assert_array_equal(winograd.convolve(x, kernel), out)
-  np.testing.assert_array_equal(winograd.kernel_gradient(x, g), of_kernel)
+  np.testing.assert_array_equal(winograd.kernel_gradient(x, g), d_kernel)
 
 
 def test_the_gradient_of_a_gradient_is_the_direct_ones():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from retree_jax import models
+from tests.models import checks
 
 TINY = {
   "name": "denoiser",
@@ -19,13 +20,6 @@ TINY = {
   "mlp_ratio": 2,
   "time_dim": 8,
 }
-
-
-def awake(params):
-  """The parameters with their initial zeros replaced, so that every path can be seen in the output."""
-  leaves, structure = jax.tree.flatten(params)
-  rng = np.random.default_rng(0)
-  return jax.tree.unflatten(structure, [leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves])
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +40,7 @@ def test_it_starts_as_zero(tiny):
 
 def test_every_input_and_every_parameter_counts(tiny):
   run, params, x, t, cond = tiny
-  params = awake(params)
+  params = checks.awake(params)
   out = run(params, x, t, cond)
   assert np.abs(out).max() > 0.01
   for other in ((x.at[1].mul(0.9), t, cond), (x, t.at[1].set(50), cond), (x, t, cond.at[1].mul(0.9))):
@@ -55,13 +49,12 @@ def test_every_input_and_every_parameter_counts(tiny):
     assert np.abs(changed[1] - out[1]).max() > 1e-4
   network = models.build({**TINY, "out_channels": 2})
   gradients = jax.jit(jax.grad(lambda p: jnp.sum(network.apply(p, x, t, cond) ** 2)))(params)
-  dead = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(gradients) if not np.abs(g).max() > 0]
-  assert not dead
+  assert not checks.untrained(gradients)
 
 
 def test_remat_changes_no_gradient(tiny):
   _, params, x, t, cond = tiny
-  params = awake(params)
+  params = checks.awake(params)
   values = []
   for remat in (False, True):
     network = models.build({**TINY, "out_channels": 2, "remat": remat})
@@ -74,17 +67,13 @@ def test_remat_changes_no_gradient(tiny):
 
 
 def test_bfloat16_keeps_parameters_and_output_in_float32(tiny):
-  run, params, x, t, cond = tiny
-  narrow = models.build({**TINY, "out_channels": 2, "dtype": "bfloat16"})
-  shapes = jax.eval_shape(lambda: narrow.init(jax.random.key(2), x, t, cond))
-  assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
-  params = awake(params)
-  half, full = jax.jit(narrow.apply)(params, x, t, cond), run(params, x, t, cond)
-  assert half.dtype == jnp.float32
-  difference = np.linalg.norm(half - full) / np.linalg.norm(full)
-  assert 1e-4 < difference < 0.1  # it did compute with 8 bits, and rounds no worse than that
+  _, params, x, t, cond = tiny
+  settings = {**TINY, "out_channels": 2}
+  params = checks.awake(params)
+  # It did compute with 8 bits, and rounds no worse than that.
+  assert 1e-4 < checks.bfloat16_difference(settings, params, x, t, cond) < 0.1
   # Every matrix product and convolution is in bfloat16, those of the time embedding aside.
-  jaxpr = str(jax.make_jaxpr(narrow.apply)(params, x, t, cond))
+  jaxpr = str(jax.make_jaxpr(models.build({**settings, "dtype": "bfloat16"}).apply)(params, x, t, cond))
   convolutions = [line for line in jaxpr.splitlines() if "= conv_general_dilated" in line]
   assert convolutions and all(":bf16" in line for line in convolutions)
 
@@ -116,7 +105,7 @@ def test_other_shapes_of_network(settings, multiple, size):
 def test_dropout_needs_a_key_and_only_then_drops():
   network = models.build({**TINY, "dropout": 0.5, "attention": (), "middle": 0})
   x, t = jax.random.normal(jax.random.key(0), (1, 4, 4, 1)), jnp.zeros(1)
-  params = awake(network.init(jax.random.key(1), x, t))
+  params = checks.awake(network.init(jax.random.key(1), x, t))
   use = jax.jit(network.apply)
   train = jax.jit(lambda key: network.apply(params, x, t, key=key))
   np.testing.assert_array_equal(use(params, x, t), use(params, x, t))

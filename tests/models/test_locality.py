@@ -25,23 +25,32 @@ def textbook(q, k, v):
   return weights, np.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
-def test_row_by_row_is_the_same_attention(monkeypatch):
+@pytest.mark.parametrize("keys_first", [False, True])
+def test_every_order_of_operations_is_the_same_attention(keys_first, monkeypatch):
   q, k, v = drawn(24)
-  wanted = textbook(q, k, v)[1]
-  np.testing.assert_allclose(locality.locality_attention(q, k, v, 4), wanted, rtol=1e-5, atol=1e-6)
-  monkeypatch.setattr(locality, "_MANY_TOKENS", 10)
-  np.testing.assert_allclose(locality.locality_attention(q, k, v, 4), wanted, rtol=1e-5, atol=1e-6)
+  wanted = textbook(0.7 * q, k, v)[1]
+  monkeypatch.setattr(locality, "_CPU_PREFERS_KEYS_FIRST", keys_first)
+  np.testing.assert_allclose(locality.query_scaled_attention(q, k, v, 0.7, height=4), wanted, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(locality.score_scaled_attention(q, k, v, 0.7), wanted, rtol=1e-5, atol=1e-6)
+  monkeypatch.setattr(locality, "_MANY_TOKENS", 10)  # row by row
+  np.testing.assert_allclose(locality.query_scaled_attention(q, k, v, 0.7, height=4), wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-  ("version", "platform", "keys_first"), [((0, 12), "cpu", 1), ((0, 12), "cuda", 0), ((0, 10), "cpu", 0)]
-)
-def test_the_form_follows_the_platform_that_runs_it(monkeypatch, version, platform, keys_first):
-  monkeypatch.setattr(jax, "default_backend", lambda: pytest.fail("not asked for"))
-  monkeypatch.setattr(jax, "__version_info__", version)
-  monkeypatch.setattr(locality, "_keys_first", lambda q, k, v: jnp.sin(q))
-  traced = jax.jit(lambda q, k, v: locality.locality_attention(q, k, v, 4)).trace(*drawn(24))
-  assert traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.sine") == keys_first
+def test_the_form_is_chosen_for_the_platform_that_the_program_is_compiled_for(monkeypatch):
+  """On a machine whose default device is a CPU, a program for a TPU has the TPU's form, and its gradient too."""
+  monkeypatch.setattr(locality, "_CPU_PREFERS_KEYS_FIRST", True)
+  q, k, v = drawn(24)
+
+  def lowered(function, platform):
+    gradient = jax.jit(jax.value_and_grad(lambda q, k, v: jnp.sum(function(q, k, v) ** 2), argnums=(0, 1, 2)))
+    return gradient.trace(q, k, v).lower(lowering_platforms=(platform,)).as_text().count("stablehlo.dot_general")
+
+  # Scores and their product with the values, and two gradients of each.
+  assert lowered(locality._keys_or_queries_first, "cpu") == lowered(locality._keys_first, "cpu") == 6
+  assert lowered(locality._keys_or_queries_first, "tpu") == lowered(locality._queries_first, "tpu")
+  chosen = jax.jit(jax.grad(lambda q: jnp.sum(locality._keys_or_queries_first(q, k, v) ** 2)))(q)
+  plain = jax.jit(jax.grad(lambda q: jnp.sum(locality._keys_first(q, k, v) ** 2)))(q)
+  np.testing.assert_allclose(chosen, plain, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retree_jax import models
-from retree_jax.models import init_random, layers
+from retree_jax.models import init_prng, layers
 
 TINY = {"name": "superres", "factor": 2, "width": 4, "depth": 1, "vit_blocks": 0}
 
@@ -38,7 +38,7 @@ def test_initial_parameters_depend_on_the_key_alone():
 
 
 def test_initial_draws_are_uniform_and_independent():
-  keys = jax.vmap(lambda i: jax.random.fold_in(init_random.key_from(jax.random.key(0)), i))(jnp.arange(4))
+  keys = jax.vmap(lambda i: jax.random.fold_in(init_prng.key_from(jax.random.key(0)), i))(jnp.arange(4))
   draws = np.asarray(jax.vmap(lambda k: jax.random.uniform(k, (256, 256)))(keys)).astype(np.float64)
   n = draws.size
   assert abs(draws.mean() - 0.5) < 4 / np.sqrt(12 * n)
@@ -59,14 +59,14 @@ def test_initial_draws_are_uniform_and_independent():
 
 
 def test_initial_draws_of_other_kinds():
-  key = init_random.key_from(jax.random.key(0))
+  key = init_prng.key_from(jax.random.key(0))
   bits = np.asarray(jax.random.bits(key, (4096,), jnp.uint8))
   assert np.bincount(bits, minlength=256).max() < 48 and abs(bits.mean() - 127.5) < 5
   one, two = jax.random.split(key)
   assert not np.array_equal(jax.random.bits(one, (8,)), jax.random.bits(two, (8,)))
   normal = np.asarray(jax.random.normal(key, (128, 128)))
   assert abs(normal.mean()) < 0.03 and normal.std() == pytest.approx(1, abs=0.03)
-  raw = init_random.key_from(jax.random.key_data(jax.random.key(0)))
+  raw = init_prng.key_from(jax.random.key_data(jax.random.key(0)))
   assert np.array_equal(jax.random.bits(raw, (8,)), jax.random.bits(key, (8,)))
 
 
@@ -122,13 +122,13 @@ def test_film_norm_is_group_norm_then_film():
     ({}, "There is no network None"),
     ({"name": "superres", "factr": 4}, "did you mean 'factor'\\? it has depth, dtype"),
     ({"name": "superres", "factor": 4.0}, "must be a whole number, not 4.0; the default is 4"),
-    ({"name": "superres", "factor": True}, "must be a whole number"),
-    ({"name": "denoiser", "dropout": "0.1"}, "must be a number"),
+    ({"name": "superres", "factor": True}, "'factor' of the network 'superres' must be a whole number, not True"),
+    ({"name": "denoiser", "dropout": "0.1"}, "'dropout' of the network 'denoiser' must be a number"),
     ({"name": "denoiser", "remat": 1}, "must be True or False"),
     ({"name": "denoiser", "widths": 64}, "must be a tuple of whole numbers"),
     ({"name": "denoiser", "widths": (64, 128.5)}, "must be a tuple of whole numbers"),
     ({"name": "segmenter", "dtype": "float16"}, "must be 'float32' or 'bfloat16'"),
-    ({"name": "segmenter", "norm": 8}, "must be a string"),
+    ({"name": "segmenter", "norm": 8}, "'norm' of the network 'segmenter' must be a string"),
   ],
 )
 def test_bad_settings_are_answered_in_a_sentence(settings, words):
@@ -144,7 +144,7 @@ def test_misfits_are_answered_in_a_sentence():
     network.apply(params, x, None, jnp.zeros((1, 4, 4, 1)))
   with pytest.raises(ValueError, match="takes no condition"):
     network.apply(params, x, None, jnp.zeros((2, 4, 4, 1)))
-  with pytest.raises(ValueError, match="not parameters of the network 'superres' as it is set"):
+  with pytest.raises(ValueError, match="not parameters of the network 'superres' with its present settings"):
     network.apply({k: v for k, v in params.items() if k != "head"}, x)
   with pytest.raises(ValueError, match="cannot take 6x4 pixels: .* multiples of 4, for instance 8x4"):
     models.build({**TINY, "vit_blocks": 1}).check_size(6, 4)

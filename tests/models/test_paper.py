@@ -1,53 +1,54 @@
-"""The paper's denoiser against arrays computed with the original, and the promises of its own docstrings."""
+"""The paper's denoiser against arrays computed with the original, its formulas in NumPy, and the promises of its docstrings."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from einops import rearrange
 
 from retree_jax import losses, models
-from retree_jax.diffusion import process, samplers, schedules
 from retree_jax.models import torch_import
+from tests.models import paper_reference
 
 TINY = {"name": "paper_denoiser", "dim": 64, "time_dim": 16, "heads": 2, "head_width": 8}
 
 
 class Original:
-  """One of the networks in the parity file: its parameters as ours, and its arrays, NHWC."""
+  """One of the original's denoisers: its parameters as ours, and its arrays, NHWC."""
 
   def __init__(self, folder, part):
     with np.load(folder / "retree_network.npz", allow_pickle=False) as file:
       self.arrays = {k.removeprefix(f"{part}/"): file[k] for k in file if k.startswith(f"{part}/")}
     start = "state_dict/"
-    state_dict = {k.removeprefix(start): v for k, v in self.arrays.items() if k.startswith(start)}
-    self.settings, self.params = torch_import.convert(state_dict)
+    self.state_dict = {k.removeprefix(start): v for k, v in self.arrays.items() if k.startswith(start)}
+    self.settings, self.params = torch_import.convert(self.state_dict)
     self.network = models.build(self.settings)
     self.t = jnp.asarray(self.arrays["t"])
     self.cond = self.image("mask") if part == "fundus" else None
 
   def image(self, name):
-    return jnp.asarray(self.arrays[name].transpose(0, 2, 3, 1))
+    return jnp.asarray(rearrange(self.arrays[name], "b c h w -> b h w c"))
 
 
 @pytest.fixture(scope="module", params=["tree", "fundus"])
-def original(request, parity_dir):
+def whole(request, parity_dir):
   return Original(parity_dir, request.param)
 
 
 @pytest.fixture(scope="module")
-def computed(original):
+def computed(whole):
   """((loss, output), gradients) of our network, compiled once for all the tests here."""
 
   def loss(params):
-    output = original.network.apply(params, original.image("x"), original.t, original.cond)
-    return jnp.mean(losses.noise_loss(output, original.image("noise"), 1.0, 1.0)), output
+    output = whole.network.apply(params, whole.image("x"), whole.t, whole.cond)
+    return jnp.mean(losses.noise_loss(output, whole.image("noise"), 1.0, 1.0)), output
 
-  return jax.jit(jax.value_and_grad(loss, has_aux=True))(original.params)
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))(whole.params)
 
 
-def test_settings_are_read_from_the_shapes(original):
-  dim, time_dim, _, _, channels, _ = original.arrays["config"]
-  assert original.settings == {
+def test_settings_are_read_from_the_shapes(whole):
+  dim, time_dim, _, _, channels, _ = whole.arrays["config"]
+  assert whole.settings == {
     "name": "paper_denoiser",
     "dim": dim,
     "time_dim": time_dim,
@@ -58,18 +59,28 @@ def test_settings_are_read_from_the_shapes(original):
   }
 
 
-def test_forward_and_loss_are_the_originals(original, computed):
+def test_forward_and_loss_are_the_originals(whole, computed):
   (loss, output), _ = computed
-  wanted = original.image("output")
+  wanted = whole.image("output")
   np.testing.assert_allclose(output, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
   assert np.linalg.norm(output - wanted) < 2e-5 * np.linalg.norm(wanted)
-  np.testing.assert_allclose(loss, original.arrays["loss"], rtol=1e-5)
+  np.testing.assert_allclose(loss, whole.arrays["loss"], rtol=1e-5)
 
 
-def test_every_gradient_has_the_originals_norm(original, computed):
+def test_the_numpy_implementation_is_the_original(whole):
+  """The tests below compare with it where the original's denoisers are not available."""
+  x = np.asarray(whole.image("x") if whole.cond is None else jnp.concatenate([whole.image("x"), whole.cond], -1), np.float64)
+  wanted = np.asarray(whole.image("output"))
+  parameters = paper_reference.Parameters(whole.state_dict)
+  output = paper_reference.denoiser(parameters, x, whole.t, 256, 64, wanted.shape[-1])
+  assert set(parameters) == set(whole.state_dict)
+  assert np.linalg.norm(output - wanted) < 1e-5 * np.linalg.norm(wanted)
+
+
+def test_every_gradient_has_the_originals_norm(whole, computed):
   _, gradients = computed
-  entries = torch_import.names(original.settings)
-  wanted = {k.removeprefix("grad_norm/"): v for k, v in original.arrays.items() if k.startswith("grad_norm/")}
+  entries = torch_import.names(whole.settings)
+  wanted = {k.removeprefix("grad_norm/"): v for k, v in whole.arrays.items() if k.startswith("grad_norm/")}
   assert set(entries) == set(wanted) and len(wanted) == len(jax.tree.leaves(gradients))
   for name, entry in entries.items():
     gradient = gradients
@@ -78,16 +89,57 @@ def test_every_gradient_has_the_originals_norm(original, computed):
     np.testing.assert_allclose(np.linalg.norm(gradient), wanted[name], rtol=1e-3, err_msg=name)
 
 
-def test_one_ancestral_step_is_the_originals(original, computed):
-  (_, output), _ = computed
-  schedule = schedules.make("paper", int(original.arrays["config"][-1]))
-  np.testing.assert_allclose(schedule.alpha_bar, original.arrays["alpha_bar"], rtol=3e-6)
-  t = original.arrays["t"]
-  now, after = schedule.levels(t), schedule.levels(t - 1)
-  x0 = process.to_x0(output, original.image("x"), *now, "eps")
-  stepped = samplers.ddpm_step(original.image("x"), x0, *now, *after, original.image("step_noise"))
-  wanted = original.image("x_prev")
-  np.testing.assert_allclose(stepped, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+def reference(dim, time_dim, channels, out_channels, heads, depth, size):
+  """(original's parameters, x, t) of a random network, and a function of parameters, the NumPy implementation on them."""
+  rng = np.random.default_rng(dim)
+  x, t = rng.standard_normal((2, *size, channels)).astype(np.float32), np.array([3, 700])
+  parameters = paper_reference.Parameters(seed=dim)
+
+  def run(parameters):
+    return paper_reference.denoiser(parameters, np.float64(x), t, dim, time_dim, out_channels, heads, depth)
+
+  run(parameters)
+  return parameters, x, t, run
+
+
+@pytest.mark.parametrize(
+  "dim, time_dim, channels, out_channels, heads, depth, size",
+  [(32, 6, 4, 3, 1, 2, (32, 16)), (64, 16, 1, 1, 4, 1, (32, 32)), (96, 32, 2, 2, 3, 1, (16, 48))],
+)
+def test_forward_is_the_papers_formulas_at_any_width_and_size(dim, time_dim, channels, out_channels, heads, depth, size):
+  parameters, x, t, run = reference(dim, time_dim, channels, out_channels, heads, depth, size)
+  settings, params = torch_import.convert(parameters)
+  assert settings == {
+    "name": "paper_denoiser",
+    "dim": dim,
+    "time_dim": time_dim,
+    "out_channels": out_channels,
+    "heads": heads,
+    "head_width": 64,
+    "depth": depth,
+  }
+  output, wanted = jax.jit(models.build(settings).apply)(params, x, t), run(parameters)
+  assert np.linalg.norm(output - wanted) < 2e-5 * np.linalg.norm(wanted)
+
+
+def test_the_gradient_of_the_loss_is_the_derivative_of_the_papers_formulas():
+  parameters, x, t, run = reference(64, 16, 1, 1, 4, 1, (32, 32))
+  settings, params = torch_import.convert(parameters)
+  network, noise = models.build(settings), np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
+  gradients = jax.jit(jax.grad(lambda p: jnp.mean(losses.noise_loss(network.apply(p, x, t), noise))))(params)
+
+  def loss(parameters):
+    error = run(parameters) - noise
+    return np.mean(error**2 + np.abs(error))
+
+  # Along a random direction of all parameters, by a central difference.
+  rng, step = np.random.default_rng(2), 1e-6
+  direction = {name: rng.standard_normal(value.shape) for name, value in parameters.items()}
+  ends = [paper_reference.Parameters({k: v + sign * step * direction[k] for k, v in parameters.items()}) for sign in (1, -1)]
+  slope = (loss(ends[0]) - loss(ends[1])) / (2 * step)
+  _, along = torch_import.convert(direction)
+  products = jax.tree.map(lambda g, d: np.sum(np.float64(g) * d), gradients, along)
+  assert sum(jax.tree.leaves(products)) == pytest.approx(slope, rel=1e-3)
 
 
 @pytest.mark.parametrize("dim, millions", [(4096, 249.30), (2048, 62.9), (1024, 16.0), (512, 4.15)])
@@ -149,8 +201,8 @@ def test_initial_parameters_are_pytorchs(tiny):
 @pytest.mark.parametrize(
   "settings, words",
   [
-    ({"dim": 100}, "multiple of 32"),
-    ({"time_dim": 15}, "even"),
+    ({"dim": 100}, "'dim' of the paper's denoiser must be a positive multiple of 32, for instance 512, not 100"),
+    ({"time_dim": 15}, "'time_dim' of the paper's denoiser must be even and at least 2, not 15"),
     ({"heads": 0}, "'heads' of the paper's denoiser must be at least 1"),
     ({"out_channels": -1}, "'out_channels' of the paper's denoiser must be at least 1"),
   ],

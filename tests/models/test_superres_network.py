@@ -7,6 +7,7 @@ import pytest
 
 from retree_jax import models
 from retree_jax.models import superres
+from tests.models import checks
 
 TINY = {
   "name": "superres",
@@ -21,13 +22,6 @@ TINY = {
   "head_width": 4,
 }
 JUDGE = {"name": "superres_discriminator", "widths": (4, 6), "vit_blocks": 1, "heads": 1, "head_width": 4}
-
-
-def awake(params):
-  """The parameters with their initial zeros replaced, so that every path can be seen in the output."""
-  leaves, structure = jax.tree.flatten(params)
-  rng = np.random.default_rng(0)
-  return jax.tree.unflatten(structure, [leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves])
 
 
 def keys_cubic(x, factor):
@@ -64,7 +58,7 @@ def test_untrained_it_is_bicubic_in_photograph_and_tree(factor, up_widths):
 def tiny():
   network = models.build(TINY)
   x = jax.random.uniform(jax.random.key(0), (2, 4, 6, 4), minval=-1)
-  return network, awake(network.init(jax.random.key(1), x)), x
+  return network, checks.awake(network.init(jax.random.key(1), x)), x
 
 
 def test_photograph_and_tree_are_drawn_from_both(tiny):
@@ -80,25 +74,19 @@ def test_photograph_and_tree_are_drawn_from_both(tiny):
 def test_every_parameter_is_trained(tiny):
   network, params, x = tiny
   gradients = jax.jit(jax.grad(lambda p: jnp.sum(network.apply(p, x) ** 2)))(params)
-  dead = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(gradients) if not np.abs(g).max() > 0]
-  assert not dead
+  assert not checks.untrained(gradients)
 
 
 def test_bfloat16_keeps_parameters_and_output_in_float32(tiny):
-  network, params, x = tiny
-  narrow = models.build({**TINY, "dtype": "bfloat16"})
-  shapes = jax.eval_shape(lambda: narrow.init(jax.random.key(0), x))
-  assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
-  half, full = jax.jit(narrow.apply)(params, x), jax.jit(network.apply)(params, x)
-  assert half.dtype == jnp.float32
-  assert 1e-5 < np.linalg.norm(half - full) / np.linalg.norm(full) < 0.05
+  _, params, x = tiny
+  assert 1e-5 < checks.bfloat16_difference(TINY, params, x) < 0.05
 
 
 def test_texture_is_drawn_from_the_noise_of_its_place_and_size():
   network = models.build({**TINY, "vit_blocks": 0, "noise": True})
   x, z = jnp.zeros((1, 3, 5, 4)), jax.random.normal(jax.random.key(0), (1, 12, 20, 2))
   fresh = network.init(jax.random.key(1), x)
-  params = awake(fresh)
+  params = checks.awake(fresh)
   run = jax.jit(lambda p, z: network.apply(p, x, noise=z))
   assert run(params, z).shape == (1, 12, 20, 4)  # without transformer any size will do
   np.testing.assert_array_equal(run(fresh, z), network.apply(fresh, x))  # nothing before it is learnt
@@ -124,21 +112,21 @@ def test_the_largest_enlargements_are_affordable():
 
 
 @pytest.mark.parametrize("iterations, tolerance", [(10, 0.1), (200, 1e-4)])
-def test_spectral_value_is_the_largest_singular_value(iterations, tolerance):
+def test_largest_singular_value_is_the_largest_singular_value(iterations, tolerance):
   matrix = jax.random.normal(jax.random.key(3), (36, 8))
-  value = jax.jit(superres.spectral_value, static_argnums=1)(matrix, iterations)
+  value = jax.jit(superres.largest_singular_value, static_argnums=1)(matrix, iterations)
   exact = np.linalg.svd(matrix, compute_uv=False)[0]
   assert exact * (1 - tolerance) < value < exact * (1 + 1e-5)
   if iterations == 200:  # d sigma / d matrix = u v^T
     u, _, v = np.linalg.svd(matrix)
-    slope = jax.grad(superres.spectral_value)(matrix, 200)
+    slope = jax.grad(superres.largest_singular_value)(matrix, 200)
     np.testing.assert_allclose(slope, np.outer(u[:, 0], v[0]), atol=1e-2)
 
 
 def test_the_discriminator_judges_patches_at_a_scale_that_training_cannot_blow_up():
   x = jax.random.uniform(jax.random.key(0), (2, 8, 12, 4), minval=-1)
   network = models.build(JUDGE)
-  params = awake(network.init(jax.random.key(1), x))
+  params = checks.awake(network.init(jax.random.key(1), x))
   run = jax.jit(network.apply)
   logits = run(params, x)
   assert logits.shape == (2, 2, 3, 1) and logits.dtype == jnp.float32
@@ -159,7 +147,7 @@ def test_detail_shows_the_discriminator_texture_and_hides_plain_colour():
   first = params["SpectralConv_0"]["kernel"]
   assert first.shape[2] == plain.init(jax.random.key(1), x)["SpectralConv_0"]["kernel"].shape[2] + 3
   # Only the three channels of detail are looked at: what they say is all that is left.
-  params = awake(params)
+  params = checks.awake(params)
   params["SpectralConv_0"]["kernel"] = params["SpectralConv_0"]["kernel"].at[:, :, :4].set(0)
   run = jax.jit(network.apply)
   reference = run(params, jnp.zeros_like(x))
@@ -170,8 +158,8 @@ def test_detail_shows_the_discriminator_texture_and_hides_plain_colour():
   dot = jnp.zeros((1, 5, 5, 3)).at[0, 2, 2].set(0.9)
   wanted = np.zeros((5, 5))
   wanted[1:4, 1:4], wanted[2, 2] = -0.1, 0.8
-  np.testing.assert_allclose(superres._above_mean(dot)[0, ..., 0], wanted, atol=1e-6)
-  np.testing.assert_allclose(superres._above_mean(ramp[..., :3])[:, 1:-1], 0, atol=1e-6)  # a slope is no texture
+  np.testing.assert_allclose(superres._minus_local_mean(dot)[0, ..., 0], wanted, atol=1e-6)
+  np.testing.assert_allclose(superres._minus_local_mean(ramp[..., :3])[:, 1:-1], 0, atol=1e-6)  # a slope is no texture
 
 
 @pytest.mark.parametrize(
@@ -179,8 +167,8 @@ def test_detail_shows_the_discriminator_texture_and_hides_plain_colour():
   [
     ({**TINY, "factor": 3}, "'factor' of superres is 3; use 2, 4 or 8"),
     ({**TINY, "up_widths": (8,)}, "a factor of 4 doubles 2 times; give 2 widths"),
-    ({**TINY, "heads": 0}, "must be at least 1"),
-    ({**TINY, "depth": -1}, "at least 0"),
+    ({**TINY, "heads": 0}, "widths, heads and vit_patch of superres must be at least 1"),
+    ({**TINY, "depth": -1}, "depth and vit_blocks at least 0"),
     ({**JUDGE, "widths": ()}, "for instance widths \\(32, 64, 128\\)"),
     ({**JUDGE, "vit_blocks": -1}, "vit_blocks at least 0"),
     ({**JUDGE, "detail": -1.0}, "detail=-1.0 must be 0"),

@@ -183,17 +183,20 @@ def changed(state_dict, **changes):
     ({"initial__9__weight": np.zeros(3)}, "initial.9.weight is not one that the original has"),
     ({"last__conv__weight": np.zeros((1, 1, 3, 3))}, "last.conv.weight .* shape \\(1, 1, 3, 3\\), which does not fit"),
     ({"bottleneck_blocks__0__double_conv__0__weight": np.zeros(7)}, "shape \\(7,\\), which does not fit"),
-    ({"bottleneck_blocks__0__double_conv__0__weight": np.zeros((16, 8, 1, 1))}, "network with dim 32, time_dim 8"),
-    ({"initial__0__weight": np.zeros((2, 1, 3, 3))}, "dim 64"),
+    (
+      {"bottleneck_blocks__0__double_conv__0__weight": np.zeros((16, 8, 1, 1))},
+      "does not fit a network with dim 32, time_dim 8",
+    ),
+    ({"initial__0__weight": np.zeros((2, 1, 3, 3))}, "does not fit a network with dim 64"),
     ({"initial__0__weight": np.zeros(2)}, "initial.0.weight .* the original has 4 axes"),
-    ({"transformer_blocks__0__layers__0__0__fn__fn__to_out__0__weight": np.zeros((4, 100))}, "is 100 wide"),
+    ({"transformer_blocks__0__layers__0__0__fn__fn__to_out__0__weight": np.zeros((4, 100))}, "has 100 channels"),
     ({"initial__1__bias": np.array([np.nan])}, "initial.1.bias .* not finite numbers"),
     ({"initial__1__bias": "three"}, "initial.1.bias .* not finite numbers"),
-    ({"bottleneck_blocks__0__double_conv__0__weight": None}, "no checkpoint of the original's"),
+    ({"bottleneck_blocks__0__double_conv__0__weight": None}, "not a checkpoint of the original's"),
   ],
 )
 def test_damaged_state_dicts_are_answered_in_a_sentence(state_dict, changes, words):
   with pytest.raises(ValueError, match=words):
     torch_import.convert(changed(state_dict, **changes))
-  with pytest.raises(ValueError, match="it has nothing"):
+  with pytest.raises(ValueError, match="it holds nothing"):
     torch_import.convert({})

@@ -1,1 +1,1 @@
-"""Forms of convolutions that are faster on CPUs; results agree with XLA's to rounding."""
+"""Forms of convolution that are faster on CPUs; results agree with XLA's up to rounding."""

@@ -1,23 +1,25 @@
-"""Convolutions 3x3 in the forms that are quick on a CPU; everywhere else they are XLA's own.
+"""3x3 convolutions in forms that are fast on CPUs; on other platforms XLA's own convolution is used.
 
-A CPU's convolutions are matrix products behind the scenes. With many channels, Winograd's transform saves half of them. XLA
-writes gradients as convolutions too, for which a CPU first turns the kernel around, or gathers the batch innermost; where that
-costs more than the arithmetic, another order of the same sums is used. Equal to rounding, and differentiable again.
+XLA computes convolutions on a CPU as matrix products. With many channels, Winograd's algorithm halves their number. XLA
+expresses gradients as convolutions too, for which it first flips the kernel or moves the batch to the innermost axis; where
+this data movement costs more than the arithmetic, the same sums are computed in another order. Results are equal up to
+rounding, and can be differentiated any number of times.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import lax
 
 from retree_jax.models.cpu import winograd
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-_BATCH = 8  # pictures that XLA's gradient of the kernel wants: it reads so many values in a row
+_BATCH = 8  # minimum batch for XLA's gradient with respect to the kernel, which vectorises over the batch
 
 
 def layer(features: int, **kw) -> nn.Conv:
-  """A 3x3 convolution, [B, H, W, C] -> [B, H, W, features]; `kw` is what else `flax.linen.Conv` takes."""
+  """A 3x3 convolution layer, [B, H, W, C] -> [B, H, W, features]; `kw` are further arguments of `flax.linen.Conv`."""
   return nn.Conv(features, (3, 3), padding=1, conv_general_dilated=conv_general_dilated, **kw)
 
 
@@ -33,12 +35,12 @@ def conv_general_dilated(
   feature_group_count: int = 1,
   precision=None,
 ) -> jax.Array:
-  """`jax.lax.conv_general_dilated`, for `flax.linen.Conv(conv_general_dilated=...)`.
+  """Replaces `jax.lax.conv_general_dilated` in `flax.linen.Conv(conv_general_dilated=...)`.
 
-  What this module speeds up is a float32 convolution 3x3 of stride 1 that keeps the size; any other goes to `jax.lax`.
+  Faster for float32 3x3 convolutions of stride 1 and unchanged size; all others are passed on to `jax.lax`.
 
   Args:
-    x: pictures [B, H, W, C].
+    x: images [B, H, W, C].
     kernel: [3, 3, C, D].
     strides, padding, ...: as `jax.lax.conv_general_dilated` takes them.
 
@@ -63,7 +65,8 @@ def conv_general_dilated(
   )
 
 
-# Below: x [B, H, W, C], kernel [3, 3, C, D], g [B, H, W, D] the gradient with respect to the output; all float32.
+# Below: x [B, H, W, C], kernel [3, 3, C, D], and g [B, H, W, D], the gradient with respect to the output; all float32.
+# d_x and d_kernel are the gradients with respect to x and kernel.
 
 
 def _direct(x, kernel):
@@ -90,7 +93,7 @@ def _backward(residuals, g):
 _conv3x3.defvjp(_forward, _backward)
 
 
-# --- on a CPU: bounds found by timing with JAX 0.10 and 0.12, 1 to 32 pictures of 4x4 to 256x256, 16 to 512 channels ----------
+# --- CPU: bounds chosen by timing with JAX 0.10 and 0.12, 1 to 32 images of 4x4 to 256x256, 16 to 512 channels ----------------
 
 
 def _on_cpu(x, kernel):
@@ -98,56 +101,62 @@ def _on_cpu(x, kernel):
 
 
 def _gradients_on_cpu(x, kernel, g):
-  """Gradients with respect to x and kernel; g [B, H, W, D] is the one with respect to the output."""
-  b, h, w, entering = x.shape
-  leaving, pixels = kernel.shape[3], b * h * w
-  if _winograd_pays(g, entering, 64):
-    of_x = winograd.convolve(g, jnp.swapaxes(kernel[::-1, ::-1], 2, 3))
-  elif pixels <= 4 * min(entering, leaving):
-    of_x = _of_x_by_product(kernel, g)
+  """(d_x, d_kernel)."""
+  b, h, w, in_channels = x.shape
+  out_channels, pixels = kernel.shape[3], b * h * w
+  if _winograd_pays(g, in_channels, 64):
+    d_x = winograd.convolve(g, jnp.swapaxes(kernel[::-1, ::-1], 2, 3))
+  elif pixels <= 4 * min(in_channels, out_channels):
+    d_x = _d_x_by_product(kernel, g)
   else:
-    of_x = jax.vjp(lambda x: _direct(x, kernel), x)[1](g)[0]
-  if pixels <= leaving:
-    of_kernel = _of_kernel_by_product(x, g)
-  elif _winograd_pays(x, leaving, 128):
-    of_kernel = winograd.kernel_gradient(x, g)
+    d_x = jax.vjp(lambda x: _direct(x, kernel), x)[1](g)[0]
+  if pixels <= out_channels:
+    d_kernel = _d_kernel_by_product(x, g)
+  elif _winograd_pays(x, out_channels, 128):
+    d_kernel = winograd.kernel_gradient(x, g)
   else:
-    of_kernel = _of_kernel_by_sliding(x, g)
-  return of_x, of_kernel
+    d_kernel = _d_kernel_by_sliding(x, g)
+  return d_x, d_kernel
 
 
-def _winograd_pays(x, leaving: int, channels: int) -> bool:
-  """Whether the convolution of x to so many channels is large enough, with so many channels on either side."""
-  b, h, w, entering = x.shape
-  pixels, fewer = b * h * w, min(entering, leaving)
-  large = fewer >= channels and pixels >= 2 * max(entering, leaving) and 18 * pixels * entering * leaving >= 500_000_000
+def _winograd_pays(x, out_channels: int, channels: int) -> bool:
+  """Whether Winograd's algorithm is faster for a convolution of x to `out_channels`: if the arithmetic is large enough, and
+  both numbers of channels are at least `channels`."""
+  b, h, w, in_channels = x.shape
+  pixels, fewer = b * h * w, min(in_channels, out_channels)
+  large = (
+    fewer >= channels
+    and pixels >= 2 * max(in_channels, out_channels)
+    and 18 * pixels * in_channels * out_channels >= 500_000_000
+  )
   return large and h % 2 == 0 and w % 2 == 0
 
 
-def _of_x_by_product(kernel, g):
-  """Each output's share in the nine inputs that it saw, added up where they lie: the kernel is read as it lies."""
-  b, h, w, leaving = g.shape
-  entering = kernel.shape[2]
-  shares = lax.dot_general(g.reshape(-1, leaving), kernel.reshape(-1, leaving), (((1,), (1,)), ((), ())))
-  shares = shares.reshape(b, h, w, 3, 3, entering)
-  padded = (jnp.pad(shares[:, :, :, i, j], ((0, 0), (i, 2 - i), (j, 2 - j), (0, 0))) for i in range(3) for j in range(3))
+def _d_x_by_product(kernel, g):
+  """One matrix product gives the contribution of each output to its nine inputs; shifted sums collect them. Reads the kernel
+  in its memory order."""
+  b, h, w, out_channels = g.shape
+  in_channels = kernel.shape[2]
+  parts = lax.dot_general(g.reshape(-1, out_channels), kernel.reshape(-1, out_channels), (((1,), (1,)), ((), ())))
+  parts = parts.reshape(b, h, w, 3, 3, in_channels)
+  padded = (jnp.pad(parts[:, :, :, i, j], ((0, 0), (i, 2 - i), (j, 2 - j), (0, 0))) for i in range(3) for j in range(3))
   return sum(padded)[:, 1:-1, 1:-1]
 
 
-def _of_kernel_by_product(x, g):
-  """Every pixel's neighbourhood [B H W, 9 C] against g: the result lies as the kernel does."""
-  h, w, leaving = g.shape[1:]
+def _d_kernel_by_product(x, g):
+  """Matrix product of every pixel's neighbourhood [B H W, 9 C] and g; the result has the kernel's memory order."""
+  h, w, out_channels = g.shape[1:]
   padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  around = jnp.concatenate([padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], axis=-1)
-  product = lax.dot_general(around.reshape(-1, around.shape[-1]), g.reshape(-1, leaving), (((0,), (0,)), ((), ())))
-  return product.reshape(3, 3, -1, leaving)
+  patches = jnp.concatenate([padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], axis=-1)
+  product = lax.dot_general(patches.reshape(-1, patches.shape[-1]), g.reshape(-1, out_channels), (((0,), (0,)), ((), ())))
+  return product.reshape(3, 3, -1, out_channels)
 
 
-def _of_kernel_by_sliding(x, g):
-  """XLA's own form, a convolution whose window is the picture: it slides over x, or over g where that has fewer channels (the
-  kernel comes out upside down); few pictures are cut into as many strips as make up a batch."""
-  turned = g.shape[3] < x.shape[3]
-  moving, window = (g, x) if turned else (x, g)
+def _d_kernel_by_sliding(x, g):
+  """XLA's form, a convolution with an image as its window, which slides over x, or over g if that has fewer channels (the
+  result is then a flipped kernel). Small batches are split into horizontal strips."""
+  swapped = g.shape[3] < x.shape[3]
+  moving, window = (g, x) if swapped else (x, g)
   b, h, w, _ = window.shape
   strips = next(n for n in range(max(1, _BATCH // b), 0, -1) if h % n == 0)
   rows = (1, 1)
@@ -158,4 +167,4 @@ def _of_kernel_by_sliding(x, g):
     window = jnp.concatenate([window[:, k * height : (k + 1) * height] for k in range(strips)])
   numbers = lax.conv_dimension_numbers(moving.shape, window.shape, ("CHWN", "IHWO", "NHWC"))
   out = lax.conv_general_dilated(moving, window, (1, 1), (rows, (1, 1)), dimension_numbers=numbers)
-  return jnp.transpose(out[:, ::-1, ::-1], (1, 2, 3, 0)) if turned else jnp.transpose(out, (1, 2, 0, 3))
+  return rearrange(out[:, ::-1, ::-1], "d kh kw c -> kh kw c d") if swapped else rearrange(out, "c kh kw d -> kh kw c d")

@@ -1,17 +1,17 @@
-"""The InceptionV3 of the Fréchet Inception distance: images to the 2048 numbers of its last pooling layer.
+"""The InceptionV3 of the Fréchet Inception distance: images to the 2048 features of its last pooling layer.
 
-The published distance is defined by one particular network, TensorFlow's `inception-2015-12-05`, which
-differs from every other InceptionV3: average pools leave the padding out of the average, and the last block
-pools with a maximum (an oversight of 2015 that all comparable numbers share). Its weights are the user's to
-bring: the widely used PyTorch file (`pt_inception-2015-12-05-6726825d.pth`), or the same names in a .npz.
+The published distance is defined by one particular network, TensorFlow's `inception-2015-12-05`, which differs from other
+InceptionV3 networks: average pooling excludes the padding, and the last block uses max pooling (an oversight of 2015 that all
+comparable numbers share). The user provides the weights: the widely used PyTorch file
+(`pt_inception-2015-12-05-6726825d.pth`), or a .npz with the same names.
 
   Szegedy et al., "Rethinking the Inception architecture for computer vision", CVPR 2016
   Heusel et al., "GANs trained by a two time-scale update rule ...", NeurIPS 2017 (the distance)
 
-Two ways to bring a picture to 299 × 299 are in use and give different distances, so both are here, and a
-report names the one taken: "tensorflow", the resize inside the original graph (corner-aligned sampling,
-pixels shifted by 128), and "pytorch" (half-pixel centres, pixels to [-1, 1]), which the PyTorch port made
-common. Neither low-passes before shrinking: Parmar et al., "On aliased resizing", CVPR 2022.
+Two ways to resize an image to 299 × 299 are in use and give different distances, so both are available, and a report states
+which was used: "tensorflow", the resize in the original graph (corner-aligned sampling, pixels shifted by 128), and "pytorch"
+(half-pixel centres, pixels in [-1, 1]), which the PyTorch port made common. Neither filters before downsampling: Parmar et al.,
+"On aliased resizing", CVPR 2022.
 """
 
 import os
@@ -21,7 +21,9 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
+from retree_jax.models import scaling
 from retree_jax.models.pretrained import weight_files
 
 SIZE = 299
@@ -58,7 +60,7 @@ def load_weights(path: str | os.PathLike) -> dict:
 
 
 def convert(state: Mapping[str, np.ndarray], path: str = "the state dict") -> dict:
-  """The same from a dictionary of arrays; `path` only names it in messages."""
+  """As `load_weights`, from a dictionary of arrays; `path` is used in messages only."""
   state = {re.sub(r"^module\.", "", name): value for name, value in state.items()}
   params = {}
   for name, (height, width, channels, out) in shapes().items():
@@ -77,14 +79,14 @@ def convert(state: Mapping[str, np.ndarray], path: str = "the state dict") -> di
     kernel, gamma, beta, mean, variance = (np.asarray(state[key], np.float64) for key in wanted)
     scale = gamma / np.sqrt(variance + _EPSILON)  # folded in float64, so that folding costs no accuracy
     params[name] = {
-      "kernel": (kernel.transpose(2, 3, 1, 0) * scale).astype(np.float32),
+      "kernel": (rearrange(kernel, "c_out c_in h w -> h w c_in c_out") * scale).astype(np.float32),
       "bias": (beta - mean * scale).astype(np.float32),
     }
   return params
 
 
 def shapes() -> dict[str, tuple[int, int, int, int]]:
-  """{layer: (kernel height, width, channels in, out)} of all 94 convolutions, by tracing the network once."""
+  """{layer: (kernel height, width, input channels, output channels)} of all 94 convolutions, by tracing the network once."""
   found = {}
 
   def record(name, x, channels, kernel, stride=1, padding="SAME"):
@@ -118,10 +120,10 @@ def features(params: Mapping, images: jax.Array, preprocessing: str = "tensorflo
     )
   x = resize(jnp.asarray(images, jnp.float32), SIZE, SIZE, half_pixel=preprocessing == "pytorch")
   if preprocessing == "tensorflow":
-    x = ((x + 1) * 127.5 - 128) / 128
+    x = (scaling.to_levels(x) - 128) / 128
 
   def conv(name, x, channels, kernel, stride=1, padding="SAME"):
-    # Reported numbers: no TF32 or bfloat16 passes, which move distances between machines.
+    # Highest precision, because TF32 or bfloat16 products would make distances depend on the hardware.
     x = jax.lax.conv_general_dilated(
       x, params[name]["kernel"], (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
     )
@@ -131,7 +133,7 @@ def features(params: Mapping, images: jax.Array, preprocessing: str = "tensorflo
 
 
 def resize(images: jax.Array, height: int, width: int, half_pixel: bool) -> jax.Array:
-  """Two-tap bilinear resize without low-pass, [B, H, W, C] -> [B, height, width, C].
+  """Two-tap bilinear resize without low-pass filter, [B, H, W, C] -> [B, height, width, C].
 
   Output pixel i samples the input at i · H / height (TensorFlow 1's `resize_bilinear`) or, with half_pixel,
   at (i + 0.5) · H / height - 0.5 (PyTorch's `interpolate`, align_corners=False), clamped to the image.
@@ -158,7 +160,7 @@ def _max_pool(x: jax.Array, stride: int, padding: str) -> jax.Array:
 
 
 def _average_pool(x: jax.Array) -> jax.Array:
-  """3 × 3, stride 1, the mean over the pixels that exist (TensorFlow's; PyTorch: count_include_pad=False)."""
+  """3 × 3 average pooling, stride 1, without counting the padding (as TensorFlow; PyTorch: count_include_pad=False)."""
   window = ((1, 3, 3, 1), (1, 1, 1, 1), "SAME")
   total = jax.lax.reduce_window(x, 0.0, jax.lax.add, *window)
   return total / jax.lax.reduce_window(jnp.ones_like(x[:1, :, :, :1]), 0.0, jax.lax.add, *window)

@@ -1,4 +1,4 @@
-"""VGG19 features from the weights a user already has: the perceptual loss and one of the image distances.
+"""VGG19 features, from weights that the user provides: for the perceptual loss and one of the image distances.
 
 Three file formats are read, each without running any code from the file:
 
@@ -6,11 +6,11 @@ Three file formats are read, each without running any code from the file:
   .h5    Keras' files: `vgg19_weights_tf_dim_ordering_tf_kernels[_notop].h5`, saved models, `.weights.h5`
   .pth   torchvision's state dict (needs PyTorch, read with weights_only=True)
 
-Two families of weights are in use, and they want differently prepared pixels. Keras and Caffe: BGR in 0..255
-minus a mean, nothing divided. torchvision: RGB, minus a mean and divided by a standard deviation. The loader
-turns both into one form (RGB kernels plus a mean and a standard deviation per channel) and keeps it with the
-parameters, so that no caller can pair the wrong two. Mind that the activations keep their family's scale:
-Caffe's are much larger than torchvision's, which matters for the weight of a perceptual loss.
+Two families of weights with different preprocessing are in use. Keras and Caffe: BGR in 0..255 minus a mean. torchvision: RGB
+minus a mean, divided by a standard deviation. The loader converts both to one form, RGB kernels with a mean and a standard
+deviation per channel, and stores it with the parameters, so that weights and preprocessing always match. Activations keep the
+scale of their family: Caffe's are much larger than torchvision's, which matters for the weight of a perceptual loss (see
+`scales`).
 
 Architecture E of Simonyan and Zisserman, "Very deep convolutional networks for large-scale image
 recognition", ICLR 2015, table 1, without the three fully connected layers.
@@ -23,7 +23,9 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
+from retree_jax.models import scaling
 from retree_jax.models.pretrained import weight_files
 
 CONVOLUTIONS = (2, 2, 4, 4, 4)  # per block
@@ -41,9 +43,9 @@ def load_weights(path: str | os.PathLike, convention: str | None = None) -> dict
 
   Args:
     path: a .npz, .h5/.hdf5 or .pth/.pt file.
-    convention: "caffe" or "torchvision", how these weights want their pixels. None takes it from the names in
-      the file: features.N.weight is torchvision, anything else Keras/Caffe. Say "caffe" for the Caffe weights
-      that go around as a PyTorch file with torchvision's names.
+    convention: "caffe" or "torchvision", the preprocessing that these weights expect. None infers it from the names in the
+      file: features.N.weight is torchvision's, anything else Keras's or Caffe's. Set "caffe" for Caffe weights that are
+      distributed as a PyTorch file with torchvision's names.
 
   Returns:
     {"block1_conv1": {"kernel": [3, 3, in, out], "bias": [out]}, ..., "preprocess": {"mean": [3], "std":
@@ -72,21 +74,21 @@ def load_weights(path: str | os.PathLike, convention: str | None = None) -> dict
 
 
 def save_weights(path: str | os.PathLike, params: Mapping) -> None:
-  """Writes loaded weights as .npz, so that the next machine needs neither PyTorch nor h5py."""
+  """Writes loaded weights as .npz, which needs neither PyTorch nor h5py to read."""
   arrays = {f"{layer}/{name}": np.asarray(a) for layer, group in params.items() for name, a in group.items()}
   with open(path, "wb") as file:  # a file object: savez would append .npz to another suffix
     np.savez(file, **arrays)
 
 
 def available(params: Mapping) -> tuple[str, ...]:
-  """Names ("relu1_1", ...) of the layers these weights reach, first to last."""
+  """Names ("relu1_1", ...) of the layers that these weights include, first to last."""
   return tuple(_short("relu", layer) for layer in LAYERS if layer in params)
 
 
 def preprocess(params: Mapping, images: jax.Array) -> jax.Array:
-  """[-1, 1] RGB to what these weights expect: ((x + 1) · 127.5 - mean) / std."""
+  """RGB in [-1, 1] to the range that these weights expect: ((x + 1) · 127.5 - mean) / std."""
   mean, std = (jnp.asarray(params["preprocess"][k], jnp.float32) for k in ("mean", "std"))
-  return ((jnp.asarray(images, jnp.float32) + 1) * 127.5 - mean) / std
+  return (scaling.to_levels(jnp.asarray(images, jnp.float32)) - mean) / std
 
 
 def features(
@@ -97,21 +99,21 @@ def features(
   dtype: str = "float32",
   precision: jax.lax.PrecisionLike = None,
 ) -> dict[str, jax.Array]:
-  """Activations of the named layers; nothing after the deepest of them is computed.
+  """Activations of the named layers; computation stops after the deepest of them.
 
   Args:
     params: from `load_weights`.
-    images: [B, H, W, 3] RGB in [-1, 1], any height and width that the pooling leaves positive.
-    layers: names: "relu3_4" or Keras' "block3_conv4" (after the ReLU), "conv3_4" (before it), "pool3" or
+    images: [B, H, W, 3] RGB in [-1, 1], large enough for the pooling layers.
+    layers: names, "relu3_4" or Keras' "block3_conv4" (after the ReLU), "conv3_4" (before it), "pool3" or
       "block3_pool".
     dtype: type of the convolutions, "float32" or "bfloat16".
     precision: of the convolutions, as in `jax.lax.conv_general_dilated`; "highest" for numbers to report.
 
   Returns:
-    {name as asked for: [B, h, w, c] float32}.
+    {name as requested: [B, h, w, c] float32}.
 
   Raises:
-    ValueError: unknown layer, a layer deeper than the weights at hand, images not [B, H, W, 3], or too small.
+    ValueError: an unknown layer, a layer deeper than the weights, or images that are not [B, H, W, 3] or too small.
   """
   if jnp.ndim(images) != 4 or jnp.shape(images)[-1] != 3:
     raise ValueError(
@@ -119,7 +121,7 @@ def features(
     )
   if isinstance(layers, str):
     layers = (layers,)
-  wanted = {}  # canonical name -> names as asked for
+  wanted = {}  # canonical name -> names as requested
   for name in layers:
     wanted.setdefault(_canonical(name, params), []).append(name)
   depth = max((int(name[-3]) if "_" in name else int(name[-1]) + 1) for name in wanted) if wanted else 1
@@ -153,9 +155,9 @@ def features(
 
 
 def scales(params: Mapping, layers: Sequence[str]) -> dict[str, jax.Array]:
-  """Root mean square of each layer on one fixed picture, a scalar each, to divide activations by.
+  """Root mean square of each layer's activations on a fixed random image, a scalar each, to normalise activations with.
 
-  Keras' weights give activations two orders of magnitude above torchvision's, and layers differ too.
+  Activations of Keras's weights are two orders of magnitude larger than torchvision's, and layers differ too.
   """
   picture = jax.random.uniform(jax.random.key(0), (1, 8, 8, 3), minval=-1.0, maxval=1.0)
   picture = jax.image.resize(picture, (1, 64, 64, 3), "cubic")
@@ -167,7 +169,7 @@ def _short(kind: str, layer: str) -> str:
 
 
 def _canonical(name: str, params: Mapping) -> str:
-  """The layer's one name ("relu3_4", "conv3_4", "pool3"), after checking that the weights reach it."""
+  """The layer's canonical name ("relu3_4", "conv3_4", "pool3"); ValueError if the weights do not include it."""
   short = re.sub(r"^block(\d)_pool$", r"pool\1", _short("relu", name))
   match = re.fullmatch(r"(?:(?:relu|conv)(\d)_(\d)|pool(\d))", short)
   block = int(match[1] or match[3]) if match else 0
@@ -186,7 +188,7 @@ def _canonical(name: str, params: Mapping) -> str:
 
 
 def _assemble(arrays: dict[str, np.ndarray], path: str, convention: str | None) -> dict:
-  """Flat names of any of the formats to the parameter dictionary, checked."""
+  """Converts the flat names of any of the formats to the parameter dictionary, and checks it."""
   params, from_torch = {}, False
   numbers = _torch_numbers()
   for name, array in arrays.items():
@@ -197,7 +199,7 @@ def _assemble(arrays: dict[str, np.ndarray], path: str, convention: str | None) 
       if int(match[1]) not in numbers:
         raise ValueError(f"{path}: {name} is no convolution of VGG19; these are weights of another network.")
       if match[2] == "weight" and np.ndim(array) == 4:
-        array = np.transpose(array, (2, 3, 1, 0))  # OIHW -> HWIO
+        array = rearrange(array, "c_out c_in h w -> h w c_in c_out")
       group = params.setdefault(numbers[int(match[1])], {})
       group["kernel" if match[2] == "weight" else "bias"] = np.asarray(array, np.float32)
   _check(params, path)
@@ -262,7 +264,7 @@ def _read_h5(path: str) -> dict[str, np.ndarray]:
     match = re.search(r"(block\d_conv\d)(?:/|_)", name)
     layer = match[1] if match else None
     if layer is None and (match := re.search(r"(?:^|/)conv2d(?:_(\d+))?/vars/", name)):
-      number = int(match[1] or 0)  # Keras 3 counts the layers instead of naming them
+      number = int(match[1] or 0)  # Keras 3 numbers the layers
       layer = LAYERS[number] if number < len(LAYERS) else None
     if layer:
       found[f"{layer}/{'kernel' if item.ndim == 4 else 'bias'}"] = np.asarray(item[()], np.float32)

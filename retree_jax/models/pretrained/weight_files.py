@@ -1,4 +1,4 @@
-"""Reads files of arrays that other libraries wrote, without running anything that stands in them."""
+"""Reads weight files of other libraries without running any code that they may hold."""
 
 import zipfile
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def read_npz(path: str) -> dict[str, np.ndarray]:
-  """Arrays of a .npz file; a file that would need unpickling is refused.
+  """Arrays of a .npz file; a file that would need unpickling is rejected.
 
   Raises:
     ValueError: damaged file or one with Python objects in it.
@@ -31,8 +31,8 @@ def read_torch(path: str) -> dict[str, np.ndarray]:
     {parameter name: float32 array}. A leading "module." (DataParallel) is dropped.
 
   Raises:
-    ValueError: PyTorch is not installed, the file is damaged, it holds more than tensors and plain values, which would
-      have to be executed, or no tensors.
+    ValueError: PyTorch is not installed; or the file is damaged, holds no tensors, or holds other objects than tensors and
+      plain values, which could run code.
   """
   try:
     import torch
