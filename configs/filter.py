@@ -65,4 +65,4 @@ def get_config(variant: str = ""):
   if variant == "tiny":
     c.data.source = "phantom:100"
     c.train.num_steps = 300
-  return c
+  return defaults.complete(c)

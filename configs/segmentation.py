@@ -36,7 +36,7 @@ def get_config(variant: str = ""):
   c.data.heldout = "test"
   c.checkpoint.update(keep_latest=1, keep_best=0)
   if variant == "diffusion":
-    return _diffusion(c)
+    return defaults.complete(_diffusion(c))
 
   # Windows of a photograph that one example gives to a step: side in pixels (0 = the whole picture) and number.
   c.crop = ConfigDict()
@@ -128,7 +128,7 @@ def get_config(variant: str = ""):
     c.preview.update(every=100, num=4)
     c.checkpoint.every = 50
     c.log.every = 10
-  return c
+  return defaults.complete(c)
 
 
 def _diffusion(c):

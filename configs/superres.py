@@ -148,4 +148,4 @@ def get_config(variant: str = ""):
     c.checkpoint.every = 100
   if variant in ("tiny", "cpu"):
     c.log.every = 20
-  return c
+  return defaults.complete(c)

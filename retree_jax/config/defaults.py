@@ -1,8 +1,8 @@
 """Every field of a config, with its default and what it means. `configs/STAGE.py` changes a few of them per variant."""
 
-import json
-
 from ml_collections import ConfigDict
+
+from retree_jax import models
 
 VARIANTS = ("", "tiny", "cpu", "paper")
 
@@ -211,6 +211,15 @@ def set_denoiser(c: ConfigDict, variant: str) -> None:
     c.log.every = 25
 
 
-def dumps(config: ConfigDict) -> str:
-  """The config as JSON text."""
-  return json.dumps(json.loads(config.to_json_best_effort()), indent=1)
+def complete(c: ConfigDict) -> ConfigDict:
+  """Adds the settings of the networks that a variant does not name, with their defaults, so that every one can be set on the
+  command line and stands in the checkpoint. Returns the same config.
+
+  The output channels of a denoiser follow from `data.target` and are no setting.
+  """
+  for section in ("model", "discriminator"):
+    if section in c:
+      for name, value in models.defaults(c[section].name).items():
+        if name not in c[section] and name != "out_channels":
+          c[section][name] = value
+  return c
