@@ -5,8 +5,9 @@
 Afterwards `retree_jax.checkpoint.load("tree")` and `retree-jax generate --num 16 --out out` use them. Of each run the
 checkpoint is exported that all commands use ("best" of `checkpoint.load`), unless --step selects another. Folders in the config
 are reduced to their last component, so that no path of the training machine is published. The bounds of a tree filter and the
-vessel threshold of super-resolution are chosen here, on the data that the run's config names. --cards names a JSON file {NAME: {"data": ..., "licence": ..., "scores":
-[...]}} with what `retree-jax info` shows of the weights, see `retree_jax.cli.info.model`.
+vessel threshold of super-resolution are chosen here, on the data that the run's config names. --cards names a JSON file
+{NAME: {"data": ..., "licence": ..., "scores": [...]}} with what `retree-jax info` shows of the weights, see
+`retree_jax.cli.info.model`.
 """
 
 import argparse
