@@ -36,8 +36,8 @@ def get_config(variant: str = ""):
     c.sampler.update(name="ddpm", num_steps=1000, spacing="full", clip="none")
     return defaults.complete(c)
 
-  # Our best, sized for one accelerator and up. v-prediction down to pure noise keeps colours true: with any signal left in
-  # the last step the network learns to read the mean colour from it, which is not there when sampling.
+  # Our best, sized for one accelerator and up. v-prediction down to pure noise keeps colours true: with signal left in the last
+  # step the network would read the mean colour from it, and sampling starts without any.
   c.diffusion.condition_dropout = 0.1
   c.loss.outside_fov = 0.1
   defaults.set_denoiser(c, variant)

@@ -5,7 +5,6 @@ import io
 import json
 import math
 import os
-import pathlib
 import uuid
 from collections.abc import Iterable
 
