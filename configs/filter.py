@@ -24,8 +24,7 @@ def get_config(variant: str = ""):
   c.loss.instance_noise = 0.1
 
   c.filter = ConfigDict()
-  # Share of held-out real trees that the threshold lets pass; and a threshold in (0, 1) in place of it, 0 =
-  # none.
+  # Share of held-out real trees that pass the threshold; or a threshold in (0, 1) instead, 0 = none.
   c.filter.pass_rate = 0.95
   c.filter.threshold = 0.0
 
@@ -40,8 +39,7 @@ def get_config(variant: str = ""):
   c.log.every = 50
 
   if variant == "paper":
-    # Alimanov & Islam 2023: AdamW, learning rate 1e-5, one tree at a time, no average; a tree is kept above
-    # 0.8.
+    # Alimanov & Islam 2023: AdamW, learning rate 1e-5, one tree at a time, no average; a tree is kept above 0.8.
     c.data.image_size = (64, 64)
     c.data.fit = "crop"
     c.data.augment = defaults.no_augmentation()
@@ -65,4 +63,4 @@ def get_config(variant: str = ""):
   if variant == "tiny":
     c.data.source = "phantom:100"
     c.train.num_steps = 300
-  return c
+  return defaults.complete(c)

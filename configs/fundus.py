@@ -34,13 +34,13 @@ def get_config(variant: str = ""):
     c.train.update(batch_size=8, ema_decay=0.0, rtt=True)
     c.optimizer.update(learning_rate=3e-4, warmup_steps=0, b2=0.999, weight_decay=0.01, clip_norm=0.0)
     c.sampler.update(name="ddpm", num_steps=1000, spacing="full", clip="none")
-    return c
+    return defaults.complete(c)
 
-  # Our best, sized for one accelerator and up. v-prediction down to pure noise keeps colours true: with any signal left in
-  # the last step the network learns to read the mean colour from it, which is not there when sampling.
+  # Our best, sized for one accelerator and up. v-prediction down to pure noise keeps colours true: with signal left in the last
+  # step the network would read the mean colour from it, and sampling starts without any.
   c.diffusion.condition_dropout = 0.1
   c.loss.outside_fov = 0.1
   defaults.set_denoiser(c, variant)
   if variant == "cpu":
     c.model.update(middle=2, detail=12)
-  return c
+  return defaults.complete(c)

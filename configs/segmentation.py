@@ -8,8 +8,8 @@
     python -m retree_jax.main --config configs/segmentation.py --mode sample --input PHOTOS --out MASKS   # label photographs
     python -m retree_jax.main --config configs/segmentation.py --mode evaluate --config.data.source=folder:PATH   # score
 
-The network sees windows of photographs whose field of view is brought to `config.data.image_size`. No checkpoint is chosen by
-its score on the test split: the last one counts.
+The network sees windows of photographs whose field of view is resized to `config.data.image_size`. The test split chooses no
+checkpoint: the last one counts.
 """
 
 from ml_collections import ConfigDict
@@ -29,16 +29,16 @@ def get_config(variant: str = ""):
   c.data.image_size = (768, 768)
   c.data.target = ("tree",)
   c.data.condition = ("image",)
-  # Vessels must be found in every camera's light: more of everything than a generator, which should keep to what is real.
+  # Vessels must be found with every camera and in every light, so augmentation is stronger than for a generator.
   c.data.augment.update(
     scale=0.2, brightness=0.25, contrast=0.3, saturation=0.3, hue=0.03, gamma=0.3, illumination=0.25, blur=1.0, noise=6.0
   )
   c.data.heldout = "test"
   c.checkpoint.update(keep_latest=1, keep_best=0)
   if variant == "diffusion":
-    return _diffusion(c)
+    return defaults.complete(_diffusion(c))
 
-  # Windows of a photograph that one example gives to a step: side in pixels (0 = the whole picture) and number.
+  # Windows cut from each photograph of a batch: side in pixels (0 = the whole photograph) and number.
   c.crop = ConfigDict()
   c.crop.size = 256
   c.crop.num = 4
@@ -128,11 +128,11 @@ def get_config(variant: str = ""):
     c.preview.update(every=100, num=4)
     c.checkpoint.every = 50
     c.log.every = 10
-  return c
+  return defaults.complete(c)
 
 
 def _diffusion(c):
-  """The paper's other form: a denoiser that sees the noisy mask beside the photograph draws the mask from noise."""
+  """The paper's diffusion segmenter: a denoiser, given the photograph, samples the mask from noise."""
   c.variant = "diffusion"
   defaults.add_diffusion(c)
   c.data.image_size = (256, 256)
@@ -140,7 +140,7 @@ def _diffusion(c):
   c.model.update(name="denoiser", patch=2, widths=(64, 128, 192, 256), blocks=(2,), attention=(3,), dtype="bfloat16")
   c.loss.outside_fov = 0.1
   c.train.update(batch_size=32, num_steps=50_000, ema_decay=0.999)
-  # Trees are drawn so many times per photograph, and averaged to probabilities.
+  # Masks sampled per photograph; their mean is the probability.
   c.sampler.draws = 4
   c.sampler.threshold = 0.5
   return c

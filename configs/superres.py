@@ -18,21 +18,21 @@ def get_config(variant: str = ""):
   c.data.target, c.data.condition = ("image", "tree"), ()
   # (height, width) of the large pair; the small one is `model.factor` times smaller.
   c.data.image_size = (512, 512)
-  # Mirroring and colour alone: anything that resamples would blur the pair that is to be learnt.
+  # Mirroring and colour only: resampling would blur the target.
   c.data.augment = defaults.no_augmentation()
   c.data.augment.update(horizontal_flip=0.5, brightness=0.15, contrast=0.15, saturation=0.15, hue=0.02, gamma=0.15)
-  # Side in pixels of the square crops that are trained on, 0 = whole pairs; and how many are cut from each pair of a batch.
+  # Side in pixels of the square crops to train on, 0 = whole pairs; and the number of crops from each pair of a batch.
   c.data.crop = 256
   c.data.crops = 1
-  # Turn and mirror what is trained on, in all eight ways.
+  # Whether crops are also mirrored and turned by right angles.
   c.data.turns = True
-  # How small pairs are made worse, as generated ones are: with this probability, by up to so much blur (standard deviation in
-  # pixels of the small pair), noise and compression (grey levels).
+  # Degradation of the small pairs, so that generated ones are no surprise: with this probability, blur (standard deviation in
+  # pixels of the small pair), noise and compression (grey levels) of random strength up to these values.
   c.data.degradation = ConfigDict({"probability": 0.5, "blur": 0.6, "noise": 4.0, "compression": 4.0})
 
-  # The generator; its factor is 2, 4 or 8. `noise`: it is given some to make texture of.
+  # The generator; its factor is 2, 4 or 8. `noise`: noise as a further input, from which it makes texture.
   c.model.update(name="superres", factor=2, width=96, depth=12, vit_blocks=1, vit_patch=8, noise=True, dtype="bfloat16")
-  # The discriminator, which judges photograph and tree together.
+  # The discriminator, which sees photograph and tree together.
   c.discriminator = ConfigDict(
     {
       "name": "superres_discriminator",
@@ -43,7 +43,7 @@ def get_config(variant: str = ""):
       "dtype": "bfloat16",
     }
   )
-  # What it is shown, real and generated alike, is changed by up to so much (see retree_jax.tasks.image_transforms.augment).
+  # Augmentation of its input, the same for real and generated pairs (see retree_jax.tasks.image_transforms.augment).
   c.discriminator_augment = ConfigDict(
     {"flip": True, "translation": 0.1, "brightness": 0.2, "saturation": 0.5, "contrast": 0.3}
   )
@@ -74,8 +74,8 @@ def get_config(variant: str = ""):
   c.discriminator_optimizer.update(learning_rate=1e-4, b1=0.0, clip_norm=0.0)
 
   # Pairs per device and compiled call when enlarging, and how many the network sees at once (0 = one on a CPU, all elsewhere).
-  # And the vessel probability at which masks are cut: below one half, or the thinnest vessels go, whose place is uncertain.
-  # `experiments.ship` chooses it on the training eyes.
+  # A pixel of a mask is vessel where its probability is above `mask_threshold`: below one half, because the position of the
+  # thinnest vessels is uncertain and they would be lost. `experiments.ship` chooses it on the training eyes.
   c.sampler = ConfigDict({"batch_size": 8, "block": 0, "mask_threshold": 0.4})
 
   if variant == "paper":
@@ -109,12 +109,12 @@ def get_config(variant: str = ""):
       optimizer.update(learning_rate=1e-5, warmup_steps=0, b1=0.5, b2=0.999, clip_norm=0.0)
 
   if variant == "cpu":
-    # No attention: crops of 32 small pixels have nothing to attend to, and whole pairs would bring 16 times as many tokens.
+    # No attention: it is trained on 32×32 pixels of the small pair, and a whole pair would have 16 times as many tokens.
     c.model.update(factor=4, width=48, depth=6, up_widths=(24, 16), vit_blocks=0, dtype="float32")
     c.data.crop, c.data.crops = 128, 4
     c.train.update(batch_size=2, num_steps=3600, ema_decay=0.99)
-    # The discriminator comes in for the last third. So small a one learns in so few steps what texture is only if it is shown
-    # detail and may be as steep as it likes.
+    # The discriminator joins for the last third. A network this small learns texture in so few steps only with the detail
+    # channels and without a gradient penalty.
     c.loss.update(adversarial=0.01, adversarial_start=2400, penalty="none")
     c.discriminator.update(widths=(16, 32, 64), vit_blocks=0, spectral_norm=False, detail=16.0, dtype="float32")
     c.discriminator_optimizer.update(learning_rate=1e-3, b1=0.5, warmup_steps=20)
@@ -148,4 +148,4 @@ def get_config(variant: str = ""):
     c.checkpoint.every = 100
   if variant in ("tiny", "cpu"):
     c.log.every = 20
-  return c
+  return defaults.complete(c)

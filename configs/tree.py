@@ -29,7 +29,7 @@ def get_config(variant: str = ""):
     c.train.update(batch_size=8, ema_decay=0.0, rtt=True)
     c.optimizer.update(learning_rate=3e-4, warmup_steps=0, b2=0.999, weight_decay=0.01, clip_norm=0.0)
     c.sampler.update(name="ddpm", num_steps=800, spacing="full", clip="none")
-    return c
+    return defaults.complete(c)
 
   # Our best, sized for one accelerator and up: v-prediction down to pure noise, attention at 32×32 and 16×16.
   defaults.set_denoiser(c, variant)
@@ -39,4 +39,4 @@ def get_config(variant: str = ""):
   if variant == "cpu":
     # Noise and detail at 128×128, the U-Net at 64×64, attention at 16×16: 5 images/s on one core.
     c.model.update(middle=3, detail=8)
-  return c
+  return defaults.complete(c)

@@ -2,11 +2,12 @@
 
     python -m experiments.ship tree=runs/chain/tree fundus=runs/chain/fundus superres=runs/chain/superres
 
-Afterwards `retree_jax.checkpoint.load("tree")` and `retree-jax generate --num 16 --out out` use them. The latest checkpoint
-of each run is exported unless --step selects another. Folders in the config are reduced to their last component, so
-that no path of the training machine is published. The bounds of a tree filter and the vessel threshold of super-resolution are
-chosen here, on the data that the run's config names. --cards names a JSON file {NAME: {"data": ..., "licence": ..., "scores":
-[...]}} with what `retree-jax info` shows of the weights, see `retree_jax.cli.info.model`.
+Afterwards `retree_jax.checkpoint.load("tree")` and `retree-jax generate --num 16 --out out` use them. Of each run the
+checkpoint is exported that all commands use ("best" of `checkpoint.load`), unless --step selects another. Folders in the config
+are reduced to their last component, so that no path of the training machine is published. The bounds of a tree filter and the
+vessel threshold of super-resolution are chosen here, on the data that the run's config names. --cards names a JSON file
+{NAME: {"data": ..., "licence": ..., "scores": [...]}} with what `retree-jax info` shows of the weights, see
+`retree_jax.cli.info.model`.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def without_paths(value):
   return value
 
 
-def ship(name: str, path, step="latest", folder=WEIGHTS, sampler=None, card=None) -> int:
+def ship(name: str, path, step="best", folder=WEIGHTS, sampler=None, card=None) -> int:
   """Exports the run in `path` to folder/name, with changed fields of `config.sampler` and a card if given. Returns the size in
   bytes."""
   loaded = checkpoint.load(path, step=step)
@@ -63,7 +64,7 @@ def main() -> None:
   """Runs the command line."""
   p = argparse.ArgumentParser(prog="python -m experiments.ship", description=__doc__.split("\n\n")[0])
   p.add_argument("runs", nargs="+", metavar="NAME=WORKDIR", help="name of the weights and the run they come from")
-  p.add_argument("--step", default="latest", help="checkpoint: latest, best or a step")
+  p.add_argument("--step", default="best", help="checkpoint: best, latest or a step")
   p.add_argument("--guidance", type=float, help="default guidance scale of the fundus stage, instead of the config's")
   p.add_argument("--cards", help="JSON file of the models' data, licences and scores")
   args = p.parse_args()

@@ -1,9 +1,9 @@
-"""Orbax in one place: saving, exact resume, and loading for inference on any number of devices.
+"""Checkpoints (Orbax): saving, exact resume, and loading for inference on any number of devices.
 
-A workdir holds `config.json` and `checkpoints/STEP/` with two items, `state` (parameters, optimizer, random state) and `ema`
-(their average, or a copy of them where none is kept), and JSON beside them: the config and the position in the data. Shipped
-weights are the same thing with `ema` alone. The items restore independently, so a notebook reads the average without the
-optimizer, and onto other devices than wrote them.
+A workdir holds `checkpoints/STEP/` with two items: `state` (parameters, optimizer, random key) and `ema` (the averaged
+parameters, or the parameters themselves where no average is kept). JSON beside them holds the config and the position in the
+data. Shipped weights are checkpoints with `ema` alone. Each item restores on its own, so that inference reads the average
+without the optimizer, and on other devices than those that wrote it.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class Checkpoints:
   Args:
     workdir: folder of the run; `checkpoints/` is made inside.
     keep_latest: number of newest checkpoints to keep, at least 1.
-    keep_best: number of checkpoints with the lowest held-out loss to keep besides; the newest is never deleted for it.
+    keep_best: number of checkpoints with the lowest held-out loss to keep in addition.
     first_scored_step: first step whose held-out loss counts (`config.stored.first_scored_step`).
   """
 
@@ -95,7 +95,8 @@ class Checkpoints:
       saving.result()  # without which Orbax leaves the thread of each save behind
 
   def set_aside(self, step: int | None) -> str:
-    """Moves the newest checkpoint out of the way of a rerun, if it is of this step; no save may follow.
+    """Moves the newest checkpoint to WORKDIR/not_finite if it is of this step, so that a rerun starts from the one before. No
+    save may follow.
 
     Returns:
       Where it is now; "" if nothing was moved.
@@ -162,7 +163,7 @@ def _by_loss(infos, first: int) -> list:
 
 
 def is_finite(state: TrainState) -> bool:
-  """Whether a state is fit to go on from: all its numbers are finite, and no parameter is so large that its square is not."""
+  """Whether training can resume from a state: all its numbers are finite, and so is the square of every parameter."""
   return bool(_is_finite((state.params, state.ema), state.opt_state))
 
 
@@ -197,7 +198,7 @@ class Loaded:
     return self.network.apply
 
   def identity(self) -> str:
-    """First 16 hex digits of SHA-256 over the parameters and the network's settings: names these weights, wherever they lie."""
+    """First 16 hexadecimal digits of SHA-256 over the parameters and the network's settings; the same in any folder."""
     digest = hashlib.sha256(json.dumps(stored.counted_settings(self.config.model), sort_keys=True).encode())
     for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(self.params), key=lambda item: str(item[0])):
       digest.update(str(path).encode())
@@ -206,12 +207,12 @@ class Loaded:
 
 
 def load(path_or_name, step: int | str = "best", mesh=None, stage: str | None = None) -> Loaded:
-  """Restores averaged parameters and config on any number of devices, whatever wrote them.
+  """Restores averaged parameters and config on any number of devices, whatever number wrote them.
 
   Args:
     path_or_name: a workdir, one checkpoint folder, or the name of shipped weights (`shipped_names()`).
-    step: "best" (lowest held-out loss among states that have all they train, such as a GAN after its discriminator joined; else
-      the latest), "latest", or a number.
+    step: "latest", a number, or "best": the lowest held-out loss, of a GAN among the steps after its discriminator has joined;
+      the latest where there is none.
     mesh: devices to hold the parameters, replicated; the first local device by default.
     stage: if given, the stage that the checkpoint must be of ("tree", "fundus", "superres", "segmentation", "filter").
 
@@ -244,12 +245,12 @@ def shipped_names() -> list[str]:
 
 
 def export(loaded: Loaded, path, dtype=jnp.bfloat16) -> None:
-  """Writes averaged parameters at 16 bits, with their config, as a small checkpoint that `load` reads.
+  """Writes averaged parameters in 16 bits, with their config, as a small checkpoint that `load` reads.
 
   Args:
     loaded: what `load` returned.
     path: new folder.
-    dtype: storage type; computing stays in float32.
+    dtype: storage type; `load` converts to float32.
   """
   from orbax.checkpoint import v1 as ocp
 
@@ -296,7 +297,7 @@ def _find(path_or_name, step) -> epath.Path:
 
 @contextlib.contextmanager
 def _reading(path):
-  """Says what to do where a lost disk or half a copy left a checkpoint without some of its files."""
+  """Turns the errors of a checkpoint with missing or truncated files into one sentence."""
   try:
     yield
   except (ValueError, KeyError, OSError) as error:
@@ -305,16 +306,16 @@ def _reading(path):
 
 def _damaged(path) -> str:
   return (
-    f"{path} is damaged, some of its files are missing or cut short: copy the checkpoint again, or remove this folder to "
-    "go on from the one before it"
+    f"{path} is damaged, some of its files are missing or truncated: copy the checkpoint again, or remove this folder to "
+    "resume from the one before it"
   )
 
 
 def _metadata(path):
-  """What a checkpoint says of itself.
+  """Metadata of a checkpoint: config, position in the data, shapes.
 
   Raises:
-    ValueError: it is none of ours.
+    ValueError: the folder holds no checkpoint, or one of another program.
   """
   from orbax.checkpoint import v1 as ocp
 
@@ -334,10 +335,10 @@ def _check_same_shapes(path, abstract) -> None:
   def shapes(tree):
     return {jax.tree_util.keystr(k): tuple(v.shape) for k, v in jax.tree_util.tree_leaves_with_path(tree)}
 
-  stored, wanted = shapes(_metadata(path).metadata["ema"]), shapes(abstract)
-  if stored != wanted:
-    name = next(k for k in sorted({*stored, *wanted}) if stored.get(k) != wanted.get(k))
+  found, wanted = shapes(_metadata(path).metadata["ema"]), shapes(abstract)
+  if found != wanted:
+    name = next(k for k in sorted({*found, *wanted}) if found.get(k) != wanted.get(k))
     raise ValueError(
-      f"{path} is a checkpoint of another architecture: {name} has shape {stored.get(name, 'none')} there and "
+      f"{path} is a checkpoint of another architecture: {name} has shape {found.get(name, 'none')} there and "
       f"{wanted.get(name, 'none')} in this config; use the config that wrote it, or another --workdir"
     )

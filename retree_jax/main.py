@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from retree_jax.cli import cpu, errors
 
 _MODES = ("train", "sample", "evaluate")
+_UNUSED = {"train": ("num", "out", "input", "step"), "sample": (), "evaluate": ("num", "out", "input", "seed")}
 
 
 def define_flags(mode: str | None = None) -> flags.FlagValues:
@@ -83,6 +84,9 @@ def main(mode: str | None = None) -> None:
   sharding.initialize_distributed(f.distributed, f.coordinator, f.num_processes, f.process_id)
   config, mode = f.config, mode or f.mode
   workdir = f.workdir or f"runs/{config.stage}"
+  for name in _UNUSED[mode]:
+    if name in f and f[name].present:
+      raise ValueError(f"--{name} has no effect with --mode {mode}: leave it out")
   if mode == "train":
     if f.seed is not None:
       config.seed = f.seed
@@ -92,7 +96,7 @@ def main(mode: str | None = None) -> None:
   if mode == "sample":
     stages.sample(config.stage, workdir, num=f.num, seed=f.seed, out=f.out, inputs=f.input, step=f.step, overrides=overrides)
   else:
-    stages.evaluate(config.stage, workdir, source=config.data.source, step=f.step, overrides=overrides)
+    stages.evaluate(config.stage, workdir, step=f.step, overrides=overrides)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Meshes, shardings and multi-host start: where arrays live, and nothing about what they mean.
+"""Meshes, shardings, and jobs of several processes.
 
-One mesh with two axes serves every stage. `data` splits the batch; `fsdp` splits the batch and the parameters
-(ZeRO-3 as sharding annotations: jit inserts the gathers). One device is a 1×1 mesh. Axes are of type Auto: the
-compiler propagates shardings, the mathematics holds no collectives.
+One mesh with two axes serves every stage. `data` splits the batch; `fsdp` splits the batch and the parameters (ZeRO-3 as
+sharding annotations: jit inserts the gathers). One device is a 1×1 mesh. Axes are of type Auto: the compiler propagates
+shardings, and functions of arrays contain no collectives.
 """
 
 import os
@@ -18,7 +18,7 @@ REPLICATED = PartitionSpec()
 def initialize_distributed(
   mode: str = "auto", coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-  """Joins the processes of one job. Must run before any JAX device is touched; a no-op on a single host.
+  """Joins the processes of one job. Must run before any JAX device is used; does nothing on a single host.
 
   Args:
     mode: "auto" joins on a Cloud TPU pod, under Slurm with several tasks, or when a coordinator is named; "on" always joins;
@@ -28,12 +28,12 @@ def initialize_distributed(
     process_id: with `coordinator`, this process's rank in [0, num_processes).
 
   Raises:
-    ValueError: unknown mode, or a coordinator without its two companions.
+    ValueError: unknown mode, or a coordinator without number and rank of the processes.
   """
   if mode not in ("auto", "on", "off"):
     raise ValueError(f"--distributed={mode} is unknown: use auto, on or off")
   if coordinator is not None and (num_processes is None or process_id is None):
-    raise ValueError("--coordinator needs --num_processes and --process_id beside it")
+    raise ValueError("--coordinator needs --num_processes and --process_id: add both")
   if mode == "off":
     return
   if coordinator is not None:
@@ -71,7 +71,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """A whole copy on every device."""
+  """A full copy on every device."""
   return NamedSharding(mesh, REPLICATED)
 
 
@@ -128,7 +128,7 @@ def to_host(tree):
 
 
 def on_first_process(function):
-  """Calls `function` on process 0 alone; what it refuses is refused on all, so that none waits for one that has gone.
+  """Calls `function` on process 0 alone. Its error is raised on all processes, so that none waits for one that has ended.
 
   Args:
     function: takes nothing.
@@ -137,7 +137,7 @@ def on_first_process(function):
     What it returns on process 0, None on the others.
 
   Raises:
-    ValueError: on every process, with the sentence of the ValueError or OSError that process 0 met.
+    ValueError: on every process, with the message of the ValueError or OSError that `function` raised.
   """
   if jax.process_count() == 1:
     return function()
@@ -158,7 +158,7 @@ def on_first_process(function):
 
 
 def wait_for_all(name: str) -> None:
-  """Waits until all hosts have come here; a no-op on one."""
+  """Waits until all processes have called it; does nothing in a job of one process."""
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from retree_jax import checkpoint
+from retree_jax.data import lease
 from tests import small
 
 FLAGS = (
@@ -51,7 +52,8 @@ def test_two_processes_are_one_run(tmp_path):
       time.sleep(0.05)
     # The signal comes to one process only; both stop at the same step.
     processes[1].send_signal(signal.SIGTERM)
-    texts = [small.finish(p) for p in processes]
+    texts = [p.communicate()[0] for p in processes]
+    assert [p.returncode for p in processes] == [143, 143], texts
   finally:
     small.stop(*processes)
   stopped = checkpoint.load(both, step="latest").step
@@ -85,3 +87,16 @@ def test_two_processes_are_one_run(tmp_path):
       previews.append((scores["heldout_loss"], np.asarray(picture, np.int32)))
   assert np.isclose(previews[0][0], previews[1][0], rtol=2e-3)
   assert np.abs(previews[0][1] - previews[1][1]).mean() < 4
+
+
+def test_a_folder_that_is_refused_leaves_no_process_waiting(tmp_path):
+  """Process 0 looks; both say so and leave."""
+  with lease.hold(tmp_path / "run", "training"):
+    processes = start_both(tmp_path / "run", "--config.train.num_steps=2")
+    try:
+      texts = [p.communicate(timeout=300)[0] for p in processes]
+    finally:
+      small.stop(*processes)
+  for process, text in zip(processes, texts, strict=True):
+    assert process.returncode == 2 and "Traceback" not in text
+    assert sum("run is in use: process" in line for line in text.splitlines()) == 1, text

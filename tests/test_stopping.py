@@ -12,7 +12,7 @@ import pytest
 
 from retree_jax import checkpoint, models, train
 from retree_jax.data import lease
-from retree_jax.report.metric_logging import MetricLogger
+from retree_jax.report import metric_logging
 from retree_jax.tasks import diffusion
 from retree_jax.train import NotFiniteError
 from tests import small
@@ -122,8 +122,8 @@ def test_the_advice_after_nan_works_to_the_letter(tmp_path):
 def test_a_signal_saves_and_ends_with_its_own_exit_code(toy, tmp_path, monkeypatch, capfd, name):
   number = getattr(signal, name)
   whole = run(tmp_path / "whole", train__num_steps=6, log__every=2)
-  progress = MetricLogger.progress
-  monkeypatch.setattr(MetricLogger, "progress", lambda self, step: step == 3 and os.kill(os.getpid(), number))
+  progress = metric_logging.MetricLogger.progress
+  monkeypatch.setattr(metric_logging.MetricLogger, "progress", lambda self, step: step == 3 and os.kill(os.getpid(), number))
   before = signal.getsignal(number)
   with pytest.raises(KeyboardInterrupt if name == "SIGINT" else SystemExit) as stopped:
     run(tmp_path / "stopped", train__num_steps=6, log__every=2)
@@ -132,7 +132,7 @@ def test_a_signal_saves_and_ends_with_its_own_exit_code(toy, tmp_path, monkeypat
   assert "Stopped by a signal at step 3; rerun the same command to go on" in capfd.readouterr().err
   assert logged(tmp_path / "stopped") == [2, 3]  # no metrics are lost
   assert signal.getsignal(number) == before
-  monkeypatch.setattr(MetricLogger, "progress", progress)
+  monkeypatch.setattr(metric_logging.MetricLogger, "progress", progress)
   small.assert_same(run(tmp_path / "stopped", train__num_steps=6, log__every=2), whole)
   assert "Resumed from step 3" in capfd.readouterr().err
 
@@ -142,7 +142,7 @@ def test_a_second_interrupt_stops_at_once_and_says_where_a_rerun_goes_on(toy, tm
     for _ in range(2 if step == 5 else 0):
       os.kill(os.getpid(), signal.SIGINT)
 
-  monkeypatch.setattr(MetricLogger, "progress", interrupt)
+  monkeypatch.setattr(metric_logging.MetricLogger, "progress", interrupt)
   with pytest.raises(KeyboardInterrupt):
     run(tmp_path, train__num_steps=6, checkpoint__every=2)
   assert "Stopped at step 5 without saving; the same command goes on from step 4" in capfd.readouterr().err
@@ -150,14 +150,16 @@ def test_a_second_interrupt_stops_at_once_and_says_where_a_rerun_goes_on(toy, tm
 
 
 def test_a_signal_at_the_last_step_ends_a_finished_run(toy, tmp_path, monkeypatch):
-  monkeypatch.setattr(MetricLogger, "progress", lambda self, step: step == 4 and os.kill(os.getpid(), signal.SIGTERM))
+  monkeypatch.setattr(
+    metric_logging.MetricLogger, "progress", lambda self, step: step == 4 and os.kill(os.getpid(), signal.SIGTERM)
+  )
   assert int(run(tmp_path, train__num_steps=4).step) == 4
 
 
 def test_under_nohup_a_run_outlives_its_terminal(toy, tmp_path, monkeypatch):
   before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:
-    monkeypatch.setattr(MetricLogger, "progress", lambda self, step: os.kill(os.getpid(), signal.SIGHUP))
+    monkeypatch.setattr(metric_logging.MetricLogger, "progress", lambda self, step: os.kill(os.getpid(), signal.SIGHUP))
     assert int(run(tmp_path, train__num_steps=4).step) == 4
   finally:
     signal.signal(signal.SIGHUP, before)

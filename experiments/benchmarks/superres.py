@@ -96,7 +96,7 @@ def run(path, spec: str, num: int = 1000, tuning: int = 12) -> dict:
     num: at most so many held-out pairs.
     tuning: training pairs from which the threshold of bicubic trees is chosen.
   """
-  loaded = checkpoint.load(path, step="latest", stage="superres")
+  loaded = checkpoint.load(path, stage="superres")
   enlarger = Enlarger(loaded.config, loaded.network)
   fields = ("image", "tree")
   train = sources.open_source(spec, split="train", fields=fields, size=enlarger.size)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU slice: makes the TPU VM if there is none, installs this folder on all its hosts, and starts the same
-# command on each of them. Run it again after a preemption or a lost connection: the run resumes from the bucket.
+# command on each of them. Run it again after a preemption or a lost connection: the run resumes from the bucket. The exit code is 0
+# only where the run is finished.
 #
 #   NAME=retree ZONE=us-east5-b TYPE=v6e-16 BUCKET=gs://my-bucket experiments/launch/tpu_vm.sh --config configs/tree.py
 #   DRY_RUN=1 ... prints the commands and does nothing.

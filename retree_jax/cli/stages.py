@@ -1,5 +1,6 @@
 """What `python -m retree_jax.main` does once its flags are read: train, sample, evaluate. All of it importable."""
 
+import functools
 import itertools
 import json
 import sys
@@ -48,10 +49,11 @@ def sample(
     out: folder to write (default WORKDIR/samples).
     inputs: folder of inputs.
     step: checkpoint.
-    overrides: changes of the stored config given on the command line; those of `config.sampler` take effect.
+    overrides: changes of the stored config given on the command line. Those of `config.sampler` take effect, and
+      `config.data.source` where the stage paints the trees of its own source.
 
   Raises:
-    ValueError: no checkpoint, one of another stage, or inputs that do not serve.
+    ValueError: no checkpoint, one of another stage, inputs that do not serve, or a change that would have no effect.
   """
   step = int(step) if str(step).isdigit() else step
   if step not in ("best", "latest") and not isinstance(step, int):
@@ -60,7 +62,7 @@ def sample(
   if out is None and not epath.Path(workdir).exists():
     raise ValueError("--out is missing: name a folder for the samples of shipped weights")
   out = epath.Path(out or epath.Path(workdir) / "samples")
-  _override_sampler(loaded.config, overrides or {})
+  _override(loaded.config, overrides or {}, "sample", ("data.source",) if stage == "fundus" and inputs is None else ())
   if stage == "segmentation":
     from retree_jax.inference import segmenter
 
@@ -77,30 +79,40 @@ def sample(
     raise ValueError(f"the {stage} stage makes no samples: use --mode train or evaluate")
 
 
-def evaluate(stage: str, workdir, source: str, step: int | str = "best", overrides: Mapping | None = None) -> dict:
-  """Scores a trained stage on the test split of a source, prints the scores and writes them to WORKDIR/evaluation.json.
+def evaluate(
+  stage: str, workdir, source: str | None = None, step: int | str = "best", overrides: Mapping | None = None
+) -> dict:
+  """Scores a trained stage on all test examples of a source, prints the scores and writes them to WORKDIR/evaluation.json.
 
   Args:
-    stage, workdir, step, overrides: as for `sample`; of a tree filter, `config.data.generated` takes effect too.
-    source: as `config.data.source`.
+    stage, workdir, step: as for `sample`.
+    source: as `config.data.source`; by default what `overrides` names, else the run's own.
+    overrides: changes of the stored config given on the command line. Those of `config.sampler` and `config.data.source` take
+      effect; of a tree filter, `config.data.generated` too.
 
   Returns:
     The scores. For a segmenter, those of both protocols; for other stages, the losses of the loop's evaluation.
+
+  Raises:
+    ValueError: no checkpoint, data that cannot be read, or a change that would have no effect.
   """
   loaded = checkpoint.load(workdir, step=int(step) if str(step).isdigit() else step, stage=stage)
-  overrides = overrides or {}
-  _override_sampler(loaded.config, overrides)
-  if "data.generated" in overrides and "generated" in loaded.config.data:
-    loaded.config.data.generated = overrides["data.generated"]
-  if stage == "segmentation":
-    from retree_jax.inference import segmenter
+  overrides = {**(overrides or {}), **({} if source is None else {"data.source": source})}
+  _override(loaded.config, overrides, "evaluate", ("data.source", *(("data.generated",) if stage == "filter" else ())))
+  own, source = "data.source" not in overrides, loaded.config.data.source
+  try:
+    if stage == "segmentation":
+      from retree_jax.inference import segmenter
 
-    fields = ("image", "tree")
-    scores = segmenter.score_source(loaded, sources.open_source(source, split="test", fields=fields))
-  else:
-    from retree_jax import train as loop
+      scores = segmenter.score_source(loaded, sources.open_source(source, split="test", fields=("image", "tree")))
+    else:
+      from retree_jax import train as loop
 
-    scores = loop.evaluate(loaded, source)
+      scores = loop.evaluate(loaded)
+  except ValueError as error:
+    if not own:
+      raise
+    raise ValueError(f"{error} (the data that {workdir} was trained on; name others with --config.data.source)") from error
   if jax.process_index() == 0:
     text = json.dumps({"step": loaded.step, "source": source, "scores": scores}, indent=1)
     print(text, flush=True)
@@ -109,14 +121,26 @@ def evaluate(stage: str, workdir, source: str, step: int | str = "best", overrid
   return scores
 
 
-def _override_sampler(config, overrides: Mapping) -> None:
-  """Applies `--config.sampler.*` of the command line to a stored config; the rest belongs to the training run."""
+def _override(config, overrides: Mapping, mode: str, others: tuple[str, ...] = ()) -> None:
+  """Applies fields of the command line to a stored config: those of `config.sampler`, and `others`. The rest belongs to the
+  training run: a value that is not the run's own would have no effect, and is refused."""
+  plain = checkpoint.to_json(config)
   for name, value in overrides.items():
-    if name.startswith("sampler.") and "sampler" in config:
-      field = name.removeprefix("sampler.")
-      if field not in config.sampler:
-        raise ValueError(f"config.sampler has no field {field!r}: use {', '.join(sorted(config.sampler))}")
-      config.sampler[field] = value
+    *path, field = name.split(".")
+    section = functools.reduce(lambda node, key: node.get(key, {}), path, plain)
+    if name not in others and path[:1] != ["sampler"]:
+      if json.loads(json.dumps(value)) != section.get(field):
+        counted = " and ".join(f"--config.{n}" for n in ("sampler.*", *others))
+        raise ValueError(
+          f"--config.{name}={value!r} has no effect with --mode {mode}: the run has {section.get(field)!r}; leave it out, only "
+          f"{counted} can be changed"
+        )
+    elif field not in section:
+      raise ValueError(
+        f"config.{'.'.join(path)} of this run has no field {field!r}: use {', '.join(sorted(section)) or 'none'}"
+      )
+    else:
+      config[path[0]][field] = value
 
 
 def _diffuse(loaded, out, num, seed, inputs) -> None:

@@ -1,8 +1,8 @@
 """Every field of a config, with its default and what it means. `configs/STAGE.py` changes a few of them per variant."""
 
-import json
-
 from ml_collections import ConfigDict
+
+from retree_jax import models
 
 VARIANTS = ("", "tiny", "cpu", "paper")
 
@@ -35,12 +35,12 @@ def base(stage: str, variant: str = "") -> ConfigDict:
   # Fields that the network makes, and those it is given.
   c.data.target = ("tree", "fov")
   c.data.condition = ()
-  # What checkpoints are chosen by: "validation" holds one patient in five out of the train split for it; "test" trains on the
-  # whole train split, logs the losses on the test split, and chooses nothing by them: the last checkpoint counts.
+  # Examples whose loss chooses the best checkpoint: "validation" sets one patient in five of the train split aside for it.
+  # "test" trains on the whole train split and logs the losses on the test split, but the last checkpoint counts.
   c.data.heldout = "validation"
   # Augmentation; see retree_jax.data.transforms.Augment.
   c.data.augment = augmentation()
-  # Threads that read and augment.
+  # Threads that read and augment examples.
   c.data.num_threads = 4
   # Batches kept ready on the devices.
   c.data.prefetch = 2
@@ -67,15 +67,15 @@ def base(stage: str, variant: str = "") -> ConfigDict:
   c.train.batch_size = 64
   # Parts in which a batch is computed one after the other, to save memory.
   c.train.accumulate = 1
-  # Decay of the parameters' moving average, which is what samples; 0 = the parameters themselves.
+  # Decay of the moving average of the parameters, which sampling uses; 0 = it uses the parameters themselves.
   c.train.ema_decay = 0.9995
-  # Workdir or name of a run whose averaged parameters this one starts from (fine-tuning); "" = random ones.
+  # Fine-tuning: workdir of a run, or name of shipped weights, whose averaged parameters this run starts from; "" = random ones.
   c.train.start_from = ""
 
   c.evaluate = ConfigDict()
   # Steps between evaluations on held-out examples; 0 = never.
   c.evaluate.every = 2500
-  # At most this many held-out examples.
+  # Greatest number of held-out examples, taken from joined sources in turn.
   c.evaluate.num = 64
 
   c.preview = ConfigDict()
@@ -87,7 +87,7 @@ def base(stage: str, variant: str = "") -> ConfigDict:
   c.checkpoint = ConfigDict()
   # Steps between checkpoints.
   c.checkpoint.every = 2500
-  # Newest checkpoints to keep, and those of lowest held-out loss to keep besides.
+  # Number of newest checkpoints to keep, and of those with the lowest held-out loss to keep in addition.
   c.checkpoint.keep_latest = 2
   c.checkpoint.keep_best = 1
 
@@ -106,9 +106,9 @@ def base(stage: str, variant: str = "") -> ConfigDict:
 
 
 def augmentation() -> ConfigDict:
-  """Augmentation for a few dozen eyes (`retree_jax.data.transforms.Augment`); the colour fields act on photographs alone."""
+  """Augmentation for a few dozen eyes (`retree_jax.data.transforms.Augment`); colour fields act on photographs alone."""
   a = ConfigDict()
-  # Probability of a left-right flip (the other eye), and of an up-down flip (no eye looks so: off).
+  # Probability of a left-right flip (the other eye), and of an up-down flip (off: photographs are taken upright).
   a.horizontal_flip = 0.5
   a.vertical_flip = 0.0
   # Greatest rotation in degrees either way.
@@ -134,7 +134,7 @@ def augmentation() -> ConfigDict:
 
 
 def no_augmentation() -> ConfigDict:
-  """Everything off; switch on what you want."""
+  """The same fields, all augmentation off."""
   return ConfigDict({name: 0.0 for name in augmentation()})
 
 
@@ -151,10 +151,10 @@ def add_diffusion(c: ConfigDict) -> None:
   c.diffusion.shift = 1.0
   # What the network predicts: "v", "x0" or "eps".
   c.diffusion.prediction = "v"
-  # "stratified" over the batch, or "uniform"; and the first time step ever drawn.
+  # Time steps are drawn "stratified" over the batch or "uniform"; and the smallest one.
   c.diffusion.time_sampling = "stratified"
   c.diffusion.first_step = 0
-  # Probability that the tree of a training pair is hidden, which guidance and unlabelled photographs need.
+  # Probability of hiding the tree of a training pair; above 0 for guidance and for photographs without trees.
   c.diffusion.condition_dropout = 0.0
 
   c.loss = ConfigDict()
@@ -175,9 +175,9 @@ def add_diffusion(c: ConfigDict) -> None:
   c.sampler.num_steps = 20
   # Spacing of the steps in time: "trailing", "logsnr", "karras", or "full" (the paper's, every time step).
   c.sampler.spacing = "trailing"
-  # Noise that ddim adds, 0 = none, 1 = as much as ddpm.
+  # Noise that ddim adds: 0 = none, 1 = as much as ddpm.
   c.sampler.eta = 0.0
-  # What keeps the estimate of the clean image within [-1, 1] at every step: "static", "dynamic" or "none".
+  # How the estimate of the clean image is clipped to [-1, 1] at every step: "static", "dynamic" or "none".
   c.sampler.clip = "static"
   # Classifier-free guidance scale; 1 = none.
   c.sampler.guidance = 1.0
@@ -189,7 +189,7 @@ def add_diffusion(c: ConfigDict) -> None:
 
 
 def set_denoiser(c: ConfigDict, variant: str) -> None:
-  """Network, data size and lengths of the denoising stages, of all variants but "paper": one place for both stages."""
+  """Sets network, image size and training length of the tree and fundus stages, for all variants but "paper"."""
   c.model.update(name="denoiser", patch=2, widths=(128, 256, 384, 512), blocks=(2,), attention=(2, 3), dtype="bfloat16")
   if variant == "cpu":
     c.data.image_size = (128, 128)
@@ -211,6 +211,15 @@ def set_denoiser(c: ConfigDict, variant: str) -> None:
     c.log.every = 25
 
 
-def dumps(config: ConfigDict) -> str:
-  """The config as JSON text."""
-  return json.dumps(json.loads(config.to_json_best_effort()), indent=1)
+def complete(c: ConfigDict) -> ConfigDict:
+  """Adds the settings of the networks that a variant does not name, with their defaults, so that every one can be set on the
+  command line and stands in the checkpoint. Returns the same config.
+
+  The output channels of a denoiser follow from `data.target` and are no setting.
+  """
+  for section in ("model", "discriminator"):
+    if section in c:
+      for name, value in models.defaults(c[section].name).items():
+        if name not in c[section] and name != "out_channels":
+          c[section][name] = value
+  return c

@@ -1,6 +1,6 @@
-"""What the fields of a config may be. Checked before a workdir is claimed, data are read or anything is compiled.
+"""Valid values of the fields of a config. Checked before a workdir is claimed, data are read or anything is compiled.
 
-A field that a config lacks is not asked for, and values that only one stage knows how to judge are that stage's to refuse.
+Only fields that the config has are checked. What is valid in one stage alone is checked by that stage's task.
 """
 
 import math
@@ -8,8 +8,8 @@ import math
 from retree_jax.data import transforms
 from retree_jax.diffusion import samplers, schedules
 
-# What a number may be, in the words of the message.
-_SHARE, _OPEN_SHARE = "at least 0 and below 1", "between 0 and 1, neither of them"
+# Conditions on numbers, by the words of the message.
+_SHARE, _OPEN_SHARE = "at least 0 and below 1", "above 0 and below 1"
 _KINDS = {
   "at least 0": lambda v: v >= 0,
   "at least 1": lambda v: v >= 1,
@@ -78,7 +78,7 @@ _FIELDS = {
 
 
 def check(config) -> None:
-  """Raises ValueError for the first field that cannot be what it is; the sentence says what it may be."""
+  """Raises ValueError for the first field with an invalid value; the sentence says what is valid."""
   for section, fields in _FIELDS.items():
     for name, allowed in fields.items():
       if section not in config or name not in config[section]:
@@ -89,7 +89,7 @@ def check(config) -> None:
         if value not in allowed:
           raise ValueError(f"{field} is unknown: use {', '.join(allowed)}")
       elif not (math.isfinite(value) and _KINDS[allowed](value)):
-        raise ValueError(f"{field} cannot be: it must be {allowed}")
+        raise ValueError(f"{field} is invalid: it must be {allowed}")
   if "diffusion" in config and config.diffusion.first_step >= config.diffusion.num_steps:
     raise ValueError(
       f"config.diffusion.first_step={config.diffusion.first_step} leaves no time step of "

@@ -1,10 +1,10 @@
 """Files written whole or not at all, locally and in buckets."""
 
+import contextlib
 import io
 import json
 import math
 import os
-import pathlib
 import uuid
 from collections.abc import Iterable
 
@@ -16,11 +16,10 @@ UNFINISHED = ".part"  # ends the names of files that are being written
 
 
 def write_bytes(path, data: bytes) -> None:
-  """Writes a file so that a reader, or a kill at any moment, finds the old content or the new, never half of
-  it.
+  """Writes a file so that a reader, or a kill at any moment, finds the old content or the new, never half of it.
 
-  Folders are made as needed. Local files are written beside their place, flushed and renamed; an object in a
-  bucket appears when its upload ends, so it is written directly.
+  Folders are made as needed. The content goes to a file beside its place, which is renamed at the end: in a bucket too, where
+  an object appears even if an exception ends its upload.
 
   Args:
     path: local path or bucket URL.
@@ -33,34 +32,31 @@ def write_stream(path, pieces: Iterable[bytes]) -> None:
   """`write_bytes` of content that comes in pieces, of which only one at a time is in memory."""
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  if "://" in str(path):
-    with path.open("wb") as file:
-      for piece in pieces:
-        file.write(piece)
-    return
   beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}{UNFINISHED}"
   try:
-    with open(beside, "wb") as file:
+    with beside.open("wb") as file:
       for piece in pieces:
         file.write(piece)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(beside, path)
+      if "://" not in str(path):
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
   except BaseException:
-    beside.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the network that failed may still be down
+      beside.unlink(missing_ok=True)
     raise
 
 
 def remove_unfinished(folder) -> None:
-  """Deletes the files that killed processes left half-written in a local folder.
+  """Deletes the files that killed processes left half-written in a folder, local or in a bucket.
 
   Nobody else may be writing there: hold the folder (`retree_jax.data.claim`).
   """
-  if "://" not in str(folder) and os.path.isdir(folder):
-    with os.scandir(folder) as entries:
-      for entry in entries:
-        if entry.name.startswith(".") and entry.name.endswith(UNFINISHED):
-          pathlib.Path(entry.path).unlink(missing_ok=True)
+  folder = epath.Path(folder)
+  if folder.is_dir():
+    for path in folder.iterdir():
+      if path.name.startswith(".") and path.name.endswith(UNFINISHED):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path, text: str) -> None:

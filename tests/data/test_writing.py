@@ -3,12 +3,16 @@
 import io
 import json
 import os
+import time
 
+import fsspec
 import numpy as np
 import pytest
+from etils import epath
+from etils.epath import backend
 from PIL import Image
 
-from retree_jax.data import writing
+from retree_jax.data import lease, writing
 
 
 def test_png_is_the_pixels(tmp_path):
@@ -82,3 +86,48 @@ def test_leftovers_of_a_kill_are_removed_and_nothing_else(tmp_path):
   writing.remove_unfinished(tmp_path)
   assert {p.name for p in tmp_path.iterdir()} == {"mine.part", "a.png"}
   writing.remove_unfinished(tmp_path / "absent")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+  """A bucket in memory, by the file-system library that stands behind gs:// paths."""
+  memory = fsspec.filesystem("memory")
+  monkeypatch.setattr(backend._FileSystemSpecBackend, "fs", lambda self, path: memory)
+  yield epath.Path("gs://bucket/set")
+  memory.store.clear()
+
+
+def test_an_exception_leaves_the_old_object_in_a_bucket(bucket):
+  """An upload that an exception ends still makes an object of what came before."""
+  path = bucket / "manifest.jsonl"
+  writing.write_bytes(path, b"old")
+
+  def pieces():
+    yield b"half of it"
+    raise RuntimeError("the network is gone")
+
+  with pytest.raises(RuntimeError):
+    writing.write_stream(path, pieces())
+  assert path.read_bytes() == b"old" and [p.name for p in bucket.iterdir()] == ["manifest.jsonl"]
+  writing.write_stream(path, (b"n", b"ew"))
+  assert path.read_bytes() == b"new" and [p.name for p in bucket.iterdir()] == ["manifest.jsonl"]
+
+
+def test_what_a_kill_left_in_a_bucket_is_removed(bucket):
+  writing.write_bytes(bucket / "a.png", b"whole")
+  (bucket / ".b.png.0123456789ab.part").write_bytes(b"half")
+  writing.remove_unfinished(bucket)
+  writing.remove_unfinished(bucket / "none")
+  assert [p.name for p in bucket.iterdir()] == ["a.png"]
+
+
+def test_a_lease_keeps_a_second_process_out_of_a_bucket(bucket, monkeypatch):
+  monkeypatch.setattr(lease, "_SETTLE", 0.0)
+  monkeypatch.setattr(lease, "BEAT", 0.05)
+  with lease.hold(bucket, "training") as held:
+    with pytest.raises(ValueError, match="is in use"), lease.hold(bucket, "training"):
+      pass
+    time.sleep(0.2)
+    held.check()
+    assert json.loads((bucket / lease.NAME).read_text())["beats"] > 0
+  assert not (bucket / lease.NAME).exists()
