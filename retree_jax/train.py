@@ -19,8 +19,7 @@ from etils import epath
 
 from retree_jax import checkpoint, keys, sharding, tasks
 from retree_jax.config import run_folder, stored, validate
-from retree_jax.data import examples, lease, pipeline, writing
-from retree_jax.report import plots
+from retree_jax.data import examples, lease, montage, pipeline, writing
 from retree_jax.report.metric_logging import MetricLogger
 from retree_jax.report.profiling import Profiler
 from retree_jax.state import TrainState, with_parameters
@@ -160,7 +159,7 @@ def train(config, workdir, *, arrays: Mapping[str, np.ndarray] | None = None, de
           started, started_step = time.monotonic(), step
         if config.preview.every and (step % config.preview.every == 0 or last):
           for name, pixels in task.preview(state.averaged, evaluator.preview_batch(), mesh).items():
-            writers.picture(step, name, plots.grid(pixels))
+            writers.picture(step, name, montage.grid(pixels))
           started, started_step = time.monotonic(), step
         if step % config.checkpoint.every == 0 or last or stopping:
           save()

@@ -11,9 +11,8 @@ import numpy as np
 from etils import epath
 
 from retree_jax import checkpoint, sharding
-from retree_jax.data import claim, fingerprint, folders, pipeline, sources, transforms, writing
+from retree_jax.data import claim, fingerprint, folders, montage, pipeline, sources, transforms, writing
 from retree_jax.inference.sampler import Sampler
-from retree_jax.report import plots
 
 _CHUNK = 64  # samples made before they are written: bounds memory
 
@@ -174,7 +173,7 @@ def _diffuse(loaded, out, num, seed, inputs) -> None:
     if jax.process_index() == 0:
       for field in made:
         pictures = np.concatenate([s[field] for s in shown if len(s[field])])
-        writing.write_png(out / ("grid.png" if field != "fov" else "grid_fov.png"), plots.grid(pictures))
+        writing.write_png(out / ("grid.png" if field != "fov" else "grid_fov.png"), montage.grid(pictures))
 
 
 def _identity(loaded, **facts) -> dict:

@@ -22,8 +22,7 @@ import numpy as np
 from retree_jax import checkpoint, sharding
 from retree_jax.data import claim, fingerprint, folders, manifest, transforms, writing
 from retree_jax.data.builders import generated
-from retree_jax.inference import pairs
-from retree_jax.report import data_card
+from retree_jax.inference import data_card, pairs
 
 _IN_FLIGHT = 2  # chunks that may wait for the disk while the devices work on the next
 _CHECKED_AT_ONCE = 256  # given masks that are checked before the first is painted

@@ -14,7 +14,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from retree_jax.report import charts, plots
+from retree_jax.data import montage
+from retree_jax.report import charts
 from retree_jax.report.formatting import PRIVACY_KINDS, biomarker_name, number
 from retree_jax.report.tables import tables
 from retree_jax.report.verdicts import LEVELS
@@ -106,7 +107,7 @@ def picture(pixels: np.ndarray, quality: int = 82) -> dict:
 
 
 def _eye(example: dict) -> dict:
-  overlay = plots.overlay(example["image"], example["tree"], _LABEL_COLOUR, 0.85)
+  overlay = montage.overlay(example["image"], example["tree"], _LABEL_COLOUR, 0.85)
   return {"name": example["name"], "photograph": example["image"], "overlay": overlay}
 
 

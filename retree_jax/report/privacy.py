@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from retree_jax.data import montage
 from retree_jax.metrics import privacy
 from retree_jax.metrics.features import Extractor
-from retree_jax.report import measure, plots
+from retree_jax.report import measure
 
 _FIELDS = {"photographs": "image", "trees": "tree"}
 _SHOWN = 8  # closest pairs of each kind
@@ -58,8 +59,8 @@ def _closest(audit: privacy.Audit, field: str, sources, chosen) -> list[dict]:
     examples[side] = list(measure.fitted(sources[side], indices, (_SIDE, _SIDE)))
   return [
     {
-      "generated": plots.to_rgb(generated[field]),
-      "train": plots.to_rgb(pair.pose(train[field], _SIDE)),
+      "generated": montage.to_rgb(generated[field]),
+      "train": montage.to_rgb(pair.pose(train[field], _SIDE)),
       "distance": pair.distance,
       "second": pair.second,
       "copied": pair.copied,

@@ -4,8 +4,7 @@ import collections
 
 import numpy as np
 
-from retree_jax.data import image_io, transforms, writing
-from retree_jax.report import plots
+from retree_jax.data import image_io, montage, transforms, writing
 
 _SHOWN = 16  # pairs on the contact sheet
 _CELL = 256  # longer side of a picture on it, in pixels
@@ -35,9 +34,9 @@ def contact_sheet(journal) -> np.ndarray:
   cells = []
   for row, _ in zip(journal.rows(), range(_SHOWN), strict=False):
     image, mask, coverage = (_read(journal.out / folder / f"{row['name']}.png") for folder in ("images", "masks", "coverage"))
-    cells += [coverage] if image is None else [image, plots.overlay(image, mask)]
+    cells += [coverage] if image is None else [image, montage.overlay(image, mask)]
   has_photographs = cells[0].shape[-1] == 3
-  return plots.grid(np.stack(cells), columns=min(len(cells), 8 if has_photographs else 4))
+  return montage.grid(np.stack(cells), columns=min(len(cells), 8 if has_photographs else 4))
 
 
 def _read(path) -> np.ndarray | None:
