@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.tpu import flops
-from retree_jax import checkpoint, keys, sharding, tasks
+from retree_jax import keys, sharding, tasks
 from retree_jax.data import writing
 from retree_jax.data.fields import CHANNELS, num_channels
 
@@ -116,7 +116,6 @@ def _use(config, task, mesh):
   def pixels(count, size, channels):
     return jax.ShapeDtypeStruct((count, *size, channels), jnp.uint8)
 
-  loaded = checkpoint.Loaded(config, None, task.network, 0, "")
   if config.stage in ("tree", "fundus"):
     sampler = Sampler(config, task.network, mesh)
     count = sampler.batch_size
@@ -127,10 +126,10 @@ def _use(config, task, mesh):
     )
     return sampler._run, given, count
   if config.stage == "superres":
-    enlarger = Enlarger(loaded, mesh)
+    enlarger = Enlarger(config, task.network, mesh)
     return enlarger._run, (pixels(enlarger.batch_size, enlarger.input_size, 5),), enlarger.batch_size
   if config.stage == "segmentation":
-    segmenter = Segmenter(loaded, mesh)
+    segmenter = Segmenter(config, task.network, mesh)
     count = segmenter.batch_size
     return segmenter._run, ({"image": pixels(count, segmenter.size, 3), "fov": pixels(count, segmenter.size, 1)},), count
   raise ValueError(f"the {config.stage} stage has no program for devices beside its training step: leave --program=use out")
