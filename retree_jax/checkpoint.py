@@ -26,6 +26,7 @@ from retree_jax import models, sharding
 from retree_jax.config import stored
 from retree_jax.config.network import network_settings
 from retree_jax.config.stored import to_json
+from retree_jax.data import paths
 from retree_jax.state import TrainState
 
 _NOT_FINITE = "not_finite"  # folder of a workdir for checkpoints whose parameters give NaN
@@ -50,7 +51,7 @@ class Checkpoints:
     keep = [policies.LatestN(keep_latest), _Best(keep_best, first_scored_step)]
     self._first_scored_step, self._moved, self._closed, self._saving = first_scored_step, None, False, None
     self._writer = ocp.training.Checkpointer(
-      epath.Path(workdir).absolute() / "checkpoints",
+      paths.absolute(workdir) / "checkpoints",
       save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
       preservation_policy=policies.AnyPreservationPolicy(keep),
       cleanup_tmp_directories=True,  # of a killed run: the lease keeps any other out
@@ -256,7 +257,7 @@ def export(loaded: Loaded, path, dtype=jnp.bfloat16) -> None:
 
   config = to_json(loaded.config) | {"trained_steps": loaded.step}
   params = jax.tree.map(lambda x: x.astype(dtype), loaded.params)
-  ocp.save_checkpointables(epath.Path(path).absolute(), {"ema": params}, overwrite=True, custom_metadata={"config": config})
+  ocp.save_checkpointables(paths.absolute(path), {"ema": params}, overwrite=True, custom_metadata={"config": config})
 
 
 def _shipped_root():
@@ -272,7 +273,7 @@ def _find(path_or_name, step) -> epath.Path:
       f"{path_or_name} does not exist: give a workdir, a checkpoint folder or one of the shipped weights "
       f"({', '.join(shipped_names()) or 'none in this installation'})"
     )
-  path = path.absolute()
+  path = paths.absolute(path)
   folder = path / "checkpoints"
   if not folder.exists():
     return path

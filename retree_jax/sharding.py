@@ -6,6 +6,7 @@ shardings, and functions of arrays contain no collectives.
 """
 
 import os
+import re
 
 import jax
 import numpy as np
@@ -42,7 +43,40 @@ def initialize_distributed(
   workers = os.environ.get("TPU_WORKER_HOSTNAMES", "")
   slurm_tasks = int(os.environ.get("SLURM_NTASKS", "1") or 1) if "SLURM_PROCID" in os.environ else 1
   if mode == "on" or "," in workers or slurm_tasks > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ:
-    jax.distributed.initialize()
+    jax.distributed.initialize(local_device_ids=_slurm_devices(os.environ))
+
+
+def _slurm_devices(environment) -> list[int] | None:
+  """Which of the GPUs that it sees a process takes under Slurm: all of its node's, or its share where a node runs several
+  processes. JAX would take one, that of the process's number on the node.
+
+  Args:
+    environment: as `os.environ`.
+
+  Returns:
+    Numbers into the visible GPUs; None where there is nothing to say: no Slurm, no GPU, or the user's own JAX_LOCAL_DEVICE_IDS.
+
+  Raises:
+    ValueError: the processes of a node cannot share its GPUs evenly.
+  """
+  visible = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("ROCR_VISIBLE_DEVICES") or ""
+  on_node = int(environment.get("SLURM_GPUS_ON_NODE") or 0)
+  count = 0 if visible == "NoDevFiles" else len(visible.split(",")) if visible else on_node
+  if "SLURM_PROCID" not in environment or "JAX_LOCAL_DEVICE_IDS" in environment or not count:
+    return None
+  if count < on_node:  # Slurm has given every process some of its own
+    return list(range(count))
+  # "2(x3),1": two processes on each of three nodes, one on the fourth.
+  tasks = re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+  per_node = [int(n) for n, times in tasks for _ in range(int(times or 1))]
+  here = per_node[int(environment.get("SLURM_NODEID", 0)) % len(per_node)]
+  if count % here:
+    raise ValueError(
+      f"{here} processes cannot share {count} GPUs of a node evenly: set --ntasks-per-node=1, or a divisor of {count}"
+    )
+  share = count // here
+  first = int(environment.get("SLURM_LOCALID", 0)) * share
+  return list(range(first, first + share))
 
 
 def make_mesh(fsdp: int = 1, devices=None) -> Mesh:

@@ -1,5 +1,7 @@
 """Meshes and shardings: shapes, what lies where, and that eight devices compute what one does."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,7 +121,7 @@ def test_what_does_not_describe_a_job_is_answered_in_a_sentence():
 def test_one_host_needs_nothing(monkeypatch):
   """No job is joined on a plain host, nor under Slurm with one task; with two tasks, on a pod or on request it is."""
   joined = []
-  monkeypatch.setattr(jax.distributed, "initialize", lambda *a: joined.append(a))
+  monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **kw: joined.append((*a, *kw.values())))
   for name in ("SLURM_PROCID", "SLURM_NTASKS", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS"):
     monkeypatch.delenv(name, raising=False)
   sharding.initialize_distributed()
@@ -136,4 +138,52 @@ def test_one_host_needs_nothing(monkeypatch):
   monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
   sharding.initialize_distributed()
   sharding.initialize_distributed("auto", "host:1", 2, 1)
-  assert joined == [(), (), ("host:1", 2, 1)]
+  assert joined == [(None,), (None,), ("host:1", 2, 1)]
+
+
+@pytest.mark.parametrize(
+  "environment, devices",
+  [
+    ({}, [0, 1, 2, 3]),
+    ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_NODEID": "1", "SLURM_PROCID": "1"}, [0, 1, 2, 3]),
+    ({"SLURM_STEP_TASKS_PER_NODE": "1,2(x3)", "SLURM_NODEID": "3", "SLURM_LOCALID": "1"}, [2, 3]),
+    ({"SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_LOCALID": "3"}, [3]),
+    # --gpus-per-task binds: each process sees its own from 0 on.
+    ({"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "0,1"}, [0, 1]),
+    ({"CUDA_VISIBLE_DEVICES": ""}, [0, 1, 2, 3]),
+    ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, None),
+    ({"CUDA_VISIBLE_DEVICES": "", "SLURM_GPUS_ON_NODE": ""}, None),
+    ({"CUDA_VISIBLE_DEVICES": "", "ROCR_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_ON_NODE": "2"}, [0, 1]),
+    ({"JAX_LOCAL_DEVICE_IDS": "2"}, None),
+  ],
+)
+def test_a_process_takes_all_gpus_that_slurm_means_for_it(environment, devices):
+  node = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+  assert sharding._slurm_devices(node | environment) == devices
+
+
+def test_processes_that_cannot_share_the_gpus_of_a_node_are_refused():
+  node = {"SLURM_PROCID": "0", "CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_STEP_TASKS_PER_NODE": "3"}
+  with pytest.raises(ValueError, match="3 processes cannot share 4 GPUs of a node evenly: set --ntasks-per-node=1"):
+    sharding._slurm_devices(node)
+  assert sharding._slurm_devices({"CUDA_VISIBLE_DEVICES": "0,1"}) is None  # no Slurm
+
+
+def test_jax_under_slurm_sees_all_gpus_of_the_node():
+  """In a process of its own, which joins a job of one as Slurm describes it: what JAX then takes for visible."""
+  text = small.finish(
+    small.start(
+      "-c",
+      "import jax; from retree_jax import sharding; sharding.initialize_distributed('on'); "
+      "print('sees', jax.config.values['jax_cuda_visible_devices'], jax.process_count())",
+      SLURM_JOB_ID=str(os.getpid()),
+      SLURM_STEP_NODELIST="localhost",
+      SLURM_NTASKS="1",
+      SLURM_PROCID="0",
+      SLURM_LOCALID="0",
+      SLURM_STEP_TASKS_PER_NODE="1",
+      SLURM_GPUS_ON_NODE="4",
+      CUDA_VISIBLE_DEVICES="0,1,2,3",
+    )
+  )
+  assert "sees 0,1,2,3 1" in text

@@ -7,16 +7,17 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from retree_jax.cli import config_files
+from retree_jax.cli import compile_cache, config_files
 
 
 def run(function: Callable[[], int | None]) -> int:
-  """Runs a command; returns its exit code: what the command returns (None = 0), 1 for a failed run, 2 for bad input, 130 for
-  Ctrl-C.
+  """Runs a command, with the compilation cache on; returns its exit code: what the command returns (None = 0), 1 for a failed
+  run, 2 for bad input, 130 for Ctrl-C.
 
   Set RETREE_JAX_TRACEBACK=1 to see where an error was raised.
   """
   sys.argv[1:] = expand_home(sys.argv[1:])
+  compile_cache.use()
   try:
     return function() or 0
   except KeyboardInterrupt:
