@@ -19,7 +19,7 @@ from etils import epath
 
 from retree_jax import checkpoint, keys, sharding, tasks
 from retree_jax.config import run_folder, stored, validate
-from retree_jax.data import examples, lease, montage, pipeline, writing
+from retree_jax.data import claim, examples, montage, pipeline, writing
 from retree_jax.report.metric_logging import MetricLogger
 from retree_jax.report.profiling import Profiler
 from retree_jax.state import TrainState, with_parameters
@@ -56,7 +56,7 @@ def train(config, workdir, *, arrays: Mapping[str, np.ndarray] | None = None, de
     sharding.check_batch(config.train.batch_size, mesh, config.train.accumulate)
     data = examples.Examples(config, arrays, tasks.fields(config))
     task = tasks.make(config, epoch_steps=max(1, data.num_train // config.train.batch_size))
-    held = sharding.on_first_process(lambda: stack.enter_context(lease.hold(workdir, "training")))
+    held = stack.enter_context(claim.hold(workdir, "training"))
     iterator = stack.enter_context(data.train_iterator())
     fingerprints = data.fingerprints()
     checkpoints = checkpoint.Checkpoints(

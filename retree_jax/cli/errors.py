@@ -46,7 +46,7 @@ def _sentence(error: Exception) -> tuple[str, int]:
     return f"no permission for {error.filename}: change its permissions, or use another file or folder", 2
   if "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
     return (
-      "the device's memory is too small: lower config.train.batch_size, raise config.train.accumulate, or set "
+      "the device's memory is too small: lower config.train.batch_size, raise config.train.accumulate, or (tree, fundus) set "
       "config.model.remat=True"
     ), 1
   if (platforms := os.environ.get("JAX_PLATFORMS")) and _has_no_device(error, text):

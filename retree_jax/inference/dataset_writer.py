@@ -10,8 +10,6 @@ its own range of them. `retree_jax.data.manifest` keeps the progress journal.
 
 import collections
 import concurrent.futures
-import hashlib
-import json
 import os
 import sys
 import time
@@ -20,6 +18,7 @@ import jax
 import numpy as np
 
 from retree_jax import checkpoint, sharding
+from retree_jax.config import stored
 from retree_jax.data import claim, fingerprint, folders, manifest, transforms, writing
 from retree_jax.data.builders import generated
 from retree_jax.inference import data_card, pairs
@@ -263,7 +262,7 @@ def _identity(generator, seed, form, given) -> dict:
     loaded = getattr(models, name)
     if loaded is None or (name == "tree" and given is not None):
       continue
-    stages[name] = {"checkpoint": loaded.identity(), "step": loaded.step, "config": _hash(loaded.config)}
+    stages[name] = {"checkpoint": loaded.identity(), "step": loaded.step, "config": stored.digest(loaded.config)}
     if name in generator.samplers:
       options = checkpoint.to_json(generator.samplers[name].config.sampler)
       stages[name]["sampler"] = {k: v for k, v in options.items() if k not in ("batch_size", "block", "seed")}
@@ -271,7 +270,7 @@ def _identity(generator, seed, form, given) -> dict:
     stages["filter"] = {
       "checkpoint": tree_filter.loaded.identity(),
       "step": tree_filter.loaded.step,
-      "config": _hash(tree_filter.loaded.config),
+      "config": stored.digest(tree_filter.loaded.config),
       "threshold": tree_filter.threshold,
       "how": tree_filter.how,
       "ranges": tree_filter.ranges,
@@ -291,10 +290,6 @@ def _facts(identity: dict) -> dict:
     "checkpoint": {name: stage["checkpoint"] for name, stage in stages.items()},
     "config": {name: stage["config"] for name, stage in stages.items()},
   }
-
-
-def _hash(config) -> str:
-  return hashlib.sha256(json.dumps(checkpoint.to_json(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _say(text: str) -> None:
