@@ -114,7 +114,8 @@ def test_the_advice_after_nan_works_to_the_letter(tmp_path):
   text = small.finish(small.start(*command, f"--{field}=1e-4"))
   assert "step 4: " in text
   # Each advice alone, on a run that went well so far.
-  memory = ("--config.train.batch_size=2", "--config.train.accumulate=2", "--config.model.remat=True")  # what a full memory asks for
+  # What a full memory asks for, too.
+  memory = ("--config.train.batch_size=2", "--config.train.accumulate=2", "--config.model.remat=True")
   text = small.finish(small.start(*command, f"--{field}=1e-5", f"--{dtype}", *memory, "--config.train.num_steps=5"))
   assert "config.model.dtype is now 'float32', it was 'bfloat16'" in text and "step 5: " in text
   assert "config.train.batch_size is now 2, it was 4" in text and "config.model.remat is now True, it was False" in text
