@@ -178,7 +178,7 @@ def test_a_terminal_that_has_gone_does_not_keep_a_run_from_saving(toy, tmp_path,
 
     flush = write
 
-  monkeypatch.setattr(metric_logging.sys, "stderr", Gone())
+  monkeypatch.setattr("sys.stderr", Gone())
   assert int(run(tmp_path, train__num_steps=4).step) == 4
 
 

@@ -145,11 +145,11 @@ def test_a_segmenter_scores_both_sets(sets):
   loaded = checkpoint.Loaded(config, params, network, 7, "nowhere")
   parts = {name: {field: pixels[:count] for field, pixels in sets[name].items()} for name, count in (("a", 3), ("b", 4))}
   result = evaluate.evaluate(parts["a"], parts["b"], size=(SIDE, SIDE), segmenter=loaded, pictures=False)
-  segmenter = Segmenter(loaded)
+  segmenter = Segmenter(loaded.config, loaded.network)
   for side, part in (("generated", parts["a"]), ("real", parts["b"])):
     scores = []
     for example in measure.fitted(ArraySource(part, side), range(len(part["image"])), (SIDE, SIDE)):
-      probability = segmenter([example["image"]], [example["fov"]])[0]
+      probability = segmenter(loaded.params, [example["image"]], [example["fov"]])[0]
       scores.append(segmentation.scores(probability, example["tree"] >= 128, example["fov"] > 0, segmenter.threshold))
     for name, entry in result["segmenter"][side].items():
       values = [score[name] for score in scores if np.isfinite(score[name])]
