@@ -142,7 +142,7 @@ def reduce_mask(
       f"Cannot show the part {box} of a mask at {size} pixels: give a box (y0, x0, y1, x1) with y0 < y1 and x0 < x1 "
       "and a size (height, width) of at least 1x1."
     )
-  shown = transforms._crop(mask[..., None] * np.uint8(255), box)
+  shown = transforms.crop(mask[..., None] * np.uint8(255), box)
   if shown.shape[:2] == size:
     return np.ascontiguousarray(shown[..., 0])
   line = centreline(mask) if line is None else line

@@ -33,7 +33,8 @@ class DiffusionTask:
     optional = "tree" in self.condition and config.diffusion.condition_dropout > 0
     self.fields = tuple("tree?" if optional and f == "tree" else f for f in dict.fromkeys((*self.target, *self.condition)))
     self.channels = num_channels(self.target)
-    self.size = tuple(config.data.image_size)
+    self.size = self.trained_size = tuple(config.data.image_size)
+    self.condition_channels = num_channels(self.condition)
     self.network = models.build({**config.model, "out_channels": self.channels})
     self.network.check_size(*self.size)
     self.schedule = make_schedule(config.diffusion)
@@ -49,8 +50,8 @@ class DiffusionTask:
 
   def init(self, seed_key) -> state.TrainState:
     """A fresh state; `seed_key` is the run's root key."""
-    h, w = self.size
-    cond = num_channels(self.condition)
+    h, w = self.trained_size
+    cond = self.condition_channels
     params = self.network.init(
       keys.at_step(seed_key, 2**31 - 1),
       jnp.zeros((1, h, w, self.channels)),
@@ -132,30 +133,35 @@ class DiffusionTask:
     return current.replace(step=current.step + 1, params=params, ema=ema, opt_state=opt_state, extra=extra)
 
   def _noised(self, batch, key) -> dict:
-    """Draws time, noise and condition dropout for a batch; everything [B, ...], so that it can be split into parts."""
+    """Draws time and noise for a batch; everything [B, ...], so that it can be split into parts."""
     config = self.config.diffusion
-    x0 = batches.stack_signed(batch, self.target)
+    key_t, key_noise, key_given, key_net = jax.random.split(key, 4)
+    given = self._given(batch, key_given)
+    x0 = given["x0"]
     n = x0.shape[0]
-    key_t, key_noise, key_drop, key_net = jax.random.split(key, 4)
     # Stratified over the batch: less variance in the loss than independent draws (Kingma et al. 2021, appendix I.1).
     if config.time_sampling == "stratified":
       u = (jax.random.uniform(key_t) + jnp.arange(n) / n) % 1.0
     else:
       u = jax.random.uniform(key_t, (n,))
     t = config.first_step + jnp.floor(u * (config.num_steps - config.first_step))
-    draw = {
-      "x0": x0,
+    return given | {
       "t": jnp.clip(t, config.first_step, config.num_steps - 1),
       "noise": jax.random.normal(key_noise, x0.shape),
       "key": jax.random.split(key_net, n),
     }
+
+  def _given(self, batch, key) -> dict:
+    """What is learnt of a batch before time and noise are drawn: {"x0"}, "cond" where there is one, with trees dropped at
+    random, "weight" of the pixels where they do not all count alike."""
+    given = {"x0": batches.stack_signed(batch, self.target)}
     if self.condition:
-      keep = (jax.random.uniform(key_drop, (n,)) >= config.condition_dropout).astype(jnp.float32)
-      draw["cond"] = self._condition(batch, keep)
+      keep = jax.random.uniform(key, given["x0"].shape[:1]) >= self.config.diffusion.condition_dropout
+      given["cond"] = self._condition(batch, keep.astype(jnp.float32))
     if self.config.loss.outside_fov != 1.0:
       fov = batches.to_unit(batch["fov"])
-      draw["weight"] = fov + self.config.loss.outside_fov * (1.0 - fov)
-    return draw
+      given["weight"] = fov + self.config.loss.outside_fov * (1.0 - fov)
+    return given
 
   def _condition(self, batch, keep):
     """The condition's channels, with trees blanked to 0 (neither vessel nor background) where dropped or unknown."""
