@@ -53,6 +53,11 @@ def _to_arrays(example: dict, fields, size) -> dict[str, np.ndarray]:
   return out
 
 
+def _drawn(source, size, lines):
+  """The source drawn for `size`; where centrelines are to be found, at twice that: masks have them, coverages do not."""
+  return sources.at_size(source, tuple(side * (2 if lines else 1) for side in size))
+
+
 class _Prepared:
   """A source fitted to one size; keeps what fits into a memory budget.
 
@@ -63,7 +68,7 @@ class _Prepared:
   """
 
   def __init__(self, source, size, mode, cache_bytes, lines=False):
-    self._source, self._size, self._mode, self._lines = sources.at_size(source, size), size, mode, lines
+    self._source, self._size, self._mode, self._lines = _drawn(source, size, lines), size, mode, lines
     self._kept, self._room, self._lock = {}, cache_bytes, threading.Lock()
 
   def __len__(self):
@@ -76,7 +81,7 @@ class _Prepared:
       example = transforms.fit(native, self._size, self._mode)
       if self._lines and "tree" in native:
         box = transforms.fit_box(native["fov"], self._size, self._mode)
-        example["line"] = centreline(native["tree"]).to_box(box, self._size)
+        example["line"] = centreline(transforms.binarise(native["tree"])).to_box(box, self._size)
       cost = sum(getattr(value, "nbytes", 0) for value in example.values())
       with self._lock:
         if index not in self._kept and cost <= self._room:
@@ -353,10 +358,15 @@ def evaluation_batches(
   local = _local_size(batch_size, process_index, process_count)
   fields, size = _check_fields(fields), tuple(size)
   transforms.fit_box(np.ones((1, 1, 1)), size, fit)
-  drawn = sources.at_size(source, size)
+  drawn = _drawn(source, size, "vessels" in fields)
 
   def load(index):
-    return _to_arrays(transforms.fit(drawn[index], size, fit), fields, size)
+    example = drawn[index]
+    fitted = transforms.fit(example, size, fit)
+    if "vessels" in fields and "tree" in example:
+      box = transforms.fit_box(example["fov"], size, fit)
+      fitted["vessels"] = reduction.reduce_mask(transforms.binarise(example["tree"]), size, box)[..., None]
+    return _to_arrays(fitted, fields, size)
 
   def batches():
     count = len(source)
