@@ -25,8 +25,8 @@ def get_config(variant: str = ""):
   c.data.turns = True
   # What the coarse tree is worsened by at level 1: standard deviation of a blur in its pixels, and of noise on the scale from -1
   # to 1. The level that is drawn in training is told to the network.
-  c.diffusion.condition_blur = 1.2
-  c.diffusion.condition_noise = 0.5
+  c.diffusion.condition_blur = 0.8
+  c.diffusion.condition_noise = 0.2
   c.diffusion.shift = 1.5
   # The absolute error asks for the median: where a thin vessel may run here or there, that is none.
   c.loss.l1 = 0.0

@@ -75,10 +75,10 @@ def test_learnt_is_the_mask_beside_the_coverage_of_the_same_crop():
           found.append((y, x))
     ((y, x),) = found
     np.testing.assert_allclose(given["cond"][i, ..., 0], large[eye, y : y + 16, x : x + 16], atol=1e-5)
-  # Both crops of an eye are told its level, and the eyes' levels are half of the range apart.
+  # Both crops of an eye are told its level, and the levels' roots are half of the range apart.
   told = np.asarray(given["cond"][..., 2])[:, 0, 0]
   assert told[0] == told[1] and told[2] == told[3]
-  assert abs(told[2] - told[0]) == pytest.approx(1.0, abs=1e-5)
+  assert abs(np.sqrt((told[2] + 1) / 2) - np.sqrt((told[0] + 1) / 2)) == pytest.approx(0.5, abs=1e-5)
 
 
 def test_the_condition_is_worsened_as_much_as_it_says():
@@ -147,7 +147,9 @@ class Repeats:
 
 
 def test_the_level_of_the_config_is_what_the_network_is_told_and_given():
-  c = config(diffusion__prediction="x0", sampler__condition_level=0.0)
+  c = config(
+    diffusion__prediction="x0", diffusion__condition_noise=0.5, diffusion__condition_blur=1.2, sampler__condition_level=0.0
+  )
   tree = transforms.area_resize(np.random.default_rng(3).integers(0, 256, (16, 16, 1), np.uint8), (32, 32))[None]
   given = {"tree": tree, "fov": np.full((1, 64, 64, 1), 255, np.uint8)}
   out = Refiner(c, Repeats(), size=(64, 64))({}, [4], given)
