@@ -32,6 +32,8 @@ def get_config(variant: str = ""):
   c.loss.l1 = 0.0
   # Level at which coarse trees are worsened when sampling.
   c.sampler.condition_level = 0.2
+  # Coverage, as a share of a pixel, below which drawn trees are taken for background: real ones have hardly any so faint.
+  c.sampler.condition_haze = 0.05
   c.sampler.update(num_steps=10, batch_size=8)
   c.model.update(name="denoiser", patch=2, widths=(64, 128, 192), blocks=(2,), attention=(), middle=0, dtype="bfloat16")
   c.train.update(batch_size=32, num_steps=20_000, ema_decay=0.999)

@@ -73,6 +73,7 @@ _FIELDS = {
     "eta": "from 0 to 1",
     "guidance": "at least 0",
     "condition_level": "from 0 to 1",
+    "condition_haze": _SHARE,
     "batch_size": "at least 1",
     "block": "at least 0",
     "overlap": "at least 0",

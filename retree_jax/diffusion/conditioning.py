@@ -35,6 +35,19 @@ def worsen(low: jax.Array, level: jax.Array, noise: jax.Array, most_blur: float,
   return low + (most_noise * level)[:, None, None, None] * noise
 
 
+def without_haze(low: jax.Array, haze: float) -> jax.Array:
+  """Coverage without the faint background that drawn maps have and real ones lack.
+
+  Args:
+    low: coverage, from -1 (none) to 1.
+    haze: a share of a pixel. What covers less goes, what covers twice as much stays as it is, and what lies between fades.
+  """
+  if not haze:
+    return low
+  share = (low + 1.0) / 2.0
+  return 2.0 * share * jnp.clip(share / haze - 1.0, 0.0, 1.0) - 1.0
+
+
 def condition(low: jax.Array, fov: jax.Array, level: jax.Array, noise: jax.Array, options) -> jax.Array:
   """All that a refining network is given besides the noisy picture.
 

@@ -13,7 +13,7 @@ class Refiner(Sampler):
 
   Args:
     config, network, mesh: see `Sampler`. `config.sampler.condition_level` says how much the coarse tree is worsened, which
-      hides what is wrong with drawn ones.
+      hides what is wrong with drawn ones, and `condition_haze` which coverage counts as none.
     size: (height, width) of the refined trees, multiples of the network's; by default the one that it was trained at.
 
   Raises:
@@ -26,6 +26,7 @@ class Refiner(Sampler):
       config = config.copy_and_resolve_references()
       config.data.image_size = tuple(size)
     super().__init__(config, network, mesh)
+    self._haze = float(config.sampler.get("condition_haze", 0.0))
 
   def __call__(self, params, indices, condition: dict, seed: int | None = None, stream: str = "samples", slots=None):
     """Refines trees.
@@ -48,7 +49,7 @@ class Refiner(Sampler):
 
   def _as_condition(self, cond, sample_keys):
     cond = cond.astype(jnp.float32) / 127.5 - 1.0
-    low = cond[:, :: conditioning.FACTOR, :: conditioning.FACTOR, :1]
+    low = conditioning.without_haze(cond[:, :: conditioning.FACTOR, :: conditioning.FACTOR, :1], self._haze)
     noise = keys.normal(jax.vmap(jax.random.fold_in, (0, None))(sample_keys, 2), low.shape[1:])
     level = jnp.full(low.shape[:1], self.config.sampler.condition_level, jnp.float32)
     return conditioning.condition(low, cond[..., 1:], level, noise, self.config.diffusion)

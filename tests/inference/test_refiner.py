@@ -100,6 +100,13 @@ def test_the_condition_is_worsened_as_much_as_it_says():
   np.testing.assert_array_equal(given[..., 2][:, 5, 7], [-1.0, 0.0, 1.0])
 
 
+def test_haze_goes_and_vessels_stay():
+  share = jnp.array([0.0, 0.02, 0.05, 0.075, 0.1, 0.4, 1.0])
+  found = (conditioning.without_haze(2 * share - 1, 0.05) + 1) / 2
+  np.testing.assert_allclose(found, [0, 0, 0, 0.0375, 0.1, 0.4, 1.0], atol=1e-6)
+  np.testing.assert_array_equal(conditioning.without_haze(share, 0.0), share)
+
+
 def random_weights(c):
   network = models.build({**c.model, "out_channels": 2})
   params = network.init(jax.random.key(0), jnp.zeros((1, 16, 16, 2)), jnp.zeros(1), jnp.zeros((1, 16, 16, 3)))
@@ -150,6 +157,7 @@ def test_the_level_of_the_config_is_what_the_network_is_told_and_given():
   c = config(
     diffusion__prediction="x0", diffusion__condition_noise=0.5, diffusion__condition_blur=1.2, sampler__condition_level=0.0
   )
+  c.sampler.condition_haze = 0.0
   tree = transforms.area_resize(np.random.default_rng(3).integers(0, 256, (16, 16, 1), np.uint8), (32, 32))[None]
   given = {"tree": tree, "fov": np.full((1, 64, 64, 1), 255, np.uint8)}
   out = Refiner(c, Repeats(), size=(64, 64))({}, [4], given)
