@@ -23,14 +23,14 @@ def get_config(variant: str = ""):
   # whether to turn and mirror them in all eight ways.
   c.data.crop, c.data.crops = 96, 4
   c.data.turns = True
-  # What the coarse tree is worsened by at level 1: standard deviation of a blur in its pixels, and of noise on the scale from -1
-  # to 1. The level that is drawn in training is told to the network.
+  # How the coarse tree is degraded at level 1: standard deviation of a blur in its pixels, and of noise in the units of [-1, 1].
+  # Training draws a level for each eye, and the network is told which.
   c.diffusion.condition_blur = 0.8
   c.diffusion.condition_noise = 0.2
   c.diffusion.shift = 1.5
   # The absolute error asks for the median: where a thin vessel may run here or there, that is none.
   c.loss.l1 = 0.0
-  # Level at which coarse trees are worsened when sampling.
+  # Level at which coarse trees are degraded when sampling.
   c.sampler.condition_level = 0.2
   # Coverage, as a share of a pixel, below which drawn trees are taken for background: real ones have hardly any so faint.
   c.sampler.condition_haze = 0.05

@@ -1,4 +1,4 @@
-"""Small repairs of drawn vessel trees: specks go, gaps close. Both are counted, so that nobody takes them for the model's work."""
+"""Small repairs of drawn vessel trees: gaps are closed, specks removed, and both are counted for the manifest."""
 
 import numpy as np
 from scipy import ndimage
@@ -16,8 +16,8 @@ _EIGHT = np.ones((3, 3), bool)
 def mend(mask, speck: int | None = None, gap: float | None = None) -> tuple[np.ndarray, dict[str, int]]:
   """Closes gaps in vessels, then removes pieces that are too small for one.
 
-  A gap is closed from a vessel's free end to the nearest pixel of another piece within `gap`, if that lies ahead: less than 40° off
-  the vessel's direction there. The bridge is as wide as the vessel's end. Ends that lie beside another vessel stay apart.
+  A gap is closed from a vessel's free end to the nearest pixel of another piece within `gap`, if that lies ahead: less than 40°
+  off the vessel's direction there. The bridge is as wide as the vessel's end. Ends that lie beside another vessel stay apart.
 
   Args:
     mask: [H, W] or [H, W, 1]; bool, {0, 1} or {0, 255}.

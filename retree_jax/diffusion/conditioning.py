@@ -1,4 +1,4 @@
-"""What the second model of a cascade is given: the first one's output, worsened on purpose and enlarged.
+"""What the second model of a cascade is given: the first one's output, degraded on purpose and enlarged.
 
 Trained on real low-resolution pictures alone, the second model takes every fault of drawn ones at its word. So it is trained on
 blurred and noisy ones, at a level that it is told, and when sampling the same is done at a level that hides the first model's
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 FACTOR = 2  # how many times larger, along a side, than its condition a refined picture is
 
 
-def worsen(low: jax.Array, level: jax.Array, noise: jax.Array, most_blur: float, most_noise: float) -> jax.Array:
+def degrade(low: jax.Array, level: jax.Array, noise: jax.Array, most_blur: float, most_noise: float) -> jax.Array:
   """Blurs pictures and adds noise, both in proportion to a level.
 
   Args:
@@ -54,14 +54,14 @@ def condition(low: jax.Array, fov: jax.Array, level: jax.Array, noise: jax.Array
   Args:
     low: coverage [B, h, w, 1] in [-1, 1].
     fov: field of view [B, H, W, 1] in [-1, 1], at the refined size.
-    level: how much `low` is worsened, [B] in [0, 1].
+    level: how much `low` is degraded, [B] in [0, 1].
     noise: standard normal, of `low`'s shape.
     options: `config.diffusion`, whose "condition_blur" and "condition_noise" are what level 1 means.
 
   Returns:
-    [B, H, W, 3]: the coverage, worsened and enlarged bilinearly; the field of view; the level, from -1 to 1.
+    [B, H, W, 3]: the coverage, degraded and enlarged bilinearly; the field of view; the level, from -1 to 1.
   """
-  low = worsen(low, level, noise, options["condition_blur"], options["condition_noise"])
+  low = degrade(low, level, noise, options["condition_blur"], options["condition_noise"])
   large = jax.image.resize(low, (*fov.shape[:3], low.shape[-1]), "linear")
   told = jnp.broadcast_to((2.0 * level - 1.0)[:, None, None, None], fov.shape)
   return jnp.concatenate([large, fov, told], axis=-1)

@@ -61,7 +61,8 @@ def write(
   """Generates a data set into a folder, or goes on with one.
 
   Args:
-    paths: {"tree", "refine", "fundus", "superres", "filter_path"}: workdirs or names of shipped weights, None to leave a stage out.
+    paths: {"tree", "refine", "fundus", "superres", "filter_path"}: workdirs or names of shipped weights, None to leave a stage
+      out.
     out: folder to write, local or bucket, shared by all hosts.
     num: pairs; 16 by default, or all of `trees`. More than the folder has extends it.
     seed: root of the randomness.

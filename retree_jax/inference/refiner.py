@@ -12,7 +12,7 @@ class Refiner(Sampler):
   """A compiled refinement over a mesh; sample k is a function of (weights, seed, k, its coarse tree) alone.
 
   Args:
-    config, network, mesh: see `Sampler`. `config.sampler.condition_level` says how much the coarse tree is worsened, which
+    config, network, mesh: see `Sampler`. `config.sampler.condition_level` says how much the coarse tree is degraded, which
       hides what is wrong with drawn ones, and `condition_haze` which coverage counts as none.
     size: (height, width) of the refined trees, multiples of the network's; by default the one that it was trained at.
 

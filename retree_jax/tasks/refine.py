@@ -13,7 +13,7 @@ from retree_jax.tasks.diffusion import DiffusionTask
 class RefineTask(DiffusionTask):
   """A diffusion model of a tree, given its own coverage at half the size (and the field of view); learnt on crops.
 
-  The coverage is the area average of the batch's "tree", worsened at a random level that the network is told
+  The coverage is the area average of the batch's "tree", degraded at a random level that the network is told
   (`retree_jax.diffusion.conditioning`). The network is convolutional: it refines pictures of any size.
 
   Args:
@@ -34,8 +34,8 @@ class RefineTask(DiffusionTask):
       )
     if config.loss.outside_fov != 1.0 or config.diffusion.condition_dropout:
       raise ValueError(
-        "the refine stage needs config.loss.outside_fov=1 and config.diffusion.condition_dropout=0: it does not weigh pixels and "
-        "is always given its tree"
+        "the refine stage needs config.loss.outside_fov=1 and config.diffusion.condition_dropout=0: all pixels have one "
+        "weight, and it is always given its tree"
       )
     if not 0 <= crop <= min(self.size):
       raise ValueError(f"config.data.crop={crop} does not fit into config.data.image_size={self.size}: make it smaller")
@@ -55,7 +55,7 @@ class RefineTask(DiffusionTask):
     # Squared: coarse trees as they are shall be what the network knows best.
     level = jnp.square((jax.random.uniform(key_level) + jnp.arange(n) / n) % 1.0)
     target = batches.stack_signed(batch, self.target)
-    pictures = jnp.concatenate([target, self._worsened(batch, level, key_noise)], axis=-1)
+    pictures = jnp.concatenate([target, self._degraded(batch, level, key_noise)], axis=-1)
     if data.crop:
       cut = jax.vmap(lambda k, picture: views.crop(k, picture, data.crop, data.crops))
       pictures = cut(jax.random.split(key_crop, n), pictures).reshape(-1, data.crop, data.crop, pictures.shape[-1])
@@ -64,10 +64,10 @@ class RefineTask(DiffusionTask):
     return {"x0": pictures[..., : self.channels], "cond": pictures[..., self.channels :]}
 
   def _condition(self, batch, keep):
-    """The condition of whole pictures, not worsened."""
-    return self._worsened(batch, jnp.zeros_like(keep), None)
+    """The condition of whole pictures, not degraded."""
+    return self._degraded(batch, jnp.zeros_like(keep), None)
 
-  def _worsened(self, batch, level, key):
+  def _degraded(self, batch, level, key):
     low = views.shrink(batches.to_signed(batch["tree"]), conditioning.FACTOR)
     noise = jnp.zeros_like(low) if key is None else jax.random.normal(key, low.shape)
     return conditioning.condition(low, batches.to_signed(batch["fov"]), level, noise, self.config.diffusion)

@@ -81,18 +81,18 @@ def test_learnt_is_the_mask_beside_the_coverage_of_the_same_crop():
   assert abs(np.sqrt((told[2] + 1) / 2) - np.sqrt((told[0] + 1) / 2)) == pytest.approx(0.5, abs=1e-5)
 
 
-def test_the_condition_is_worsened_as_much_as_it_says():
+def test_the_condition_is_degraded_as_much_as_it_says():
   rng = np.random.default_rng(1)
   low = jnp.zeros((3, 64, 64, 1)).at[:, 32, 32].set(1.0)
   noise = jnp.asarray(rng.standard_normal(low.shape), jnp.float32)
   level = jnp.array([0.0, 0.5, 1.0])
-  untouched, half, full = np.asarray(conditioning.worsen(low, level, jnp.zeros_like(noise), 1.2, 0.5))[..., 0]
+  untouched, half, full = np.asarray(conditioning.degrade(low, level, jnp.zeros_like(noise), 1.2, 0.5))[..., 0]
   np.testing.assert_allclose(untouched, low[0, ..., 0], atol=1e-6)
   at = np.arange(64) - 32
   for picture, sigma in ((half, 0.6), (full, 1.2)):
     assert picture.sum() == pytest.approx(1.0, abs=1e-5)
     assert np.sqrt((picture.sum(0) * at**2).sum()) == pytest.approx(sigma, rel=0.03)
-  noisy = np.asarray(conditioning.worsen(jnp.zeros_like(low), level, noise, 1.2, 0.5))
+  noisy = np.asarray(conditioning.degrade(jnp.zeros_like(low), level, noise, 1.2, 0.5))
   np.testing.assert_allclose(noisy.std(axis=(1, 2, 3)), 0.5 * np.asarray(level) * float(noise.std()), rtol=0.05)
   fov = jnp.ones((3, 128, 128, 1))
   given = conditioning.condition(low, fov, level, noise, {"condition_blur": 1.2, "condition_noise": 0.5})
