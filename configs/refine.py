@@ -23,7 +23,7 @@ def get_config(variant: str = ""):
   # whether to turn and mirror them in all eight ways.
   c.data.crop, c.data.crops = 96, 4
   c.data.turns = True
-  # How the coarse tree is degraded at level 1: standard deviation of a blur in its pixels, and of noise in the units of [-1, 1].
+  # How the coarse tree is degraded at level 1: standard deviation of a blur in its pixels, of noise on a scale from -1 to 1.
   # Training draws a level for each eye, and the network is told which.
   c.diffusion.condition_blur = 0.8
   c.diffusion.condition_noise = 0.2
