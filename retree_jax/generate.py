@@ -34,6 +34,7 @@ def define_flags() -> flags.FlagValues:
   f = flags.FlagValues()
   for name, text in (
     ("tree", "Workdir or name of the tree stage."),
+    ("refine", "Workdir or name of the stage that refines trees to twice the size; several, one after the other, by commas."),
     ("filter", "Workdir or name of the tree filter."),
     ("fundus", "Workdir or name of the fundus stage."),
     ("superres", "Workdir or name of the super-resolution stage."),
@@ -77,14 +78,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
   cpu.dispatch_inline()
   sharding.initialize_distributed(f.distributed, f.coordinator, f.num_processes, f.process_id)
-  paths = {"tree": f.tree, "fundus": f.fundus, "superres": f.superres, "filter_path": f.filter}
+  paths = {"tree": f.tree, "fundus": f.fundus, "superres": f.superres, "filter_path": f.filter, "refine": f.refine}
   if not any(paths.values()):
     paths = dataset_writer.shipped()
   if f.trees:
-    for name in ("tree", "filter"):
+    for name in ("tree", "refine", "filter"):
       if f[name].value:
         raise ValueError(f"--{name} is for sampling trees, but --trees gives them: leave one of the two out")
-    paths |= {"tree": None, "filter_path": None}
+    paths |= {"tree": None, "refine": None, "filter_path": None}
   if f.filter_threshold is not None and not paths["filter_path"]:
     raise ValueError("--filter_threshold needs a tree filter: give --filter, or leave --filter_threshold out")
   if f.guidance is not None and not paths["fundus"]:

@@ -51,7 +51,13 @@ _FIELDS = {
   "preview": {"every": "at least 0", "num": "at least 1"},
   "checkpoint": {"every": "at least 1", "keep_best": "at least 0"},
   "log": {"every": "at least 1", "profile_start": "at least 0", "profile_steps": "at least 0"},
-  "diffusion": {"time_sampling": ("stratified", "uniform"), "first_step": "at least 0", "condition_dropout": _SHARE},
+  "diffusion": {
+    "time_sampling": ("stratified", "uniform"),
+    "first_step": "at least 0",
+    "condition_dropout": _SHARE,
+    "condition_blur": "at least 0",
+    "condition_noise": "at least 0",
+  },
   "loss": {
     "mse": "at least 0",
     "l1": "at least 0",
@@ -66,6 +72,8 @@ _FIELDS = {
     "num_steps": "at least 1",
     "eta": "from 0 to 1",
     "guidance": "at least 0",
+    "condition_level": "from 0 to 1",
+    "condition_haze": _SHARE,
     "batch_size": "at least 1",
     "block": "at least 0",
     "overlap": "at least 0",

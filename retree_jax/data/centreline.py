@@ -51,6 +51,11 @@ class Centreline:
       points = points[kept]
     return Centreline(((points - box[:2]) * scale).astype(np.float32), sizes)
 
+  def mirrored(self, size: tuple[int, int], vertical: bool, horizontal: bool) -> "Centreline":
+    """The same paths after the picture of `size` = (height, width) was turned upside down and left to right."""
+    flip = np.array([vertical, horizontal])
+    return Centreline(np.where(flip, np.array(size, np.float32) - self.points, self.points), self.sizes)
+
   def through_mesh(self, mesh, steps: int = 5) -> "Centreline":
     """Where the paths lie after Pillow's `Image.transform(..., MESH, mesh)`.
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-CHANNELS = {"image": 3, "tree": 1, "fov": 1}
+# "tree" is coverage, the share of each pixel that is vessel; "vessels" the two-valued mask of the same eye at the same size, by
+# `retree_jax.data.reduction.RULE`.
+CHANNELS = {"image": 3, "tree": 1, "fov": 1, "vessels": 1}
 
 
 def num_channels(names: Sequence[str]) -> int:

@@ -15,7 +15,8 @@ import weakref
 import numpy as np
 from absl import logging
 
-from retree_jax.data import sources, transforms
+from retree_jax.data import reduction, sources, transforms
+from retree_jax.data.centreline import centreline
 from retree_jax.data.fields import CHANNELS
 
 
@@ -52,15 +53,22 @@ def _to_arrays(example: dict, fields, size) -> dict[str, np.ndarray]:
   return out
 
 
+def _drawn(source, size, lines):
+  """The source drawn for `size`; where centrelines are to be found, at twice that: masks have them, coverages do not."""
+  return sources.at_size(source, tuple(side * (2 if lines else 1) for side in size))
+
+
 class _Prepared:
   """A source fitted to one size; keeps what fits into a memory budget.
 
   The first examples that come stay and the rest is read anew each time: with shuffled epochs over a set
   larger than the budget, replacing the oldest would never hit.
+
+  With `lines`, examples that have a tree get their vessels' centrelines as "line", found at native size, in pixels of `size`.
   """
 
-  def __init__(self, source, size, mode, cache_bytes):
-    self._source, self._size, self._mode = sources.at_size(source, size), size, mode
+  def __init__(self, source, size, mode, cache_bytes, lines=False):
+    self._source, self._size, self._mode, self._lines = _drawn(source, size, lines), size, mode, lines
     self._kept, self._room, self._lock = {}, cache_bytes, threading.Lock()
 
   def __len__(self):
@@ -69,8 +77,12 @@ class _Prepared:
   def __getitem__(self, index):
     example = self._kept.get(index)
     if example is None:
-      example = transforms.fit(self._source[index], self._size, self._mode)
-      cost = sum(value.nbytes for value in example.values() if isinstance(value, np.ndarray))
+      native = self._source[index]
+      example = transforms.fit(native, self._size, self._mode)
+      if self._lines and "tree" in native:
+        box = transforms.fit_box(native["fov"], self._size, self._mode)
+        example["line"] = centreline(transforms.binarise(native["tree"])).to_box(box, self._size)
+      cost = sum(getattr(value, "nbytes", 0) for value in example.values())
       with self._lock:
         if index not in self._kept and cost <= self._room:
           self._kept[index] = example
@@ -144,7 +156,8 @@ def train_iterator(
 
   Returns:
     Iterator over dicts of uint8 arrays image [b, H, W, 3], tree [b, H, W, 1] (coverage 0..255), fov [b, H, W,
-    1] with b = batch_size / process_count (and bool has_tree [b] where asked for).
+    1] and vessels [b, H, W, 1] (the tree as a mask 0/255, by `reduction.RULE`) with b = batch_size / process_count (and bool
+    has_tree [b] where asked for).
 
   Raises:
     ValueError: the batch cannot be shared by the hosts, an unknown field or mode, an empty source; later,
@@ -160,7 +173,8 @@ def train_iterator(
   # Warping from twice the resolution keeps thin vessels; above 384 pixels they are wide enough for the plain
   # look-up.
   factor = 2 if augment.warps and max(size) <= 384 else 1
-  prepared = _Prepared(source, (size[0] * factor, size[1] * factor), fit, cache_bytes)
+  large = (size[0] * factor, size[1] * factor)
+  prepared = _Prepared(source, large, fit, cache_bytes, lines="vessels" in fields)
   transforms.fit_box(np.ones((1, 1, 1)), size, fit)  # an unknown mode fails here, not in a thread
 
   weights = getattr(source, "weights", [1.0])
@@ -175,7 +189,11 @@ def train_iterator(
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
 
   def view(index, rng):
-    return _to_arrays(augment(prepared[index], rng, size), fields, size)
+    example = augment(prepared[index], rng, size)
+    if "line" in example:
+      line = example["line"].to_box((0, 0, *large), size)
+      example["vessels"] = reduction.threshold_coverage(example["tree"], line)
+    return _to_arrays(example, fields, size)
 
   # Batching before slicing gives host h the h-th part of every global batch.
   # The order has no end, so there is no remainder; without the flag Grain rounds its length past the greatest integer.
@@ -250,7 +268,7 @@ def array_iterator(
   lengths = {key: len(value) for key, value in arrays.items()}
   if not arrays or 0 in lengths.values() or len(set(lengths.values())) > 1:
     raise ValueError(f"Give arrays that all have the same number of examples, at least one; these have {lengths}.")
-  unfit = [key for key, value in arrays.items() if key not in CHANNELS or value.dtype != np.uint8]
+  unfit = [key for key, value in arrays.items() if key not in ("image", "tree", "fov") or value.dtype != np.uint8]
   if augment is not None and unfit:
     raise ValueError(
       f"Only uint8 image, tree and fov can be augmented, not {', '.join(unfit)}: leave augment out or convert them."
@@ -340,10 +358,15 @@ def evaluation_batches(
   local = _local_size(batch_size, process_index, process_count)
   fields, size = _check_fields(fields), tuple(size)
   transforms.fit_box(np.ones((1, 1, 1)), size, fit)
-  drawn = sources.at_size(source, size)
+  drawn = _drawn(source, size, "vessels" in fields)
 
   def load(index):
-    return _to_arrays(transforms.fit(drawn[index], size, fit), fields, size)
+    example = drawn[index]
+    fitted = transforms.fit(example, size, fit)
+    if "vessels" in fields and "tree" in example:
+      box = transforms.fit_box(example["fov"], size, fit)
+      fitted["vessels"] = reduction.reduce_mask(transforms.binarise(example["tree"]), size, box)[..., None]
+    return _to_arrays(fitted, fields, size)
 
   def batches():
     count = len(source)

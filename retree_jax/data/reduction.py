@@ -20,7 +20,7 @@ the mask is denser than the native one.
 import numpy as np
 from scipy import ndimage
 
-from retree_jax.data import transforms
+from retree_jax.data import field_of_view, transforms
 from retree_jax.data.centreline import Centreline, centreline, draw
 from retree_jax.metrics.masks import as_mask
 
@@ -142,8 +142,31 @@ def reduce_mask(
       f"Cannot show the part {box} of a mask at {size} pixels: give a box (y0, x0, y1, x1) with y0 < y1 and x0 < x1 "
       "and a size (height, width) of at least 1x1."
     )
-  shown = transforms._crop(mask[..., None] * np.uint8(255), box)
+  shown = transforms.crop(mask[..., None] * np.uint8(255), box)
   if shown.shape[:2] == size:
     return np.ascontiguousarray(shown[..., 0])
   line = centreline(mask) if line is None else line
   return threshold_coverage(transforms.area_resize(shown, size)[..., 0], line.to_box(box, size))
+
+
+def turn_mask(mask, degrees: float) -> np.ndarray:
+  """A vessel mask turned counter-clockwise about its middle, by `RULE`.
+
+  Args:
+    mask: [H, W] or [H, W, 1]; bool, {0, 1} or {0, 255}.
+    degrees: how far.
+
+  Returns:
+    uint8 0/255 of the mask's shape; 0 where nothing comes from.
+
+  Raises:
+    ValueError: if `mask` is not a two-valued map.
+  """
+  shape, mask = np.shape(mask), as_mask(mask)
+  line = centreline(mask)
+  middle, angle = np.array(mask.shape) / 2, np.deg2rad(degrees)
+  # Rows grow downwards: a counter-clockwise turn takes (row, column) to (cos row - sin column, sin row + cos column).
+  turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+  points = ((line.points - middle) @ turn + middle).astype(np.float32)
+  coverage = field_of_view.turned(mask[..., None] * np.uint8(255), degrees)
+  return threshold_coverage(coverage, Centreline(points, line.sizes)).reshape(shape)

@@ -19,7 +19,7 @@ import numpy as np
 from retree_jax.data import folders, splits
 
 SPLITS = ("train", "test", "all", "fit", "validation")
-FIELDS = ("image", "tree", "fov", "image?", "tree?")
+FIELDS = ("image", "tree", "fov", "vessels", "image?", "tree?")
 _JOIN = re.compile(r"\+(?=(?:phantom|folder:|tfds:))")
 _WEIGHT = re.compile(r"\*([0-9]*\.?[0-9]+(?:e[+-]?\d+)?)$")
 
@@ -169,8 +169,9 @@ def open_source(spec: str, *, split: str = "train", fields=("image", "tree"), se
     split: "train", "test" or "all". A folder's `splits.json` is honoured; without it about one patient in five is held out by a
       hash of the name. "fit" and "validation" divide the train split in the same way, so that checkpoints and thresholds can be
       chosen without the test split.
-    fields: what each example must have, of "image", "tree", "fov"; "tree?" and "image?" are optional, so that unlabelled
-      photographs can be mixed with labelled ones. Every example has a "fov".
+    fields: what each example must have, of "image", "tree", "fov"; "vessels", which the pipeline makes of the tree, needs
+      the tree. "tree?" and "image?" are optional, so that unlabelled photographs can be mixed with labelled ones. Every example
+      has a "fov".
     seed: selects the phantom eyes; other sources do not depend on it.
     size: (height, width) at which phantoms are drawn, default 512x512; other sources keep their own resolution.
 
@@ -186,6 +187,7 @@ def open_source(spec: str, *, split: str = "train", fields=("image", "tree"), se
   unknown = [field for field in fields if field not in FIELDS]
   if unknown or not fields:
     raise ValueError(f"Unknown fields {unknown}: write some of {', '.join(FIELDS)}.")
+  fields = tuple(dict.fromkeys("tree" if field == "vessels" else field for field in fields))
   if not isinstance(spec, str) or not spec.strip():
     raise ValueError("The data source is empty: write phantom[:NUM], folder:PATH or tfds:NAME[:DIR], several joined by '+'.")
   pieces, weights = zip(*weighted_parts(spec), strict=True)

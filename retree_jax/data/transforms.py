@@ -55,7 +55,7 @@ def area_resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   return array
 
 
-def _crop(array: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+def crop(array: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
   """array[y0:y1, x0:x1] where the box may reach beyond the array; black there."""
   y0, x0, y1, x1 = box
   height, width = array.shape[:2]
@@ -116,7 +116,7 @@ def fit(example: dict, size: tuple[int, int], mode: str = "fov", blacken: bool =
   out = dict(example)
   for key in ("image", "tree", "fov"):
     if key in example:
-      out[key] = area_resize(_crop(example[key], box), size)
+      out[key] = area_resize(crop(example[key], box), size)
   out["fov"] = (out["fov"] >= 128) * np.uint8(255)
   if blacken and "image" in out:
     out["image"] = out["image"] * (out["fov"] > 0)
@@ -192,12 +192,14 @@ class Augment:
     """Draws one view.
 
     Args:
-      example: fitted; its size is `size` times a whole number.
+      example: fitted; its size is `size` times a whole number. Its "line", if there is one, holds the vessels'
+        centrelines in its pixels (`retree_jax.data.centreline.Centreline`).
       rng: all randomness comes from here, in a fixed order.
       size: output (height, width); the example's own if left out.
 
     Returns:
-      A new example of that size. The photograph stays as it is outside the FOV (black after `fit`).
+      A new example of that size. The photograph stays as it is outside the FOV (black after `fit`); the line
+      is moved along, still in pixels of the size that came in.
 
     Raises:
       ValueError: the example's size is no multiple of `size`.
@@ -212,7 +214,11 @@ class Augment:
     if self.warps:
       mesh = self._mesh((height, width), flips, rng)
       self._warp(out, mesh, factor)
+      if "line" in out:
+        out["line"] = out["line"].through_mesh(mesh)
     else:
+      if "line" in out:
+        out["line"] = out["line"].mirrored((height, width), vertical=flips[1], horizontal=flips[0])
       step = (slice(None, None, -1 if flips[1] else 1), slice(None, None, -1 if flips[0] else 1))
       for key in ("image", "tree", "fov"):
         if key in out:

@@ -111,7 +111,7 @@ def _contents(identity) -> list[str]:
   )
   return [
     first,
-    "- `masks/`: vessels, 0 or 255 (coverage of at least one half)",
+    f"- `masks/`: vessels, 0 or 255 ({identity.get('mask_rule', 'coverage of at least one half')})",
     "- `fov/`: field of view, 0 or 255",
     "- `manifest.jsonl`: one line per pair: seed, number, filter score, models and settings",
   ]

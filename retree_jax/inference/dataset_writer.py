@@ -19,13 +19,13 @@ import numpy as np
 
 from retree_jax import checkpoint, sharding
 from retree_jax.config import stored
-from retree_jax.data import claim, fingerprint, folders, manifest, transforms, writing
+from retree_jax.data import claim, fingerprint, folders, manifest, reduction, transforms, writing
 from retree_jax.data.builders import generated
 from retree_jax.inference import data_card, pairs
 
 _IN_FLIGHT = 2  # chunks that may wait for the disk while the devices work on the next
 _CHECKED_AT_ONCE = 256  # given masks that are checked before the first is painted
-_SHIPPED = {"tree": "tree", "fundus": "fundus", "superres": "superres", "filter_path": "filter"}
+_SHIPPED = {"tree": "tree", "refine": "refine", "fundus": "fundus", "superres": "superres", "filter_path": "filter"}
 _DOCUMENTS = {"png": ("DATA_CARD.md", "contact_sheet.png"), "tfds": ("DATA_CARD.md", "dataset_info.json", "features.json")}
 
 
@@ -60,7 +60,8 @@ def write(
   """Generates a data set into a folder, or continues one.
 
   Args:
-    paths: {"tree", "fundus", "superres", "filter_path"}: workdirs or names of shipped weights, None to leave a stage out.
+    paths: {"tree", "refine", "fundus", "superres", "filter_path"}: workdirs or names of shipped weights, None to leave a stage
+      out.
     out: folder to write, local or bucket, shared by all hosts.
     num: pairs; by default those that the folder was begun with, in a new one 16, or all of `trees`. More than the folder has
       extends it; fewer shorten a set of which no pair beyond is done.
@@ -241,7 +242,8 @@ def _chunk(generator, facts, given, seed, indices: range) -> tuple[list[dict], d
     names = [given.names[k] for k in indices]
   fields = generator.photographs(fields, numbers, seed, pairs.tilts(records))
   fov = transforms.binarise(fields["fov"])
-  stored = {"masks": np.where(fov > 0, transforms.binarise(fields["tree"]), 0).astype(np.uint8), "fov": fov}
+  masks = transforms.binarise(fields.get("vessels", fields["tree"]))
+  stored = {"masks": np.where(fov > 0, masks, 0).astype(np.uint8), "fov": fov}
   stored |= {"images": fields["image"]} if "image" in fields else {"coverage": fields["tree"]}
   rows = [
     {"name": name, "index": k, "seed": seed, "label": "generated", **record, **facts}
@@ -258,8 +260,8 @@ def _write_pngs(out, name: str, pixels: dict[str, np.ndarray]) -> None:
 def _identity(generator, seed, form, given) -> dict:
   """Everything that pair k depends on besides k."""
   models, stages = generator.models, {}
-  for name in ("tree", "fundus", "superres"):
-    loaded = getattr(models, name)
+  refiners = dict(zip([name for name in generator.samplers if name.startswith("refine_")], models.refine, strict=True))
+  for name, loaded in {"tree": models.tree, **refiners, "fundus": models.fundus, "superres": models.superres}.items():
     if loaded is None or (name == "tree" and given is not None):
       continue
     stages[name] = {"checkpoint": loaded.identity(), "step": loaded.step, "config": stored.digest(loaded.config)}
@@ -275,7 +277,13 @@ def _identity(generator, seed, form, given) -> dict:
       "how": tree_filter.how,
       "ranges": tree_filter.ranges,
     }
-  return {"format": form, "seed": seed, "trees": "sampled" if given is None else f"given {given.fingerprint}", "stages": stages}
+  identity = {
+    "format": form,
+    "seed": seed,
+    "trees": "sampled" if given is None else f"given {given.fingerprint}",
+    "stages": stages,
+  }
+  return identity | ({"mask_rule": reduction.RULE} if models.refine else {})
 
 
 def _facts(identity: dict) -> dict:

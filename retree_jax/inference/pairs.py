@@ -1,4 +1,4 @@
-"""Seeds → trees → filter → photographs → super-resolution: labelled pairs as arrays.
+"""Seeds → layouts → refinement → filter → photographs → super-resolution: labelled pairs as arrays.
 
 Pair k is a function of (models, settings, seed, k): not of the batch, the number of devices or hosts, or a restart.
 `retree_jax.inference.dataset_writer` writes the same pairs to disk.
@@ -10,8 +10,9 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import ndimage
 
-from retree_jax.data import field_of_view, transforms
+from retree_jax.data import field_of_view, mending, reduction, transforms
 
 MAX_ATTEMPTS = 20  # trees drawn for one pair before the best of them is taken and marked as not accepted
 
@@ -23,12 +24,14 @@ class Models:
   Attributes:
     tree, fundus, superres: `retree_jax.checkpoint.Loaded`.
     tree_filter: `retree_jax.inference.tree_filter.Filter` that scores trees.
+    refine: `retree_jax.checkpoint.Loaded`s that are used one after the other, each doubling the trees' size.
   """
 
   tree: object = None
   fundus: object = None
   superres: object = None
   tree_filter: object = None
+  refine: tuple = ()
 
 
 class Generator:
@@ -38,11 +41,12 @@ class Generator:
     models: the stages.
     mesh: devices; one local device by default.
     guidance: guidance scale of the fundus stage; None keeps its config's.
-    num_steps: sampler steps of both diffusion stages; None keeps their configs'.
+    num_steps: sampler steps of the diffusion stages; None keeps their configs'.
 
   Attributes:
-    samplers: {"tree": ..., "fundus": ...}, the `retree_jax.inference.sampler.Sampler` of each diffusion stage there is.
-    seconds: {"tree", "filter", "fundus", "superres"}: time spent in each stage so far.
+    samplers: {"tree": ..., "fundus": ...}, the `retree_jax.inference.sampler.Sampler` of each diffusion stage there is;
+      "refine_256" and so on for those that refine trees, by the height that they refine to.
+    seconds: {"tree", "refine", "filter", "fundus", "superres"}: time spent in each stage so far.
 
   Raises:
     ValueError: stages that do not fit each other.
@@ -56,6 +60,14 @@ class Generator:
     if models.tree is not None:
       config = _changed(models.tree.config, num_steps=num_steps)
       self.samplers["tree"] = Sampler(config, models.tree.network, mesh)
+    self._refiners, size = [], self.samplers["tree"].size if models.refine else ()
+    for loaded in models.refine:
+      from retree_jax.inference.refiner import Refiner
+
+      size = tuple(2 * side for side in size)
+      name, refiner = f"refine_{size[0]}", Refiner(_changed(loaded.config, num_steps=num_steps), loaded.network, mesh, size)
+      self.samplers[name] = refiner
+      self._refiners.append((name, refiner, loaded.params))
     if models.fundus is not None:
       config = _changed(models.fundus.config, num_steps=num_steps, guidance=guidance)
       self.samplers["fundus"] = Sampler(config, models.fundus.network, mesh)
@@ -84,10 +96,11 @@ class Generator:
       seed: root of the randomness.
 
     Returns:
-      Fields "tree" and "fov" (coverage), uint8 [N, H, W, 1], and N records: "attempts" (trees drawn),
-      "accepted" (False where none of MAX_ATTEMPTS passed; the one with the best score is taken), "filter_score"
-      (None without a filter), "dropped" (why each of the others went) and "tilt" (degrees counter-clockwise by which the
-      cuts of its field of view are turned).
+      Fields "tree" and "fov" (coverage), uint8 [N, H, W, 1], where trees are refined also "vessels" (the mask, 0/255), and N
+      records: "attempts" (trees drawn), "accepted" (False where none of MAX_ATTEMPTS passed; the one with the best score is
+      taken), "filter_score" (None without a filter), "dropped" (why each of the others went), "tilt" (degrees
+      counter-clockwise by which the cuts of its field of view are turned) and, where trees are refined, "gaps" closed and
+      "specks" removed in its mask.
 
     Raises:
       ValueError: there is no tree stage.
@@ -110,6 +123,8 @@ class Generator:
       drawn = sampler(self.models.tree.params, numbers, seed=seed, stream="trees", slots=indices[rows] + attempts)
       drawn, tilts = field_of_view.with_fov(drawn, sampler.config.data.fit == "fov")
       self.seconds["tree"] += time.monotonic() - started
+      # The filter judges refined trees; what follows the first refinement is done for those alone that are taken.
+      drawn = self._refined(drawn, self._refiners[:1], numbers, seed, indices[rows] + attempts)
       started = time.monotonic()
       verdicts = [None] * len(rows) if tree_filter is None else tree_filter(drawn["tree"], drawn["fov"])
       self.seconds["filter"] += time.monotonic() - started
@@ -120,9 +135,38 @@ class Generator:
           records[i]["tilt"] = tilts[place]
           for name, pixels in drawn.items():
             fields[name][i] = pixels[place]
+          records[i]["attempt"] = int(attempts[place])
       drawn_before += ahead
       waiting = np.array([i for i in waiting if not records[i]["accepted"]], int)
+    taken = np.array([record.pop("attempt") for record in records])
+    fields = self._refined(fields, self._refiners[1:], indices * MAX_ATTEMPTS + taken, seed, indices + taken)
+    if self._refiners:
+      self._mend(fields, records)
     return fields, records
+
+  def _refined(self, fields, refiners, numbers, seed, slots):
+    """Trees at twice the size, once for each of `refiners`; beside "tree" and "fov" the drawn mask, "vessels"."""
+    started = time.monotonic()
+    for name, refiner, params in refiners:
+      fov = np.stack([transforms.area_resize(p, refiner.size) for p in fields["fov"]])
+      given = {"tree": fields["tree"], "fov": transforms.binarise(fov)}
+      drawn = refiner(params, numbers, given, seed=seed, stream=f"trees {name}", slots=slots)
+      inside = given["fov"] > 0
+      fields = {"fov": fov, **{key: np.where(inside, drawn[key], 0).astype(np.uint8) for key in ("tree", "vessels")}}
+    self.seconds["refine"] += time.monotonic() - started
+    return fields
+
+  def _mend(self, fields, records) -> None:
+    """Cuts the drawn masks, closes gaps and removes specks, in the coverage too, and notes how many; in place."""
+    started = time.monotonic()
+    for i, drawn in enumerate(transforms.binarise(fields["vessels"])):
+      mask, counts = mending.mend(drawn)
+      fields["vessels"][i] = mask
+      bridges, specks = (mask > 0) & (drawn == 0), (drawn > 0) & (mask == 0)
+      around = ndimage.binary_dilation(specks[..., 0], np.ones((3, 3)))[..., None] & (mask == 0)
+      fields["tree"][i] = np.where(bridges, 255, np.where(around, 0, fields["tree"][i]))
+      records[i].update(counts)
+    self.seconds["refine"] += time.monotonic() - started
 
   def given(self, trees: Sequence[np.ndarray], fovs: Sequence[np.ndarray] | None = None) -> dict[str, np.ndarray]:
     """Brings trees that a user has to the size and framing that the fundus stage was trained on.
@@ -168,7 +212,8 @@ class Generator:
         eyes; cameras take upright ones, so finished pairs are turned back. None leaves them.
 
     Returns:
-      "image", "tree" and "fov", uint8 [N, H, W, C]; without a fundus stage, the fields as they are.
+      "image", "tree" and "fov", uint8 [N, H, W, C]; without a fundus stage, the fields as they are. Where trees were refined,
+      "tree" is their mask, 0/255, at the photograph's size.
     """
     if "fundus" not in self.samplers:
       return fields | {"fov": transforms.binarise(fields["fov"])}
@@ -177,6 +222,7 @@ class Generator:
     sized = {name: np.stack([transforms.area_resize(p, size) for p in fields[name]]) for name in ("tree", "fov")}
     hard = transforms.binarise(sized["fov"])
     condition = {name: {**sized, "fov": hard}[name] for name in sampler.condition}
+    vessels = fields.get("vessels")
     out = {**sized, **sampler(self.models.fundus.params, indices, condition, seed=seed)}
     self.seconds["fundus"] += time.monotonic() - started
     if self._enlarger is None:
@@ -186,6 +232,8 @@ class Generator:
       # With the disc's coverage, for a rim without steps and without what enlarging would make of a noisy edge.
       out = self._enlarger(self.models.superres.params, out | {"image": field_of_view.soft_rim(out["image"], out["fov"])})
       self.seconds["superres"] += time.monotonic() - started
+    if vessels is not None:
+      return _with_masks(out, vessels, tilts)
     return out if tilts is None else field_of_view.upright(out, tilts)
 
 
@@ -234,12 +282,14 @@ def tilts(records: Sequence[dict]) -> list[float]:
   return [record.get("tilt", 0) for record in records]
 
 
-def load_models(tree=None, fundus=None, superres=None, filter_path=None, threshold: float | None = None, mesh=None) -> Models:
+def load_models(
+  tree=None, fundus=None, superres=None, filter_path=None, threshold: float | None = None, mesh=None, refine=None
+) -> Models:
   """Loads stages by path or name.
 
   Args:
-    tree, fundus, superres, filter_path: workdirs, checkpoint folders or names of shipped weights; None leaves the
-      stage out.
+    tree, fundus, superres, filter_path, refine: workdirs, checkpoint folders or names of shipped weights; None leaves the
+      stage out. Several stages that refine trees, each to twice the size, are joined by commas.
     threshold: least filter score; None takes the one chosen on the filter's validation data.
     mesh: devices to hold the parameters.
 
@@ -253,13 +303,16 @@ def load_models(tree=None, fundus=None, superres=None, filter_path=None, thresho
     return None if path is None else checkpoint.load(path, mesh=mesh, stage=name)
 
   loaded_filter = None if filter_path is None else tree_filter.load(filter_path, threshold)
-  return Models(stage(tree, "tree"), stage(fundus, "fundus"), stage(superres, "superres"), loaded_filter)
+  refiners = tuple(stage(path, "refine") for path in str(refine or "").split(",") if path)
+  return Models(stage(tree, "tree"), stage(fundus, "fundus"), stage(superres, "superres"), loaded_filter, refiners)
 
 
 def _check_fit(models: Models) -> None:
   """Raises ValueError for stages that cannot follow one another."""
   if models.tree is None and models.fundus is None:
     raise ValueError("nothing to generate with: give --tree, --fundus or both")
+  if models.refine and models.tree is None:
+    raise ValueError("the refine stage refines drawn trees, and there is no tree stage to draw them: give --tree")
   if models.superres is not None and models.fundus is None:
     raise ValueError("the superres stage enlarges pairs, and there is no fundus stage to make them: give --fundus")
   if models.tree is not None and "tree" not in models.tree.config.data.target:
@@ -269,6 +322,16 @@ def _check_fit(models: Models) -> None:
       f"the fundus stage asks for {sorted(other)[0]!r}, which no stage makes: train it with "
       "config.data.condition=('tree', 'fov')"
     )
+
+
+def _with_masks(pairs: dict[str, np.ndarray], vessels: np.ndarray, tilts) -> dict[str, np.ndarray]:
+  """Pairs turned upright, with the refined masks, uint8 0/255 [N, h, w, 1], as their "tree" at the photographs' size."""
+  size = pairs["image"].shape[1:3]
+  masks = [reduction.reduce_mask(mask, size)[..., None] for mask in vessels]
+  if tilts is not None:
+    pairs = field_of_view.upright({name: pairs[name] for name in ("image", "fov")}, tilts)
+    masks = [reduction.turn_mask(mask, -tilt) if tilt else mask for mask, tilt in zip(masks, tilts, strict=True)]
+  return pairs | {"tree": np.where(pairs["fov"] >= 128, np.stack(masks), 0).astype(np.uint8)}
 
 
 def record_attempt(record: dict, verdict) -> bool:

@@ -138,12 +138,17 @@ class Sampler:
     out = jax.lax.fori_loop(0, count[0], one, blocks(blank))
     return out.reshape(blank.shape)
 
+  def _as_condition(self, cond, sample_keys):
+    """A block's condition as the network takes it: uint8 [b, H, W, C] and keys [b] → float32 [b, H, W, D]."""
+    del sample_keys
+    return scaling.to_signed(cond)
+
   def _block(self, params, key_data, cond):
     options, config = self.config.sampler, self.config.diffusion
     sample_keys = jax.random.wrap_key_data(key_data, impl="threefry2x32")
     start_keys, step_keys = (jax.vmap(jax.random.fold_in, (0, None))(sample_keys, i) for i in range(2))
     x = keys.normal(start_keys, (*self.size, num_channels(self.target)))
-    cond = scaling.to_signed(cond) if self.condition else None
+    cond = self._as_condition(cond, sample_keys) if self.condition else None
 
     def predict_x0(x, t, cond=cond):
       alpha, sigma = self._schedule.alpha_sigma(t)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from retree_jax.data import reduction
 from retree_jax.metrics import features as feature_metrics
 from retree_jax.metrics import fidelity, images, two_sample, vessels
 from retree_jax.metrics.intervals import mean_with_interval
@@ -86,6 +87,7 @@ def evaluate(
     "format": files.FORMAT,
     "settings": {
       "size": list(size),
+      "mask_rule": reduction.RULE,
       "features": {space: e.name for space, e in extractors.items()},
       "num": num,
       "seed": seed,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from retree_jax.data import sources, transforms
+from retree_jax.data import reduction, sources, transforms
 from retree_jax.metrics import features, fidelity, segmentation, vessels
 
 SIZES = (512, 256, 128, 64)  # sides in pixels from which `common_size` chooses
@@ -82,11 +82,20 @@ def draw(source, num: int | None, seed: int) -> np.ndarray:
 
 
 def fitted(source, indices: Sequence[int], size: tuple[int, int]) -> Iterator[dict]:
-  """Yields examples in the given order, fitted to `size`; a few threads read a few examples ahead."""
+  """Yields examples in the given order, fitted to `size`; a few threads read a few examples ahead.
+
+  Trees are masks 0/255, reduced by `reduction.RULE` in every set: reduced by area, the thin vessels of large masks would break,
+  and sets of different sizes could not be compared.
+  """
   source = sources.at_size(source, size)
 
   def load(index):
-    return transforms.fit(source[int(index)], size)
+    example = source[int(index)]
+    out = transforms.fit(example, size)
+    if "tree" in example:
+      box = transforms.fit_box(example["fov"], size)
+      out["tree"] = reduction.reduce_mask(transforms.binarise(example["tree"]), size, box)[..., None]
+    return out
 
   threads = max(1, min(4, os.cpu_count() or 1))
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:

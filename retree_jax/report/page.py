@@ -42,7 +42,7 @@ def subtitle(result: dict) -> str:
   return (
     f"{sets['generated']['count']} generated pairs ({sets['generated']['title']}) against "
     f"{sets['real']['count']} real ones ({sets['real']['title']}){trained}. Every eye's field of view "
-    f"was fitted to {height} × {width} pixels."
+    f"was fitted to {height} × {width} pixels, vessel masks by the rule {result['settings'].get('mask_rule', 'coverage 1/2')}."
   )
 
 

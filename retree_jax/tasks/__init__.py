@@ -11,6 +11,7 @@ from retree_jax.config import validate
 # stage -> (module of this package, class), imported on first use.
 _TASKS = {
   "tree": ("diffusion", "DiffusionTask"),
+  "refine": ("refine", "RefineTask"),
   "fundus": ("diffusion", "DiffusionTask"),
   "superres": ("superres", "SuperresTask"),
   "segmentation": ("segmentation", "SegmentationTask"),

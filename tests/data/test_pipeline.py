@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
+from scipy import ndimage
 
-from retree_jax.data import pipeline, sources, transforms
+from retree_jax.data import pipeline, reduction, sources, transforms
+from retree_jax.metrics.topology import betti_numbers
 
 AUGMENT = transforms.Augment()
 SIZE = (16, 16)
@@ -39,8 +41,8 @@ def drawn(batch):
   return batch["image"][:, 8, 8, 0].astype(int) - 10
 
 
-def train(source, batch_size=4, **settings):
-  return pipeline.train_iterator(source, size=SIZE, batch_size=batch_size, **{"num_threads": 2, **settings})
+def train(source, batch_size=4, size=SIZE, **settings):
+  return pipeline.train_iterator(source, size=size, batch_size=batch_size, **{"num_threads": 2, **settings})
 
 
 def take(iterator, count):
@@ -280,3 +282,48 @@ loaded = {"tensorflow", "torch", "tensorflow_datasets", "sklearn"} & set(sys.mod
 assert not loaded, loaded
 """
   subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
+
+
+class Thin:
+  """Eyes with one long vessel that is a third of a pixel wide at the batches' size."""
+
+  title, names = "thin", ["a", "b", "c"]
+
+  def __len__(self):
+    return 3
+
+  def __getitem__(self, index):
+    tree = np.zeros((384, 384, 1), np.uint8)
+    rows = np.arange(60, 330)
+    columns = (150 + 40 * index + 30 * np.sin(rows / 40)).astype(int)
+    for dx in (0, 1):
+      tree[rows, columns + dx] = 255
+    return {"name": self.names[index], "tree": tree, "fov": np.full((384, 384, 1), 255, np.uint8), "label": "expert"}
+
+
+@pytest.mark.parametrize("augment", [AUGMENT, transforms.Augment.paper()])
+def test_masks_follow_the_coverage_through_every_warp_and_flip_and_stay_whole(augment):
+  batches = take(train(Thin(), augment=augment, size=(64, 64), fields=("vessels", "tree", "fov")), 4)
+  for batch in batches:
+    assert batch["vessels"].shape == batch["tree"].shape == (4, 64, 64, 1) and batch["vessels"].dtype == np.uint8
+    for vessels, tree in zip(batch["vessels"][..., 0], batch["tree"][..., 0], strict=True):
+      assert set(np.unique(vessels)) == {0, 255} and (tree >= 128).sum() < 20  # cut at one half hardly anything is left
+      assert betti_numbers(vessels)[0] == 1
+      assert 40 <= (vessels > 0).sum() <= 75
+      # They lie on one another.
+      assert tree[vessels > 0].sum() > 0.6 * tree.sum()
+      assert tree[ndimage.binary_dilation(vessels > 0, np.ones((3, 3)))].sum() > 0.97 * tree.sum()
+
+
+def test_evaluation_has_the_masks_that_the_rule_makes():
+  (batch,) = pipeline.evaluation_batches(Thin(), size=(64, 64), batch_size=3, fields=("vessels", "tree"))
+  for vessels, eye in zip(batch["vessels"], (Thin()[i] for i in range(3)), strict=True):
+    np.testing.assert_array_equal(vessels[..., 0], reduction.reduce_mask(eye["tree"], (64, 64)))
+  (alone,) = pipeline.evaluation_batches(Thin(), size=(64, 64), batch_size=3, fields=("tree",))
+  np.testing.assert_array_equal(alone["tree"], batch["tree"])
+
+
+def test_masks_of_arrays_in_memory_cannot_be_augmented():
+  arrays = {"tree": np.zeros((4, 16, 16, 1), np.uint8), "vessels": np.zeros((4, 16, 16, 1), np.uint8)}
+  with pytest.raises(ValueError, match="not vessels: leave augment out"):
+    pipeline.array_iterator(arrays, 2, augment=AUGMENT)

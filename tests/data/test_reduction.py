@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 from skimage import morphology
 
 from retree_jax.data import reduction, transforms
@@ -238,3 +239,16 @@ def test_trees_of_hrf_hold_together(real_eyes, name):
   # Density: vessels thinner than a pixel must be drawn too wide, the rest makes up for it in part.
   small = reduction.reduce_mask(mask, (512, 512), box, line)
   assert (small > 0).sum() * ((box[2] - box[0]) / 512) ** 2 == pytest.approx(mask.sum(), rel=0.15)
+
+
+@pytest.mark.parametrize("degrees", [0, 7, -12, 90, 180])
+def test_a_turned_mask_is_where_a_turned_picture_is_and_as_whole(degrees):
+  tips = 64 + 50 * np.array([direction(a) for a in (10, 80, 150, 222, 295)])
+  mask = reduction.reduce_mask(strokes([((64, 64), tip) for tip in tips], 1.0), (128, 128))
+  turned = reduction.turn_mask(mask, degrees)
+  assert turned.shape == mask.shape and set(np.unique(turned)) == {0, 255}
+  assert betti_numbers(turned)[0] == 1
+  assert traced(turned) == pytest.approx(traced(mask), rel=0.05)  # a centreline ends half a width before each of the five tips
+  picture = np.asarray(Image.fromarray(mask).rotate(degrees, Image.Resampling.BICUBIC)) >= 128
+  near = ndimage.binary_dilation(turned > 0, np.ones((3, 3)))
+  assert (picture & ~near).sum() <= 3 and ((turned > 0) & ~ndimage.binary_dilation(picture, np.ones((5, 5)))).sum() <= 3

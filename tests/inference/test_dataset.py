@@ -190,7 +190,8 @@ def test_nothing_is_shipped_is_said(monkeypatch):
   with pytest.raises(ValueError, match="ships no weights: give --tree and --fundus"):
     dataset_writer.shipped()
   monkeypatch.setattr(checkpoint, "shipped_names", lambda: ["filter", "fundus", "tree"])
-  assert dataset_writer.shipped() == {"tree": "tree", "fundus": "fundus", "superres": None, "filter_path": "filter"}
+  found = {"tree": "tree", "refine": None, "fundus": "fundus", "superres": None, "filter_path": "filter"}
+  assert dataset_writer.shipped() == found
 
 
 # --- the command itself, killed ---------------------------------------------------------------------------------------

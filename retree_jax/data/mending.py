@@ -1,0 +1,96 @@
+"""Small repairs of drawn vessel trees: gaps are closed, specks removed, and both are counted for the manifest."""
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import KDTree
+
+from retree_jax.data.centreline import Centreline, draw
+from retree_jax.metrics import skeleton
+from retree_jax.metrics.masks import as_mask
+
+SPECK = 0.0002  # of the picture's area: 13 pixels of 256x256, 52 of 512x512
+GAP = 0.016  # of the picture's height: 4 pixels of 256, 8 of 512
+_EIGHT = np.ones((3, 3), bool)
+
+
+def mend(mask, speck: int | None = None, gap: float | None = None) -> tuple[np.ndarray, dict[str, int]]:
+  """Closes gaps in vessels, then removes pieces that are too small for one.
+
+  A gap is closed from a vessel's free end to the nearest pixel of another piece within `gap`, if that lies ahead: less than 40°
+  off the vessel's direction there. The bridge is as wide as the vessel's end. Ends that lie beside another vessel stay apart.
+
+  Args:
+    mask: [H, W] or [H, W, 1]; bool, {0, 1} or {0, 255}.
+    speck: pieces of fewer pixels are removed; `SPECK` of the picture's area by default.
+    gap: the widest gap that is closed, pixels between the pixels' middles; `GAP` of the height by default.
+
+  Returns:
+    uint8 0/255 of the mask's shape, and {"gaps": closed, "specks": removed}.
+
+  Raises:
+    ValueError: if `mask` is not a two-valued map.
+  """
+  shape, mask = np.shape(mask), as_mask(mask).copy()
+  speck = round(SPECK * mask.size) if speck is None else speck
+  gap = GAP * mask.shape[0] if gap is None else gap
+  gaps = _bridge(mask, gap)
+  labels, count = ndimage.label(mask, _EIGHT)
+  small = np.bincount(labels.ravel(), minlength=count + 1) < speck
+  small[0] = False
+  mask &= ~small[labels]
+  return (mask * np.uint8(255)).reshape(shape), {"gaps": gaps, "specks": int(small.sum())}
+
+
+def _bridge(mask: np.ndarray, gap: float) -> int:
+  """Closes gaps in place; returns how many."""
+  labels, pieces = ndimage.label(mask, _EIGHT)
+  if pieces < 2:
+    return 0
+  pixels = np.argwhere(mask)
+  piece = labels[mask]
+  tree = KDTree(pixels)
+  found = []
+  for tip, direction, width in _free_ends(mask):
+    own = piece[tree.query(tip)[1]]
+    # A centreline ends half a width before the vessel does.
+    near = np.array(tree.query_ball_point(tip, gap + width / 2), int)
+    near = near[piece[near] != own]
+    if not near.size:
+      continue
+    away = pixels[near] - tip
+    distance = np.hypot(*away.T)
+    ahead = away @ direction > 0.75 * distance
+    if ahead.any():
+      best = np.flatnonzero(ahead)[np.argmin(distance[ahead])]
+      found.append((distance[best], own, piece[near[best]], tip, pixels[near[best]], width))
+  # The shortest first; two pieces are joined once.
+  joined, group, closed = np.zeros_like(mask), np.arange(pieces + 1), 0
+  for _, own, other, tip, target, width in sorted(found, key=lambda item: item[0]):
+    if group[own] == group[other]:
+      continue
+    group[group == group[own]] = group[other]
+    path = Centreline(np.array([tip, target], np.float32) + 0.5, np.array([2]))
+    line = draw(path, mask.shape)[0]
+    if width > 1.5:  # half of the vessel's width to either side
+      line = ndimage.distance_transform_edt(~line) <= width / 2 - 0.5
+    joined |= line
+    closed += 1
+  mask |= joined
+  return closed
+
+
+def _free_ends(mask: np.ndarray):
+  """(tip, unit direction outwards, width) of every free end of the tree's centrelines; [2] float, [2] float, pixels."""
+  for segment in skeleton.trace(mask).segments:
+    if segment.closed:
+      continue
+    points, half = segment.points, segment.half_widths
+    for free, order in ((segment.start < 0, slice(None, None, -1)), (segment.end < 0, slice(None))):
+      if not free:
+        continue
+      path, width = points[order], 2.0 * float(np.median(half[order][-4:]))
+      back = path[max(0, len(path) - 6)]
+      along = path[-1] - back
+      size = np.hypot(*along)
+      if size > 0.5:
+        yield path[-1], along / size, width

@@ -1,0 +1,69 @@
+"""Gaps close and specks go, both counted; what lies side by side stays apart."""
+
+import numpy as np
+import pytest
+
+from retree_jax.data import mending
+from retree_jax.metrics.topology import betti_numbers
+from tests import shapes
+
+
+def broken(gap, width=3.0, degrees=0.0):
+  """A line in two parts with about so many empty pixels between them."""
+  half = (gap + width) / 2  # round ends do not reach further than the path
+  left, right = np.array([[0.0, -80.0], [0.0, -half]]), np.array([[0.0, half], [0.0, 80.0]])
+  return shapes.draw([left, right], width - 1, degrees)
+
+
+@pytest.mark.parametrize("degrees", [0, 17, 45, 90, 133])
+@pytest.mark.parametrize("width", [2.0, 3.0, 6.0])
+def test_a_gap_of_a_few_pixels_is_closed_at_the_vessels_width(width, degrees):
+  mask = broken(2, width, degrees)
+  assert betti_numbers(mask)[0] == 2
+  mended, counts = mending.mend(mask, speck=0, gap=6)
+  assert counts == {"gaps": 1, "specks": 0} and betti_numbers(mended) == (1, 0)
+  assert mended.dtype == np.uint8 and set(np.unique(mended)) == {0, 255}
+  assert (mended[mask] == 255).all()
+  added = int((mended > 0).sum() - mask.sum())
+  assert 1 <= added <= 4.5 * width  # no wider than the vessel over the gap
+  untouched, counts = mending.mend(broken(14, width, degrees), speck=0, gap=6)
+  assert counts["gaps"] == 0 and betti_numbers(untouched)[0] == 2
+
+
+def test_an_end_beside_another_vessel_stays_apart_and_one_that_points_at_it_is_joined():
+  beside = shapes.draw([np.array([[0, -80.0], [0, 80.0]]), np.array([[6.0, -60.0], [6.0, 10.0]])], 2)
+  same, counts = mending.mend(beside, speck=0, gap=6)
+  assert counts["gaps"] == 0 and (same > 0).sum() == beside.sum()
+  towards = shapes.draw([np.array([[0, -80.0], [0, 80.0]]), np.array([[6.0, 0.0], [60.0, 0.0]])], 2)
+  mended, counts = mending.mend(towards, speck=0, gap=6)
+  assert counts["gaps"] == 1 and betti_numbers(mended) == (1, 0)
+
+
+def test_two_ends_that_face_each_other_are_one_gap_and_pieces_of_one_tree_make_no_loop():
+  _, counts = mending.mend(broken(3), speck=0, gap=6)
+  assert counts["gaps"] == 1
+  hook = shapes.draw([np.array([[0, -40.0], [0, 40.0], [40.0, 40.0], [40.0, -40.0], [6.0, -40.0]])], 2)
+  same, counts = mending.mend(hook, speck=0, gap=8)
+  assert counts["gaps"] == 0 and betti_numbers(same) == (1, 0)
+
+
+def test_pieces_below_the_given_size_are_removed_after_gaps_are_closed():
+  mask = np.zeros((64, 64, 1), bool)
+  mask[10, 5:40] = True
+  mask[10, 42:45] = True  # three pixels, two from the vessel's end: a vessel's, and no speck
+  mask[40:42, 20:23] = True  # six pixels
+  mask[50, 50:57] = True  # seven
+  mended, counts = mending.mend(mask, speck=7, gap=4)
+  assert counts == {"gaps": 1, "specks": 1}
+  assert mended.shape == (64, 64, 1) and (mended > 0).sum() == mask.sum() - 6 + 2
+  assert not mended[40:42].any() and (mended[50, 50:57] == 255).all()
+
+
+def test_nothing_in_nothing_out():
+  for shape in ((8, 8), (1, 1), (8, 8, 1)):
+    mended, counts = mending.mend(np.zeros(shape, np.uint8))
+    assert mended.shape == shape and not mended.any() and counts == {"gaps": 0, "specks": 0}
+  full, counts = mending.mend(np.full((8, 8), 255, np.uint8))
+  assert full.all() and counts == {"gaps": 0, "specks": 0}
+  with pytest.raises(ValueError, match="threshold it first"):
+    mending.mend(np.arange(64, dtype=np.uint8).reshape(8, 8))
