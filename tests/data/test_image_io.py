@@ -154,12 +154,9 @@ def test_a_range_that_is_unclear_is_refused(values):
 
 
 @pytest.mark.parametrize("tag", range(1, 9))
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF"])
-@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("form, deep", [("JPEG", False), ("PNG", False), ("PNG", True), ("TIFF", False), ("TIFF", True)])
 def test_the_exif_orientation_is_obeyed(tmp_path, tag, form, deep, said):
   """The stored picture is turned so that the tag turns it back; its size is known from the header."""
-  if deep and form == "JPEG":
-    pytest.skip("JPEG files have 8 bits")
   y, x = np.mgrid[:40, :64]
   seen = np.where(deep, 200, 1) * (3 * y + 2 * x)
   seen = seen.astype(np.uint16 if deep else np.uint8)
