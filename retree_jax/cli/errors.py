@@ -52,7 +52,7 @@ def _sentence(error: Exception) -> tuple[str, int]:
   if (platforms := os.environ.get("JAX_PLATFORMS")) and _has_no_device(error, text):
     return (
       f"JAX_PLATFORMS={platforms} asks for a device that JAX does not find here: unset JAX_PLATFORMS to use the devices that "
-      "there are, or install JAX for that device, e.g. pip install 'retree-jax[gpu]'"
+      "there are, or install JAX for that device, e.g. pip install 'retree-jax[cuda13]'"
     ), 2
   if isinstance(error, (ValueError, OSError)):
     return text, 2

@@ -62,7 +62,7 @@ def check(out, identity: Mapping, name: str = "run.json", inside: str = "") -> d
     return None
   try:
     stored = dict(json.loads(path.read_text()))
-    # Files of version 1.0 hold the identity of samples and labels without a name.
+    # Earlier files of samples and labels hold the identity alone.
     recorded = stored.pop("identity") if "identity" in stored else dict(stored)
   except (ValueError, TypeError) as error:
     raise ValueError(f"{path} is damaged: use another --out, or remove the folder") from error
