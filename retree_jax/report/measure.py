@@ -206,9 +206,8 @@ def segmenter_parts(loaded) -> tuple[Callable, features.Extractor | None]:
   import jax
   import jax.numpy as jnp
 
-  from retree_jax.inference import tiling
+  from retree_jax.inference import tiling, vessel_map
   from retree_jax.inference.segmenter import Segmenter
-  from retree_jax.tasks.segmentation import tile_size
 
   segmenter, config = Segmenter(loaded.config, loaded.network), loaded.config
 
@@ -222,7 +221,7 @@ def segmenter_parts(loaded) -> tuple[Callable, features.Extractor | None]:
 
   if "diffusion" in config or tuple(config.data.condition) != ("image",):
     return predict, None
-  tile, size = tile_size(config), segmenter.size
+  tile, size = vessel_map.tile_size(config), segmenter.size
   places = [(i, j) for i in tiling.starts(size[0], tile[0], 0) for j in tiling.starts(size[1], tile[1], 0)]
 
   @jax.jit
