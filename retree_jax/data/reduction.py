@@ -149,6 +149,29 @@ def reduce_mask(
   return threshold_coverage(transforms.area_resize(shown, size)[..., 0], line.to_box(box, size))
 
 
+def render(mask, coverage: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """A refined tree at another size: its mask says where vessels run, its coverage how wide they are.
+
+  Enlarging the mask alone would make every vessel at least as wide as one of its pixels, and draw those pixels' corners.
+
+  Args:
+    mask: [H, W] or [H, W, 1]; bool, {0, 1} or {0, 255}.
+    coverage: of the same tree, uint8 [H, W, 1], 0..255.
+    size: (height, width) of the result, at any ratio.
+
+  Returns:
+    uint8 0/255 [height, width]; the mask itself where it has that size.
+
+  Raises:
+    ValueError: if `mask` is not a two-valued map, or `coverage` no such map.
+  """
+  mask = as_mask(mask)
+  if mask.shape == tuple(size):
+    return mask * np.uint8(255)
+  line = centreline(mask).to_box((0, 0, *mask.shape), size)
+  return threshold_coverage(transforms.area_resize(coverage, size)[..., 0], line)
+
+
 def turn_mask(mask, degrees: float) -> np.ndarray:
   """A vessel mask turned counter-clockwise about its middle, by `RULE`.
 

@@ -233,7 +233,7 @@ class Generator:
       out = self._enlarger(self.models.superres.params, out | {"image": field_of_view.soft_rim(out["image"], out["fov"])})
       self.seconds["superres"] += time.monotonic() - started
     if vessels is not None:
-      return _with_masks(out, vessels, tilts)
+      return _with_masks(out, vessels, fields["tree"], tilts)
     return out if tilts is None else field_of_view.upright(out, tilts)
 
 
@@ -324,10 +324,10 @@ def _check_fit(models: Models) -> None:
     )
 
 
-def _with_masks(pairs: dict[str, np.ndarray], vessels: np.ndarray, tilts) -> dict[str, np.ndarray]:
+def _with_masks(pairs: dict[str, np.ndarray], vessels: np.ndarray, coverage: np.ndarray, tilts) -> dict[str, np.ndarray]:
   """Pairs turned upright, with the refined masks, uint8 0/255 [N, h, w, 1], as their "tree" at the photographs' size."""
   size = pairs["image"].shape[1:3]
-  masks = [reduction.reduce_mask(mask, size)[..., None] for mask in vessels]
+  masks = [reduction.render(*tree, size)[..., None] for tree in zip(vessels, coverage, strict=True)]
   if tilts is not None:
     pairs = field_of_view.upright({name: pairs[name] for name in ("image", "fov")}, tilts)
     masks = [reduction.turn_mask(mask, -tilt) if tilt else mask for mask, tilt in zip(masks, tilts, strict=True)]

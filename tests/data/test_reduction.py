@@ -252,3 +252,18 @@ def test_a_turned_mask_is_where_a_turned_picture_is_and_as_whole(degrees):
   picture = np.asarray(Image.fromarray(mask).rotate(degrees, Image.Resampling.BICUBIC)) >= 128
   near = ndimage.binary_dilation(turned > 0, np.ones((3, 3)))
   assert (picture & ~near).sum() <= 3 and ((turned > 0) & ~ndimage.binary_dilation(picture, np.ones((5, 5)))).sum() <= 3
+
+
+@pytest.mark.parametrize("width", [0.5, 1.0, 2.5])
+def test_a_rendered_tree_has_the_mask_s_vessels_at_the_coverage_s_width(width):
+  large = strokes([((10, 8), (100, 117))], width)
+  coverage = transforms.area_resize(large[..., None] * np.uint8(255), (128, 128))
+  mask = reduction.reduce_mask(large, (128, 128))
+  rendered = reduction.render(mask, coverage, (256, 256))
+  assert rendered.shape == (256, 256) and betti_numbers(rendered) == (1, 0)
+  assert traced(rendered) == pytest.approx(2 * traced(mask), rel=0.03)
+  # A line of one pixel is the least there is: two steps along the longer axis for each of the coarse one's.
+  area, least = 4 * large.sum() / RATIO**2, 2 * 109
+  assert min(0.9 * area, least) <= (rendered > 0).sum() <= 1.12 * max(area, least)
+  assert (reduction.reduce_mask(mask, (256, 256)) > 0).sum() > 1.15 * (rendered > 0).sum() or width > 1
+  np.testing.assert_array_equal(reduction.render(mask, coverage, (128, 128)), mask)
