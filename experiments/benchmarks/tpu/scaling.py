@@ -30,8 +30,8 @@ def on(row: dict, count: int) -> dict:
 
   Returns:
     "images" of a step; "sent_bytes" of each chip by a ring; "chip_seconds", the longer of arithmetic and memory;
-    "link_seconds"; "hidden" and "exposed", images/s if the links' time is hidden behind the chip's or follows it; "scaling", images/s per chip
-    with exposed links over those of one chip alone; "chip_hours" for a million images, with exposed links.
+    "link_seconds"; "hidden" and "exposed", images/s if the links' time is hidden behind the chip's or follows it; "scaling",
+    images/s per chip with exposed links over those of one chip alone; "chip_hours" for a million images, with exposed links.
   """
   chip, compiled = chips.parse(row["topology"])
   images = row["images"] // compiled * count
