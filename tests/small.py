@@ -1,6 +1,7 @@
 """The smallest run that is still a run: 16×16 drawn trees, a network of a few thousand parameters, a dozen time steps."""
 
 import atexit
+import contextlib
 import functools
 import os
 import pathlib
@@ -174,3 +175,19 @@ def wait_for(condition, seconds: float = 1500) -> None:
   while not condition():
     assert time.monotonic() < end, "it did not happen"
     time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def compilations():
+  """A list that grows by one entry for every program that XLA compiles in the context."""
+  found, event = [], "/jax/core/compile/backend_compile_duration"
+
+  def heard(name, seconds, **unused):
+    if name == event:
+      found.append(seconds)
+
+  jax.monitoring.register_event_duration_secs_listener(heard)
+  try:
+    yield found
+  finally:
+    jax.monitoring.unregister_event_duration_listener(heard)

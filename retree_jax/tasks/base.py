@@ -32,6 +32,7 @@ class Task:
     self.size = tuple(config.data.image_size)
     self.network = models.build(network_settings(config))
     self.optimizer = state.make_optimizer(config.optimizer)
+    self._kept = {}
 
   @classmethod
   def fields_of(cls, config) -> tuple[str, ...]:
@@ -59,6 +60,12 @@ class Task:
     raise NotImplementedError
 
   # --- shared ----------------------------------------------------------------------------------------------------------
+
+  def once(self, mesh, make: Callable):
+    """What `make(mesh)` returns, made once for each mesh: a sampler or jitted function of previews compiles once per run."""
+    if mesh not in self._kept:
+      self._kept[mesh] = make(mesh)
+    return self._kept[mesh]
 
   def init(self, seed_key: jax.Array) -> state.TrainState:
     """The initial state.

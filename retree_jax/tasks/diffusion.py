@@ -204,7 +204,7 @@ class DiffusionTask(base.Task):
       batch: held-out examples as uint8 NumPy arrays, whose conditions are used.
       mesh: devices to sample on; all hosts must take part.
     """
-    sampler = Sampler(self.config, self.network, mesh)
+    sampler = self.once(mesh, lambda mesh: Sampler(self.config, self.network, mesh))
     cond = None
     count = self.config.preview.num
     if self.condition:

@@ -114,13 +114,16 @@ class SegmentationTask(base.Task):
     """
     count = min(self.config.preview.num, len(batch["image"]))
     batch = {f: batch[f][:count] for f in self.fields}
-    predict = jax.jit(
-      lambda params, example: vessel_map.probabilities(self.config, self.network, params, example),
-      out_shardings=sharding.replicated(mesh),
-    )
+    predict = self.once(mesh, self._predictor)
     predicted = [np.asarray(predict(ema, {f: v[i : i + 1] for f, v in batch.items()})) for i in range(count)]
     pixels = scaling.from_unit(np.concatenate(predicted))
     return {"given_image": batch["image"], "real_tree": batch["tree"], "predicted_tree": pixels}
+
+  def _predictor(self, mesh):
+    return jax.jit(
+      lambda params, example: vessel_map.probabilities(self.config, self.network, params, example),
+      out_shardings=sharding.replicated(mesh),
+    )
 
 
 def _f1(logits, tree, fov):

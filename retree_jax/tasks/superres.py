@@ -259,7 +259,7 @@ class SuperresTask(base.Task):
     """
     real = {f: np.asarray(batch[f][: self.config.preview.num]) for f in self.fields}
     small = downscaled(real, self.factor)
-    large = superres.Enlarger(self.config, self.network, mesh)(ema, small)
+    large = self.once(mesh, lambda mesh: superres.Enlarger(self.config, self.network, mesh))(ema, small)
     images = {f"small_{f}": small[f].repeat(self.factor, 1).repeat(self.factor, 2) for f in ("image", "tree")}
     return images | {f"enlarged_{f}": large[f] for f in ("image", "tree")} | {f"real_{f}": real[f] for f in ("image", "tree")}
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retree_jax import losses
+from retree_jax import losses, sharding
 from retree_jax.data import generated_trees
 from retree_jax.models import scaling
 from retree_jax.tasks import base
@@ -77,10 +77,16 @@ class TreeFilterTask(base.Task):
 
   def preview(self, ema, batch, mesh) -> dict[str, np.ndarray]:
     """Held-out trees in order of falling score: {name: uint8 images [N, H, W, 1]}."""
-    del mesh
+    score = self.once(mesh, self._scorer)
     out = {}
     for name, pixels in (("real_tree", batch["tree"]), ("generated_tree", self._heldout)):
       pixels = np.asarray(pixels[: self.config.preview.num])
-      scores = np.mean(self.network.apply(ema, scaling.to_signed(jnp.asarray(pixels))), axis=(1, 2, 3))
+      scores = np.asarray(score(ema, pixels))
       out[f"{name}_best_first"] = pixels[np.argsort(-scores, kind="stable")]
     return out
+
+  def _scorer(self, mesh):
+    return jax.jit(
+      lambda params, pixels: jnp.mean(self.network.apply(params, scaling.to_signed(pixels)), axis=(1, 2, 3)),
+      out_shardings=sharding.replicated(mesh),
+    )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.benchmarks.tpu import chips, flops, hlo, measure, programs, table
+from experiments.benchmarks.tpu import chips, flops, hlo, measure, programs, scaling, table
 from tests import small
 
 # As libtpu 0.0.42 writes them, shortened: a gather in two steps beside other work, a sum that is scattered and one over
@@ -139,6 +139,22 @@ def test_the_document_shows_the_results():
   folder = small.ROOT / "experiments" / "benchmarks"
   rows, text = json.loads((folder / "tpu" / "results.json").read_text()), (folder / "RESULTS.md").read_text()
   assert table.inserted(text, rows) == text
+  text = (small.ROOT / "docs" / "scaling.md").read_text()
+  assert scaling.inserted(text, rows) == text
+
+
+def test_more_chips_share_the_work_and_sum_the_gradients():
+  row = {"topology": "v5e:2x4", "chips": 8, "images": 64, "fsdp": 1, "program": "train", "config": "configs/tree.py"}
+  row |= {"sent_bytes": 2 * 7 / 8 * 100e6, "seconds": {"arithmetic": 0.02, "memory": 0.03}, "peak_bytes": 1, "chip_bytes": 2}
+  eight, many = scaling.on(row, 8), scaling.on(row, 256)
+  assert eight["images"] == 64 and many["images"] == 2048 and eight["sent_bytes"] == row["sent_bytes"]
+  assert many["sent_bytes"] == pytest.approx(2 * 255 / 256 * 100e6)
+  links = 2 * 255 / 256 * 100e6 / 100e9  # through two links of 50 GB/s
+  assert many["hidden"] == pytest.approx(2048 / 0.03) and many["exposed"] == pytest.approx(2048 / (0.03 + links))
+  assert many["chip_hours"] == pytest.approx(1e6 / many["exposed"] * 256 / 3600)
+  other = row | {"topology": "v5e:4x8", "chips": 32, "images": 256}
+  one, shared = row | {"topology": "v5e:1x1", "chips": 1}, row | {"fsdp": 8}
+  assert scaling.rows_of([other, shared, one, row]) == [row]
 
 
 @pytest.mark.parametrize("spec", ["tree", "fundus", "filter", "superres", "segmentation"])

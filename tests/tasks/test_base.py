@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from retree_jax import keys, models, tasks
+from retree_jax import keys, models, sharding, tasks
 from retree_jax.config.network import network_settings
 from tests import small, superres_stage
 from tests.inference import test_segmentation, test_tree_filter
@@ -29,6 +29,19 @@ def stage(request, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "build", small.Toy)
     config, batch = small.config(train__rtt=request.param == "repeated"), {"tree": small.arrays()["train"]["tree"][:8]}
   return config, batch
+
+
+def test_previews_compile_once(stage):
+  config, batch = stage
+  task, mesh = tasks.make(config), sharding.make_mesh(devices=jax.devices()[:2])
+  params = jax.device_put(begin(task).averaged, sharding.replicated(mesh))
+  with small.compilations() as first:
+    pictures = task.preview(params, batch, mesh)
+  with small.compilations() as again:
+    same = task.preview(params, batch, mesh)
+  assert first and not again
+  for name, pixels in pictures.items():
+    np.testing.assert_array_equal(pixels, same[name])
 
 
 def test_every_task_reports_the_norm_of_its_gradients(stage):

@@ -4,14 +4,14 @@
     python -m experiments.benchmarks.tpu --topology v5e:2x4 --config configs/tree.py configs/fundus.py
     python -m experiments.benchmarks.tpu --topology v5e:1x1 v6e:2x4 --config configs/tree.py --program use
     python -m experiments.benchmarks.tpu --topology v5e:4x8 --config configs/tree.py --fsdp 1 -1 --batch 256
-    python -m experiments.benchmarks.tpu --render            # the table in RESULTS.md anew, nothing compiled
+    python -m experiments.benchmarks.tpu --render            # the tables of the documents anew, nothing compiled
 
 libtpu compiles for chips that are not there. For each program: whether it compiles, peak memory, arithmetic as written and as
 compiled, HBM traffic, collectives beside their minimum, and what follows at the chip's full speed: the time of the slowest of
 these, and the share of the peak (MFU) that it allows. A real step takes longer; a program whose bound is low cannot be quick.
 
 A default stage takes about ten minutes of two cores. What was compiled is kept in --keep by the hash of the program, so that
-only what changed is compiled again. Rows go to results.json, the table to ../RESULTS.md.
+only what changed is compiled again. Rows go to results.json, tables to ../RESULTS.md and docs/scaling.md.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import tempfile
 FOLDER = pathlib.Path(__file__).parent
 RESULTS = FOLDER / "results.json"
 DOCUMENT = FOLDER.parent / "RESULTS.md"
+SCALING = FOLDER.parents[2] / "docs" / "scaling.md"
 KEEP = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "retree_jax" / "tpu"
 # What makes libtpu compile on a machine without a TPU, also beside another process that does.
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
@@ -56,7 +57,7 @@ def main(arguments=None) -> int:
   p.add_argument("--batch", type=int, help="images of a training step over all chips; by default the config's")
   p.add_argument("--keep", type=pathlib.Path, default=KEEP, help="where compiled programs are kept")
   p.add_argument("--out", type=pathlib.Path, default=RESULTS)
-  p.add_argument("--render", action="store_true", help="write the table, compile nothing")
+  p.add_argument("--render", action="store_true", help="write the tables, compile nothing")
   p.add_argument("--one", help=argparse.SUPPRESS)
   options = p.parse_args(arguments)
   if options.one:
@@ -75,9 +76,10 @@ def main(arguments=None) -> int:
       _write(options.out, rows)
       print(_table([found]), flush=True)
   if options.render or (options.config and options.out == RESULTS):
-    from experiments.benchmarks.tpu import table
+    from experiments.benchmarks.tpu import scaling, table
 
     DOCUMENT.write_text(table.inserted(DOCUMENT.read_text(), rows))
+    SCALING.write_text(scaling.inserted(SCALING.read_text(), rows))
   return 1 if failed else 0
 
 

@@ -40,12 +40,17 @@ def table(rows: list[dict]) -> str:
 
 
 def inserted(document: str, rows: list[dict]) -> str:
-  """A Markdown document with the table between its marks renewed.
+  """A Markdown document with the table renewed; raises ValueError where it has no marks."""
+  return between(document, BEGIN, END, table(rows))
+
+
+def between(document: str, begin: str, end: str, text: str) -> str:
+  """A document with the text between two marks replaced.
 
   Raises:
     ValueError: a document without the marks.
   """
-  if BEGIN not in document or END not in document:
-    raise ValueError(f"the document has no place for the table: write {BEGIN} and {END} on lines of their own")
-  before, rest = document.split(BEGIN, 1)
-  return f"{before}{BEGIN}\n{table(rows)}{END}{rest.split(END, 1)[1]}"
+  if begin not in document or end not in document:
+    raise ValueError(f"the document has no place for the table: write {begin} and {end} on lines of their own")
+  before, rest = document.split(begin, 1)
+  return f"{before}{begin}\n{text}{end}{rest.split(end, 1)[1]}"
