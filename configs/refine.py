@@ -9,6 +9,8 @@ For 256 → 512: `--config.data.image_size="(512, 512)" --config.train.start_fro
 
 from retree_jax.config import defaults
 
+VARIANTS = tuple(variant for variant in defaults.VARIANTS if variant != "paper")
+
 
 def get_config(variant: str = ""):
   if variant == "paper":
@@ -53,4 +55,4 @@ def get_config(variant: str = ""):
     c.data.crop, c.data.crops = 64, 2
     c.train.num_steps = 400
     c.evaluate.every = c.preview.every = 200
-  return c
+  return defaults.complete(c)
