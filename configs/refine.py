@@ -9,12 +9,14 @@ For 256 → 512: `--config.data.image_size="(512, 512)" --config.train.start_fro
 
 from retree_jax.config import defaults
 
-VARIANTS = tuple(variant for variant in defaults.VARIANTS if variant != "paper")
+VARIANTS = ("", "tiny", "cpu")
 
 
 def get_config(variant: str = ""):
-  if variant == "paper":
-    raise ValueError("the paper has no refinement stage: write configs/refine.py alone, or with :tiny or :cpu")
+  if variant not in VARIANTS:
+    raise ValueError(
+      f"variant {variant!r} is unknown: write configs/refine.py alone, or with :tiny or :cpu; the paper has no refinement stage"
+    )
   c = defaults.base("refine", variant)
   defaults.add_diffusion(c)
   # The mask that holds together (`retree_jax.data.reduction`) and the coverage that later stages take; given the coverage at

@@ -31,7 +31,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from retree_jax.cli import config_files, cpu, errors
+from retree_jax.cli import cpu, errors
 from retree_jax.config import defaults
 from retree_jax.data import sources, writing
 from retree_jax.metrics.intervals import mean_with_interval
@@ -39,6 +39,7 @@ from retree_jax.metrics.intervals import mean_with_interval
 ARMS = ("real", "generated", "both", "finetune", "real_strong")
 _METRICS = ("f1", "auc", "cldice", "mcc")
 _BASELINE = "real"
+_CONFIG = "segmentation:cpu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,7 +360,7 @@ def define_flags() -> flags.FlagValues:
   """The command's flags."""
   f = flags.FlagValues()
   config_flags.DEFINE_config_file(
-    "config", config_files.find("segmentation:cpu"), "Config of the segmenters.", lock_config=True, flag_values=f
+    "config", None, f"Config of the segmenters (default {_CONFIG}).", lock_config=True, flag_values=f
   )
   flags.DEFINE_multi_string("real", [], "Real pairs to train on; repeat it to run the experiment with each.", flag_values=f)
   flags.DEFINE_string("generated", None, "Generated pairs.", flag_values=f)
@@ -378,7 +379,9 @@ def define_flags() -> flags.FlagValues:
 def main() -> None:
   """Runs the experiment for each `--real`, prints the tables."""
   f = define_flags()
-  errors.parse(f, sys.argv, __doc__)
+  # Not the flag's default: absl would load it for --help, and JAX with it.
+  given = any(word.partition("=")[0] in ("--config", "-config") for word in sys.argv)
+  errors.parse(f, sys.argv if given else [sys.argv[0], f"--config={_CONFIG}", *sys.argv[1:]], __doc__)
   if not f.real or not f.generated:
     raise ValueError("--real or --generated is missing: name a folder of real pairs and a folder of generated pairs")
   cpu.dispatch_inline()

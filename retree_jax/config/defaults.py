@@ -2,8 +2,6 @@
 
 from ml_collections import ConfigDict
 
-from retree_jax import models
-
 VARIANTS = ("", "tiny", "cpu", "paper")
 
 
@@ -217,6 +215,8 @@ def complete(c: ConfigDict) -> ConfigDict:
 
   The output channels of a denoiser follow from `data.target` and are no setting.
   """
+  from retree_jax import models  # here, so that flags are read and help is printed without JAX
+
   for section in ("model", "discriminator"):
     if section in c:
       for name, value in models.defaults(c[section].name).items():

@@ -26,8 +26,11 @@ except SystemExit as stop:
 def test_help_of_every_command_imports_neither_jax_nor_anything_built_on_it():
   lines = [[], ["--version"], ["--help"], *([name, flag] for name in command.COMMANDS for flag in ("--help", "-h"))]
   processes = [small.start("-c", _HELP, *line, RETREE_JAX_CPU_SETTINGS="") for line in lines]
-  for line, process in zip(lines, processes, strict=True):
-    text = small.finish(process)
+  try:
+    said = [small.finish(process) for process in processes]
+  finally:
+    small.stop(*processes)
+  for line, text in zip(lines, said, strict=True):
     assert text.endswith(f"EXIT {0 if line else 2} []\n"), (line, text)
     assert "Traceback" not in text
     if line == ["--version"]:
