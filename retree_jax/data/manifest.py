@@ -8,6 +8,7 @@ Every file appears whole (`retree_jax.data.writing`), so a kill at any moment lo
 part is in memory.
 """
 
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -141,7 +142,8 @@ class Journal:
       writing.write_stream(self._manifest, pieces())
     for *_, path in parts:
       path.unlink()
-    self._parts.rmdir()
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # a bucket's folder is gone with its last file
+      self._parts.rmdir()
 
   def rows(self) -> Iterator[dict]:
     """The merged manifest's lines, one at a time."""
