@@ -184,7 +184,7 @@ def test_it_learns_dark_lines_and_finds_them_in_a_photograph_of_another_size():
   [
     ({"data__target": ("image",)}, "write .'tree',"),
     ({"data__condition": ("tree",)}, "write .'image',."),
-    ({"crop__size": 128}, "smaller window"),
+    ({"crop__size": 128}, "use a smaller crop"),
     ({"crop__size": 33}, "multiples of"),
     ({"crop__num": 0}, "1 or more"),
     ({"loss__bce": 0.0}, "loss.bce=1.0"),
