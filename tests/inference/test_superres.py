@@ -135,5 +135,5 @@ def test_pairs_that_do_not_fit_are_refused(changes, message):
 
 @pytest.mark.parametrize("cut", [0.0, 1.0, -2.0])
 def test_a_cut_that_is_no_probability_is_refused(cut):
-  with pytest.raises(ValueError, match=r"config.sampler.mask_threshold=.* between 0 and 1"):
+  with pytest.raises(ValueError, match=r"config.sampler.mask_threshold=.* must be above 0 and below 1"):
     superres.Enlarger(superres_stage.config(sampler__mask_threshold=cut), superres_stage.loaded().network)
