@@ -157,7 +157,7 @@ def test_more_chips_share_the_work_and_sum_the_gradients():
   assert scaling.rows_of([other, shared, one, row]) == [row]
 
 
-@pytest.mark.parametrize("spec", ["tree", "fundus", "filter", "superres", "segmentation"])
+@pytest.mark.parametrize("spec", ["tree", "refine", "fundus", "filter", "superres", "segmentation"])
 def test_every_stage_is_lowered_for_eight_devices(spec, monkeypatch):
   """On CPU devices, tiny variants: programs as the loop and the inference build them."""
   from experiments.benchmarks import stages
@@ -174,7 +174,9 @@ def test_every_stage_is_lowered_for_eight_devices(spec, monkeypatch):
   config.mesh.fsdp = -1
   used = programs.build(config, "use", jax.devices())
   assert used.images % 8 == 0 and used.sharded < used.parameters and not used.trains
-  assert (used.sharded > 0) == (spec in ("tree", "fundus"))  # the other tiny networks have no array that is worth a gather
+  assert (used.sharded > 0) == (
+    spec in ("tree", "refine", "fundus")
+  )  # the other tiny networks have no array that is worth a gather
   assert used.rounds == pytest.approx({"tree": 20, "fundus": 20}.get(spec, used.rounds))
 
 

@@ -109,6 +109,7 @@ def _batch(config, task) -> dict:
 
 def _use(config, task, mesh):
   """(jitted function of parameters and what follows, shapes of what follows, images) of a trained stage, one compiled call."""
+  from retree_jax.inference.refiner import Refiner
   from retree_jax.inference.sampler import Sampler
   from retree_jax.inference.segmenter import Segmenter
   from retree_jax.inference.superres import Enlarger
@@ -116,8 +117,8 @@ def _use(config, task, mesh):
   def pixels(count, size, channels):
     return jax.ShapeDtypeStruct((count, *size, channels), jnp.uint8)
 
-  if config.stage in ("tree", "fundus"):
-    sampler = Sampler(config, task.network, mesh)
+  if config.stage in ("tree", "fundus", "refine"):
+    sampler = (Refiner if config.stage == "refine" else Sampler)(config, task.network, mesh)
     count = sampler.batch_size
     given = (
       jax.ShapeDtypeStruct((mesh.size,), jnp.int32),
