@@ -23,6 +23,16 @@ def toy(monkeypatch):
   monkeypatch.setattr(models, "build", small.Toy)
 
 
+@pytest.fixture(autouse=True)
+def listening():
+  """Signals as in a terminal: a shell starts background jobs with some of them ignored."""
+  before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+  before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
 def run(workdir, **changes):
   return train.train(small.config(**changes), workdir, arrays=small.arrays(), devices=jax.devices()[:1])
 

@@ -142,7 +142,7 @@ def test_fine_tuning_starts_from_the_average_of_another_run(toy, tmp_path, monke
     (dict(train__accumulate=2), r"batch_size=8 is not divisible by 8 devices × 2 .*batch_size=16"),
     (dict(mesh__fsdp=3), r"fsdp=3 does not divide the 8 devices"),
     (dict(data__image_size=(16, 15), model__widths=(8, 8)), r"cannot take 16x15 pixels: .*16x16"),
-    (dict(data__target=("vessels",)), r"unknown field 'vessels': use image, tree, fov"),
+    (dict(data__target=("veins",)), r"unknown field 'veins': use image, tree, fov"),
     (dict(optimizer__schedule="linear"), r"schedule='linear' is unknown: use 'constant' or 'cosine'"),
     (dict(optimizer__schedule="cosine"), r"decay_steps=0 must exceed warmup_steps=2"),
     (dict(diffusion__prediction="score"), r"prediction='score' is unknown: use "),
