@@ -83,6 +83,9 @@ class StandIns:
     ):
       self.program(name, text)
     (folder / "python3").symlink_to(sys.executable)
+    # What a script makes beside itself, such as a virtual environment, it makes here.
+    self.launch = folder / "project" / "experiments" / "launch"
+    shutil.copytree(LAUNCH, self.launch)
 
   def program(self, name: str, text: str) -> None:
     # Every program works in the folder, wherever it is called.
@@ -92,12 +95,12 @@ class StandIns:
 
   def start(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
-      ["bash", str(LAUNCH / script), *arguments],
+      ["bash", str(self.launch / script), *arguments],
       env={"PATH": f"{self.folder}:{PATH}", "HOME": str(self.folder), **environment},
       text=True,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
-      cwd=small.ROOT,
+      cwd=self.launch,
       start_new_session=True,
     )
 
