@@ -212,8 +212,7 @@ def load(path_or_name, step: int | str = "best", mesh=None, stage: str | None = 
 
   Args:
     path_or_name: a workdir, one checkpoint folder, or the name of shipped weights (`shipped_names()`).
-    step: "latest", a number, or "best": the lowest held-out loss, of a GAN among the steps after its discriminator has joined;
-      the latest where there is none.
+    step: "latest", a number, or "best": the lowest held-out loss; the latest for a GAN, and where no loss was measured.
     mesh: devices to hold the parameters, replicated; the first local device by default.
     stage: if given, the stage that the checkpoint must be of ("tree", "fundus", "superres", "segmentation", "filter").
 
@@ -285,7 +284,9 @@ def _find(path_or_name, step) -> epath.Path:
     raise ValueError(f"{path_or_name} holds no finished checkpoint yet: train longer, or lower config.checkpoint.every")
   if step == "best":
     config = _metadata(folder / str(infos[-1].step)).custom_metadata["config"]
-    chosen = (_by_loss(infos, stored.first_scored_step(config)) or infos[-1:])[0]
+    # The held-out loss of a GAN leaves out the adversarial term, so it cannot rank states: the latest is taken.
+    scored = [] if stored.first_scored_step(config) else _by_loss(infos, 0)
+    chosen = (scored or infos[-1:])[0]
   elif step == "latest":
     chosen = infos[-1]
   else:

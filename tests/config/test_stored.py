@@ -63,7 +63,7 @@ def test_a_gan_is_scored_once_its_discriminator_has_joined(adversarial, start, w
   assert stored.first_scored_step(small.config()) == 0
 
 
-def test_the_best_checkpoint_is_one_with_a_discriminator(tmp_path, monkeypatch):
+def test_of_a_gan_the_latest_checkpoint_is_taken(tmp_path, monkeypatch):
   """Of a run of an earlier version too, which kept the score of an earlier state."""
   from tests import test_checkpoint
 
@@ -72,7 +72,7 @@ def test_the_best_checkpoint_is_one_with_a_discriminator(tmp_path, monkeypatch):
   config.loss.adversarial_start = 2
   losses = {1: 0.1, 2: 0.2, 3: 0.5, 4: 0.4, 5: 0.6}
   test_checkpoint.save(tmp_path / "old", losses, keep_latest=9, config=config)
-  assert checkpoint.load(tmp_path / "old").step == 4
+  assert checkpoint.load(tmp_path / "old").step == 5  # of a GAN the latest, whatever its score
   assert checkpoint.load(tmp_path / "old", step=1).step == 1
   # Nothing qualifies: the latest.
   test_checkpoint.save(tmp_path / "young", {1: 0.1, 2: 0.2}, keep_latest=9, config=config)
@@ -83,8 +83,8 @@ def test_the_best_checkpoint_is_one_with_a_discriminator(tmp_path, monkeypatch):
     checkpoints.save(test_checkpoint.make_state(step), {}, config, loss)
   checkpoints.close()
   assert test_checkpoint.kept(tmp_path / "new") == [4, 5]
-  assert checkpoint.load(tmp_path / "new").step == 4
-  np.testing.assert_array_equal(checkpoint.load(tmp_path / "new").params["w"], test_checkpoint.make_state(4).ema["w"])
+  assert checkpoint.load(tmp_path / "new").step == 5
+  np.testing.assert_array_equal(checkpoint.load(tmp_path / "new").params["w"], test_checkpoint.make_state(5).ema["w"])
 
 
 def _config(stage: str, variant: str):
