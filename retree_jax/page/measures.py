@@ -49,12 +49,18 @@ def spread(source, size: tuple[int, int]) -> dict[str, dict[str, float]]:
 
   Returns:
     {measure: {"low", "median", "high"}}, four digits of each; eyes in which a measure is not defined are left out of it.
+
+  Raises:
+    ValueError: a measure is defined in no eye.
   """
   trees = [vessels.biomarkers(eye["tree"] >= 128, eye["fov"] > 0) for eye in measure.fitted(source, range(len(source)), size)]
-  return {
-    name: {key: float(f"{np.nanquantile([tree[name] for tree in trees], q):.4g}") for key, q in QUANTILES.items()}
-    for name in MEASURES
-  }
+  found = {}
+  for name in MEASURES:
+    values = [tree[name] for tree in trees if np.isfinite(tree[name])]
+    if not values:
+      raise ValueError(f"no eye of {source.title} has a {biomarker_name(name)} at {size[0]} pixels: give more eyes")
+    found[name] = {key: float(f"{np.quantile(values, q):.4g}") for key, q in QUANTILES.items()}
+  return found
 
 
 def table(image: np.ndarray, tree: np.ndarray, fov: np.ndarray) -> dict:
