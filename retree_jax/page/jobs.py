@@ -16,6 +16,7 @@ MAX_KEPT_BYTES = 256 * 2**20  # of the files of finished jobs; the oldest go fir
 MAX_KEPT = 64
 UNWATCHED = 150.0  # seconds after which an open job is dropped that no browser asks for; hidden tabs ask once a minute
 KEPT = 3600.0  # seconds for which a finished job is kept after a browser has asked for it
+_LOOK = 60.0  # seconds between two looks for results to forget
 _OPEN = ("waiting", "running")
 
 
@@ -141,7 +142,8 @@ class Queue:
     while True:
       with self._changed:
         while not (self._waiting or self._stopping):
-          self._changed.wait()
+          self._changed.wait(_LOOK)
+          self._forget_old()
         if self._stopping:
           return
         self._drop_abandoned()

@@ -120,6 +120,12 @@ def test_the_oldest_results_are_forgotten_first_and_the_newest_stays(queue, monk
     assert ended(queue, names[-1])["state"] == "done"
     small.wait_for(lambda: sum(queue.file(name, "a.txt") is not None for name in names) <= 2, 20)
   small.wait_for(lambda: [queue.status(name) is None for name in names] == [True, True, True, False], 20)
-  monkeypatch.setattr(jobs, "KEPT", -1.0)
-  queue.add(outcome("b"))
-  assert queue.status(names[-1]) is None
+
+
+def test_results_that_nobody_asks_for_are_forgotten(monkeypatch):
+  monkeypatch.setattr(jobs, "_LOOK", 0.05)
+  with contextlib.closing(jobs.Queue()) as queue:
+    name = queue.add(outcome("a"))
+    assert ended(queue, name)["state"] == "done"
+    monkeypatch.setattr(jobs, "KEPT", 0.2)
+    small.wait_for(lambda: name not in queue._jobs, 20)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from retree_jax import checkpoint, generate, sharding
-from retree_jax.data import phantom, transforms
+from retree_jax.data import phantom, sources, transforms
 from retree_jax.inference import dataset_writer
 from retree_jax.inference.segmenter import Segmenter
 from retree_jax.page import studio
@@ -50,6 +50,15 @@ def test_pairs_are_those_of_generate_to_the_byte(loaded, paths, tmp_path, given)
     assert set(eye["pictures"]) == {"tree", "photograph", "overlay"} and len(eye["measures"]["rows"]) == 12
     assert set(eye["pictures"].values()) | set(eye["downloads"].values()) | {eye["nearest"]["picture"]} <= set(made.files)
   json.dumps(made.result, allow_nan=False)
+
+
+def test_the_archive_is_a_pair_folder(loaded, tmp_path):
+  made = loaded.generate(settings(loaded, num=2), silent)
+  with zipfile.ZipFile(io.BytesIO(made.files["retree_seed0_2.zip"])) as archive:
+    archive.extractall(tmp_path)
+  source = sources.open_source(f"folder:{tmp_path}", split="all")
+  assert source.names == ["0000000", "0000001"] and source[1]["label"] == "generated"
+  np.testing.assert_array_equal(source[1]["image"], pixels(made.files["images/0000001.png"]))
 
 
 def test_the_same_request_gives_the_same_bytes_and_other_settings_others(loaded):
