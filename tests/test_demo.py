@@ -48,8 +48,6 @@ def test_a_port_in_use_is_told(monkeypatch, capsys):
   [
     (["--host=203.0.113.1"], "--host=203.0.113.1 is no address of this computer: use 127.0.0.1"),
     (["--port=0", "--tree=nowhere"], "nowhere"),
-    (["--port=0", "--segmenter=tree"], "tree is a checkpoint of the tree stage, not of the segmentation"),
-    (["--port=0", "--train=nowhere"], "The folder nowhere does not exist"),
   ],
 )
 def test_bad_flags_are_told(arguments, words, monkeypatch, capsys):

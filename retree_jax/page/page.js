@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const SIDE = 512; // pixels of the board
-const EVERY = 400; // milliseconds between two looks at a job
+const LOOK = { first: 100, growth: 1.3, last: 500 }; // milliseconds between two looks at a job
 const WORDS = { generate: "Generate", paint: "Paint", segment: "Find vessels" };
 
 let action = document.querySelector(".tab")?.dataset.action;
@@ -137,6 +137,13 @@ function forget(kind) {
   preview(kind);
 }
 
+function settings() {
+  if (action === "segment") return "";
+  const wrong = [...$("settings").elements].find((input) => input.validity.badInput);
+  if (wrong) throw new Error(`${wrong.labels[0].textContent} is not a number: give one from ${wrong.min} to ${wrong.max}`);
+  return new URLSearchParams([...new FormData($("form"))].filter(([, value]) => value !== ""));
+}
+
 async function body() {
   if (action === "generate") return null;
   const file = chosen(action === "paint" ? "tree" : "photograph");
@@ -185,10 +192,9 @@ async function start(event) {
   busy(true);
   show({ state: "running", text: "", share: 0, seconds: 0 });
   try {
-    const settings = new URLSearchParams(action === "segment" ? [] : [...new FormData($("form"))].filter(([, v]) => v !== "" && !(v instanceof File)));
-    const told = await ask(`jobs/${action}?${settings}`, { method: "POST", body: await body() });
+    const told = await ask(`jobs/${action}?${settings()}`, { method: "POST", body: await body() });
     mine.name = told.job;
-    for (;;) {
+    for (let pause = LOOK.first; ; pause = Math.min(pause * LOOK.growth, LOOK.last)) {
       if (job !== mine) {
         ask(`jobs/${mine.name}`, { method: "DELETE" }).catch(() => {});
         return;
@@ -200,7 +206,7 @@ async function start(event) {
         break;
       }
       show(now);
-      await new Promise((done) => setTimeout(done, EVERY));
+      await new Promise((done) => setTimeout(done, pause));
     }
   } catch (error) {
     if (job === mine) complain(error.message);

@@ -1,7 +1,6 @@
 """Pictures that users upload: bounded in bytes, pixels and type before any of them is decoded, and never written to a disk."""
 
 import io
-import warnings
 
 import numpy as np
 from PIL import Image
@@ -26,14 +25,12 @@ def check(data: bytes) -> None:
   if len(data) > MAX_BYTES:
     raise ValueError(f"the picture has more than {MAX_BYTES // 2**20} MB: shrink it, or save it as JPEG")
   try:
-    with warnings.catch_warnings():
-      warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-      # Named formats alone: Pillow hands some of the others to programs outside.
-      with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-        width, height = picture.size
-        if picture.format == "TIFF":
-          _check_pages(picture)
-  except Image.DecompressionBombError:
+    # Named formats alone: Pillow hands some of the others to programs outside.
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+      width, height = picture.size
+      if picture.format == "TIFF":
+        _check_pages(picture)
+  except (Image.DecompressionBombError, Image.DecompressionBombWarning):
     width, height = MAX_PIXELS, MAX_PIXELS
   except ValueError:
     raise

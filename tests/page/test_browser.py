@@ -6,7 +6,6 @@ names a folder, the tests leave pictures of the page there.
 
 import base64
 import concurrent.futures
-import contextlib
 import io
 import json
 import os
@@ -49,7 +48,6 @@ class Page:
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == "phone"}
     self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     self.size, self.url = size, site.url
-    self.driver.get(site.url)
 
   def find(self, css):
     return self.driver.find_element("css selector", css)
@@ -98,24 +96,34 @@ class Page:
     return {url for url in urls if not url.startswith(("data:", "blob:", "chrome"))}
 
 
+@pytest.fixture(scope="module")
+def pages(site, tmp_path_factory):
+  """Browsers by the order of their opening; they stay open, since starting one takes seconds."""
+  opened = {}
+  yield opened
+  for page in opened.values():
+    page.driver.quit()
+
+
 @pytest.fixture
-def browser(site, tmp_path):
-  """Opens browsers: `browser()`, `browser("phone")`; checks at the end that all they asked for was the server."""
-  with contextlib.ExitStack() as stack:
-    pages = []
+def browser(pages, site, tmp_path_factory):
+  """Gives a browser with a fresh page, `browser("phone")`; checks at the end that all they asked for was the server."""
+  used = []
 
-    def opened(size="desktop"):
-      page = Page(site, tmp_path / f"profile{len(pages)}", size)
-      stack.callback(page.driver.quit)
-      pages.append(page)
-      return page
+  def opened(size="desktop"):
+    key = size, sum(page.size == size for page in used)
+    if key not in pages:
+      pages[key] = Page(site, tmp_path_factory.mktemp("profile"), size)
+    pages[key].driver.get(site.url)
+    used.append(pages[key])
+    return pages[key]
 
-    yield opened
-    for page in pages:
-      asked = page.asked()
-      assert asked and all(url.startswith(page.url) for url in asked), asked
-      wrong = [entry["message"] for entry in page.driver.get_log("browser") if "status of 400" not in entry["message"]]
-      assert not wrong
+  yield opened
+  for page in used:
+    asked = page.asked()
+    assert asked and all(url.startswith(page.url) for url in asked), asked
+    wrong = [entry["message"] for entry in page.driver.get_log("browser") if "status of 400" not in entry["message"]]
+    assert not wrong
 
 
 def shown(data: bytes) -> np.ndarray:
@@ -127,6 +135,10 @@ def test_a_visit(browser, loaded, tmp_path, size):
   """Generates, edits what was made, draws, undoes, chooses a tree, reads a photograph; wrong files are told."""
   page = browser(size)
   page.keep("start")
+  page.find("#set-steps").send_keys("e")
+  page.run()
+  assert page.error() == "steps is not a number: give one from 1 to 250"
+  page.write("#set-steps", "")
   page.write("#set-seed", 8)
   page.write("#set-num", 3)
   page.run()
@@ -202,11 +214,11 @@ def test_two_users_at_once_get_their_own_pictures(browser, loaded):
   pages = [browser(), browser()]
   for seed, page in enumerate(pages):
     page.write("#set-seed", 20 + seed)
-    page.write("#set-num", 4)
+    page.write("#set-num", 2)
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     list(pool.map(Page.run, pages))
   for seed, page in enumerate(pages):
-    wanted = loaded.generate(loaded.settings({"seed": str(20 + seed), "num": "4"}), silent).files
+    wanted = loaded.generate(loaded.settings({"seed": str(20 + seed), "num": "2"}), silent).files
     assert page.pictures()["photograph"] == wanted["images/0000000.png"]
 
 

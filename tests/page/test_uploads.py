@@ -55,6 +55,7 @@ def test_every_accepted_kind_is_read(kind):
     (encoded(vessel(), "WEBP"), "not a picture that can be read"),
     (encoded(vessel())[:20], "not a picture that can be read"),
     (giant(6000, 6000), "more than 25 million pixels"),
+    (giant(10000, 10000), "more than 25 million pixels"),
     (giant(60000, 60000), "more than 25 million pixels"),
     (b"\x89PNG" + b"\0" * uploads.MAX_BYTES, "more than 16 MB"),
     (encoded(vessel(), "TIFF", save_all=True, append_images=[Image.fromarray(vessel())] * 9), "more than 8 pages"),
