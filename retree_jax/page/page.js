@@ -46,7 +46,11 @@ function repaint() {
   c.globalCompositeOperation = "source-over";
   c.fillStyle = "#000";
   c.fillRect(0, 0, SIDE, SIDE);
-  if (base) c.drawImage(base, 0, 0, SIDE, SIDE);
+  if (base) {
+    const scale = SIDE / Math.max(base.naturalWidth, base.naturalHeight);
+    const [width, height] = [base.naturalWidth * scale, base.naturalHeight * scale];
+    c.drawImage(base, (SIDE - width) / 2, (SIDE - height) / 2, width, height);
+  }
   c.lineCap = c.lineJoin = "round";
   for (const { width, erases, points } of strokes) {
     c.strokeStyle = erases ? "#000" : "#fff";
@@ -84,7 +88,8 @@ function setUpBoard() {
     event.preventDefault();
     board.setPointerCapture(event.pointerId);
     forget("tree");
-    stroke = { width: Number($("pen").value), erases: $("eraser").getAttribute("aria-pressed") === "true", points: [place(event)] };
+    const erases = $("eraser").getAttribute("aria-pressed") === "true";
+    stroke = { width: Number($("pen").value), erases, points: [place(event)] };
     strokes.push(stroke);
     repaint();
   });
@@ -247,7 +252,8 @@ function results(result, root, seconds) {
     if (!i) choice();
   });
   strip.hidden = result.eyes.length < 2;
-  const all = Object.keys(result.downloads).length ? links(result.downloads, root, `${result.eyes.length} in ${seconds.toFixed(0)} s:`) : null;
+  const title = `${result.eyes.length} in ${seconds.toFixed(0)} s:`;
+  const all = Object.keys(result.downloads).length ? links(result.downloads, root, title) : null;
   $("results").replaceChildren(...[strip, all, card].filter(Boolean));
   if (window.matchMedia("(max-width: 820px)").matches) $("results").scrollIntoView({ behavior: "smooth" });
 }
@@ -255,7 +261,12 @@ function results(result, root, seconds) {
 function details(eye, root) {
   const names = ["tree", "photograph", "overlay"].filter((name) => eye.pictures[name]);
   const pictures = names.map((name) =>
-    make("figure", { className: name }, make("img", { src: root + eye.pictures[name], alt: name }), make("figcaption", { textContent: name }))
+    make(
+      "figure",
+      { className: name },
+      make("img", { src: root + eye.pictures[name], alt: name }),
+      make("figcaption", { textContent: name })
+    )
   );
   const again = make("button", { type: "button", textContent: "edit this tree" });
   again.addEventListener("click", () => edit(root + eye.pictures.tree));
@@ -271,7 +282,8 @@ function details(eye, root) {
       className: "note",
       textContent:
         `Measured at ${eye.measures.size} × ${eye.measures.size} pixels. The grey band is the range of real eyes ` +
-        `(5th to 95th percentile of ${eye.measures.eyes}), the line their median, the dot this eye; a square lies outside the range.`,
+        `(5th to 95th percentile of ${eye.measures.eyes}), the line their median, the dot this eye; a square lies outside ` +
+        "the range.",
     }),
   ].filter(Boolean);
 }
@@ -280,8 +292,9 @@ function note(eye) {
   const record = eye.record;
   if (!record?.attempts) return null;
   const score = record.filter_score === null ? "" : `, filter score ${record.filter_score.toFixed(2)}`;
-  const times = `${record.attempts} tree${record.attempts > 1 ? "s" : ""} drawn`;
-  const text = record.accepted ? `${times}, the last one kept${score}` : `${times}, none passed the filter, the best is shown${score}`;
+  const times = record.attempts === 1 ? "the first tree" : `the best of ${record.attempts} trees`;
+  const kept = record.attempts === 1 ? times : `tree ${record.attempts}, after ${record.attempts - 1} that the filter rejected`;
+  const text = (record.accepted ? kept : `${times}; the filter rejected them all`) + score;
   return make("p", { className: "note", textContent: `Pair ${record.index} of seed ${record.seed}: ${text}.` });
 }
 
@@ -290,16 +303,15 @@ function nearest(eye, root) {
   const title = make("h2", { textContent: "Nearest training eye" });
   if (!eye.nearest) {
     if (document.body.dataset.train) return null;
-    const text = "Start the page with --train FOLDER, the eyes on which the models were trained, to see the nearest of them here.";
+    const text = "Start the page with --train FOLDER, the eyes on which the models were trained, to see the nearest of them.";
     return make("section", {}, title, make("p", { className: "note", textContent: text }));
   }
   const { name, distance, others, near, isolated, picture } = eye.nearest;
   const text =
     `${name}: distance ${distance}, where 0 is a copy and unrelated pictures have about 1. ` +
     `Real eyes that the models never saw are ${others[0]} to ${others[1]} away from their nearest training eye.`;
-  const warning = near
-    ? `It is nearer than 95 % of those${isolated ? ", and no second training eye is nearly as near: it may be a copy" : ": compare the two"}.`
-    : "";
+  const copied = isolated ? ", and no second training eye is nearly as near: it may be a copy." : ": compare the two.";
+  const warning = near ? `It is nearer than 95 % of those${copied}` : "";
   return make(
     "section",
     {},
@@ -328,11 +340,12 @@ function table({ rows }) {
       axis.append(dot);
     }
     axis.title = `real eyes: ${row.range}`;
+    const outside = row.inside || row.at === null ? "" : "outside";
     return make(
       "tr",
       {},
       make("td", { textContent: row.label, title: row.definition }),
-      make("td", { className: row.inside || row.at === null ? "value" : "value outside", textContent: `${row.value} ${row.unit}` }),
+      make("td", { className: `value ${outside}`, textContent: `${row.value} ${row.unit}` }),
       make("td", {}, axis),
       make("td", { className: "range", textContent: row.range })
     );

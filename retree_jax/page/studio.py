@@ -90,12 +90,16 @@ class _Spoken:
     return getattr(self._generator, name)
 
   def trees(self, *arguments):
-    self._say("drawing the tree", 0.0)
+    self._say(f"{self._first('tree')}drawing the tree", 0.0)
     return self._generator.trees(*arguments)
 
   def photographs(self, *arguments):
-    self._say("painting the photograph", 0.4)
+    self._say(f"{self._first('fundus')}painting the photograph", 0.4)
     return self._generator.photographs(*arguments)
+
+  def _first(self, stage: str) -> str:
+    """What the first run of a stage does besides, and takes most of its time."""
+    return "" if stage in self._generator.seconds else "compiling the model and "
 
 
 class Studio:

@@ -86,8 +86,13 @@ def test_progress_grows_and_says_what_is_done(loaded):
   said = []
   loaded.generate(settings(loaded, num=4), lambda text, share: said.append((share, text)))
   assert said == sorted(said, key=lambda item: item[0]) and said[0][0] == 0 and said[-1][0] < 1
-  assert {text.split(" (")[0] for _, text in said} == {"drawing the tree", "painting the photograph", "measuring"}
+  first = "compiling the model and "
+  stages = {text.split(" (")[0].removeprefix(first) for _, text in said}
+  assert stages == {"drawing the tree", "painting the photograph", "measuring"}
   assert "of 4)" in said[0][1]
+  said.clear()
+  loaded.generate(settings(loaded), lambda text, share: said.append(text))
+  assert said == ["drawing the tree", "painting the photograph", "measuring"]  # nothing to compile any more
 
 
 def test_a_given_tree_is_painted_as_the_library_paints_it(loaded, paths):
@@ -147,7 +152,9 @@ def test_the_page_offers_what_the_models_can_do(loaded, paths, tmp_path):
   alone = studio.Studio({"tree": paths["tree"]})
   assert alone.actions() == ["generate"]
   assert [c.name for c in alone.controls] == ["seed", "num", "steps"]  # nothing to guide
-  made = alone.generate(alone.settings({}), silent)
+  said = []
+  made = alone.generate(alone.settings({}), lambda text, share: said.append(text))
+  assert said[0] == "compiling the model and drawing the tree"
   assert set(made.result["eyes"][0]["pictures"]) == {"tree"} and "coverage/0000000.png" in made.files
   painter = studio.Studio({"fundus": paths["fundus"]}, paths["segmenter"])
   assert painter.actions() == ["paint", "segment"]
