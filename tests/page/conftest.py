@@ -9,11 +9,9 @@ import types
 
 import pytest
 
-pytest.importorskip("uvicorn", reason="needs the extra `demo`")
-
 from retree_jax import checkpoint
 from retree_jax.data import phantom, writing
-from retree_jax.page import jobs, server, studio
+from retree_jax.page import jobs, studio
 from tests import stages
 from tests.inference import test_segmentation
 
@@ -56,6 +54,9 @@ def silent(text: str, share: float) -> None:
 @contextlib.contextmanager
 def running(loaded):
   """A server with a queue of its own; `url`, `port` and `ask(method, path, body, headers)` -> (code, headers, bytes)."""
+  pytest.importorskip("uvicorn", reason="needs the extra `demo`")
+  from retree_jax.page import server
+
   listening = server.listen("127.0.0.1", 0)
   port = listening.getsockname()[1]
   with contextlib.closing(jobs.Queue()) as queue:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from retree_jax.data import phantom
-from retree_jax.page import jobs, server, uploads
+from retree_jax.page import jobs, uploads
 from tests.page.conftest import finished, running, silent
 from tests.page.test_uploads import POSTSCRIPT, encoded, giant, vessel
+
+server = pytest.importorskip("retree_jax.page.server", reason="needs the extra `demo`", exc_type=ImportError)
 
 
 def test_the_page_and_its_files_load_nothing_from_elsewhere(site):
