@@ -36,6 +36,7 @@ COMMANDS = {
   "generate": Command("retree_jax.generate", "main", "Generate pairs of photograph and vessel tree."),
   "evaluate": Command("retree_jax.evaluate", "main", "Compare generated pairs with real ones; write a report.", False),
   "segment": Command("retree_jax.cli.segment", "main", "Segment the vessels in photographs."),
+  "demo": Command("retree_jax.demo", "main", "Play with the models on a page in the browser."),
   "convert": Command("retree_jax.convert", "main", "Convert a PyTorch checkpoint of the original ReTree."),
   "reproduce": Command("retree_jax.experiments.reproduce", "main", "Run the whole chain, from eyes to a report.", False),
   "validate": Command("retree_jax.experiments.validation", "main", "Measure what generated pairs add to a segmenter."),

@@ -26,6 +26,7 @@ ROOMS = (
   "tasks",
   "report",
   "train",
+  "page",  # above inference and report, which it shows; no command but `demo` needs it
   "cli",
   *("main", "generate", "evaluate", "convert", "demo"),
   "__main__",
@@ -38,7 +39,7 @@ ONLY = {
 # Commands read their flags with these before they import anything else.
 FRONT = {"cli.errors", "cli.cpu", "cli.config_files"}
 ROOT_FILES = {"__init__.py", "py.typed", *(f"{name}.py" for name in ROOMS)}
-FOLDERS = {"cli", "config", "data", "diffusion", "inference", "metrics", "models", "report", "tasks", "weights"}
+FOLDERS = {"cli", "config", "data", "diffusion", "inference", "metrics", "models", "page", "report", "tasks", "weights"}
 
 
 def modules(root: pathlib.Path) -> dict[str, ast.Module]:

@@ -91,7 +91,7 @@ def write(
   if given is not None and num is not None and num > len(given):
     raise ValueError(f"{trees} holds {len(given)} trees, not --num={num}: give at most that, or leave --num out")
   journal = manifest.Journal(out)
-  identity = _identity(generator, seed, form, given)
+  identity = identity_of(generator, seed, form, given)
   with claim.hold(journal.out, "generating") as lease:
     sharding.on_first_process(lambda: _begin(journal, identity, num, given, form))
     num, card = journal.num(), journal.out / "DATA_CARD.md"
@@ -101,7 +101,7 @@ def write(
       return summary
     if models.tree_filter is not None:
       _say(f"trees are kept from a score of {models.tree_filter.threshold:.4f} on: {models.tree_filter.how}")
-    summary |= _make(generator, journal, lease, _facts(identity), given, seed, form, num)
+    summary |= _make(generator, journal, lease, facts_of(identity), given, seed, form, num)
     sharding.wait_for_all("pairs made")
     if jax.process_index() == 0:
       journal.merge()
@@ -213,10 +213,10 @@ def _make(generator, journal, lease, facts, given, seed, form, num) -> dict:
 
   try:
     for a, b in pieces:
-      rows, fields = _chunk(generator, facts, given, seed, range(a, b))
+      rows, fields = make_chunk(generator, facts, given, seed, range(a, b))
       if form == "png":
         files = [
-          pool.submit(_write_pngs, journal.out, r["name"], {k: v[i] for k, v in fields.items()}) for i, r in enumerate(rows)
+          pool.submit(write_pngs, journal.out, r["name"], {k: v[i] for k, v in fields.items()}) for i, r in enumerate(rows)
         ]
       else:
         files = [pool.submit(generated.write_shard, journal.out, a, rows, fields)]
@@ -231,8 +231,20 @@ def _make(generator, journal, lease, facts, given, seed, form, num) -> dict:
   return {"made": made, "wall": time.monotonic() - began, "waited": waited, "stages": dict(generator.seconds)}
 
 
-def _chunk(generator, facts, given, seed, indices: range) -> tuple[list[dict], dict[str, np.ndarray]]:
-  """One chunk of pairs: manifest rows, and the fields as they are stored."""
+def make_chunk(generator, facts, given, seed, indices: range) -> tuple[list[dict], dict[str, np.ndarray]]:
+  """Makes some pairs of a set.
+
+  Args:
+    generator: `pairs.Generator`.
+    facts: `facts_of` the set's identity.
+    given: trees to paint, with `names` and, by a range of numbers, (trees, fields of view), see `pairs.Generator.given`; None
+      to draw trees.
+    seed: root of the randomness.
+    indices: numbers of the pairs.
+
+  Returns:
+    The manifest's rows, and the fields as they are stored: {folder: uint8 [N, H, W, C]}.
+  """
   numbers = np.arange(indices.start, indices.stop)
   if given is None:
     fields, records = generator.trees(numbers, seed)
@@ -252,12 +264,13 @@ def _chunk(generator, facts, given, seed, indices: range) -> tuple[list[dict], d
   return rows, stored
 
 
-def _write_pngs(out, name: str, pixels: dict[str, np.ndarray]) -> None:
+def write_pngs(out, name: str, pixels: dict[str, np.ndarray]) -> None:
+  """Writes one pair as OUT/FOLDER/NAME.png, one file for each of its fields {folder: uint8 [H, W, C]}."""
   for folder, picture in pixels.items():
     writing.write_png(out / folder / f"{name}.png", picture)
 
 
-def _identity(generator, seed, form, given) -> dict:
+def identity_of(generator, seed, form, given) -> dict:
   """Everything that pair k depends on besides k."""
   models, stages = generator.models, {}
   refiners = dict(zip([name for name in generator.samplers if name.startswith("refine_")], models.refine, strict=True))
@@ -286,7 +299,7 @@ def _identity(generator, seed, form, given) -> dict:
   return identity | ({"mask_rule": reduction.RULE} if models.refine else {})
 
 
-def _facts(identity: dict) -> dict:
+def facts_of(identity: dict) -> dict:
   """What every line of the manifest repeats of the run, so that sets can be joined line by line."""
   stages = identity["stages"]
   samplers = {name: stage["sampler"] for name, stage in stages.items() if "sampler" in stage}

@@ -18,7 +18,7 @@ sys.argv = ["retree-jax", *sys.argv[1:]]
 try:
   runpy.run_module("retree_jax", run_name="__main__")
 except SystemExit as stop:
-  heavy = {"jax", "flax", "optax", "orbax", "tensorflow", "torch", "grain"} & set(sys.modules)
+  heavy = {"jax", "flax", "optax", "orbax", "tensorflow", "torch", "grain", "starlette", "uvicorn"} & set(sys.modules)
   print("EXIT", stop.code or 0, sorted(heavy))
 """
 

@@ -141,7 +141,7 @@ def test_tfds_reads_the_shards(toys, tmp_path, monkeypatch):
 def test_threads_write_while_devices_work_and_little_waits(toys, tmp_path, monkeypatch):
   """Slow disk, slow devices: their times overlap, and no more than three chunks are in memory."""
   alive, most, chunks = 0, 0, 0
-  real, make = dataset_writer._write_pngs, dataset_writer._chunk
+  real, make = dataset_writer.write_pngs, dataset_writer.make_chunk
 
   def slow_make(*args):
     nonlocal alive, most, chunks
@@ -156,8 +156,8 @@ def test_threads_write_while_devices_work_and_little_waits(toys, tmp_path, monke
     real(out, name, pixels)
     alive -= int(name) % 2  # two pairs to a chunk
 
-  monkeypatch.setattr(dataset_writer, "_chunk", slow_make)
-  monkeypatch.setattr(dataset_writer, "_write_pngs", slow_write)
+  monkeypatch.setattr(dataset_writer, "make_chunk", slow_make)
+  monkeypatch.setattr(dataset_writer, "write_pngs", slow_write)
   one = sharding.make_mesh(devices=jax.devices()[:1])
   monkeypatch.setattr(generate.Generator, "batch_size", 2)
   summary = dataset_writer.write({"tree": "t"}, tmp_path / "set", num=24, mesh=one)
@@ -166,7 +166,7 @@ def test_threads_write_while_devices_work_and_little_waits(toys, tmp_path, monke
 
 
 def test_a_failed_write_stops_the_run_and_leaves_it_ready(toys, tmp_path, monkeypatch):
-  real = dataset_writer._write_pngs
+  real = dataset_writer.write_pngs
 
   def full(out, name, pixels):
     if name == "0000004":
@@ -175,7 +175,7 @@ def test_a_failed_write_stops_the_run_and_leaves_it_ready(toys, tmp_path, monkey
 
   dataset_writer.write(ALL, tmp_path / "whole", num=6)
   with monkeypatch.context() as m:
-    m.setattr(dataset_writer, "_write_pngs", full)
+    m.setattr(dataset_writer, "write_pngs", full)
     with pytest.raises(OSError, match="No space"):
       dataset_writer.write(ALL, tmp_path / "set", num=6)
   assert not (tmp_path / "set/manifest.jsonl").exists()

@@ -109,7 +109,7 @@ def test_given_trees_are_known_by_their_contents(toys, tmp_path):
 
 def test_a_second_process_is_refused_while_the_first_lives(toys, tmp_path, monkeypatch):
   """No half-written file of the first is deleted, and what it writes is what it would have written alone."""
-  refused, real = [], dataset_writer._write_pngs
+  refused, real = [], dataset_writer.write_pngs
 
   def meanwhile(out, name, pixels):
     if name == "0000002":
@@ -122,7 +122,7 @@ def test_a_second_process_is_refused_while_the_first_lives(toys, tmp_path, monke
     real(out, name, pixels)
 
   with monkeypatch.context() as m:
-    m.setattr(dataset_writer, "_write_pngs", meanwhile)
+    m.setattr(dataset_writer, "write_pngs", meanwhile)
     dataset_writer.write(ALL, tmp_path / "set", num=4)
   assert refused == ["of the first"]
   dataset_writer.write(ALL, tmp_path / "alone", num=4)
