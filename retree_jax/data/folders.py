@@ -296,6 +296,10 @@ class FolderSource:
     """The files of one example: photograph, mask and field of view, as far as there are any."""
     return [files[name] for files in (self._images, self._masks, self._fov) if name in files]
 
+  def is_labelled_generated(self) -> bool:
+    """Whether the manifest, or who writes the folder, says of any example that it was generated."""
+    return any(self._labels[name] == "generated" for name in self.names)
+
   def _check_sizes(self, name, size=image_io.picture_size):
     files = self.files(name)
     sizes = [size(path) for path in files]

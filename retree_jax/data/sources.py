@@ -121,6 +121,9 @@ class ChosenSource:
   def __getitem__(self, index: int) -> dict:
     return self._source[self._rows[index]]
 
+  def is_labelled_generated(self) -> bool:
+    return self._source.is_labelled_generated()
+
 
 def _part(names: list[str], split: str) -> list[str]:
   """The names of a train split that "fit" or "validation" keeps; any other split keeps all."""
