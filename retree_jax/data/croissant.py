@@ -9,18 +9,46 @@ from collections.abc import Mapping
 
 from retree_jax.data import provenance
 
+# The context of Croissant 1.0: readers compare it with theirs, terms that are not used here included.
 _TERMS = (
-  *("citeAs", "extract", "field", "fileProperty", "fileSet", "includes", "isLiveDataset", "key", "recordSet", "regex"),
-  *("source", "transform"),
+  *(
+    "citeAs",
+    "column",
+    "equivalentProperty",
+    "extract",
+    "field",
+    "fileProperty",
+    "fileObject",
+    "fileSet",
+    "format",
+    "includes",
+  ),
+  *(
+    "isLiveDataset",
+    "jsonPath",
+    "key",
+    "md5",
+    "parentField",
+    "path",
+    "recordSet",
+    "references",
+    "regex",
+    "repeated",
+    "replace",
+  ),
+  *("samplingRate", "separator", "source", "subField", "transform"),
 )
 _CONTEXT = {
   "@language": "en",
   "@vocab": "https://schema.org/",
   "cr": "http://mlcommons.org/croissant/",
   "dct": "http://purl.org/dc/terms/",
+  "rai": "http://mlcommons.org/croissant/RAI/",
   "sc": "https://schema.org/",
   "conformsTo": "dct:conformsTo",
+  "data": {"@id": "cr:data", "@type": "@json"},
   "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+  "examples": {"@id": "cr:examples", "@type": "@json"},
   **{term: f"cr:{term}" for term in _TERMS},
 }
 _CITATION = (
@@ -53,18 +81,24 @@ def metadata(places: Mapping[str, tuple[str, str]], num: int) -> dict:
     "citeAs": _CITATION,
     "keywords": ["retina", "fundus photograph", "vessel segmentation", "synthetic data"],
     "distribution": [
-      {"@type": "cr:FileSet", "@id": folder, "name": folder, "encodingFormat": "image/png", "includes": f"{folder}/*{ending}"}
-      for folder, ending in places.values()
+      {
+        "@type": "cr:FileSet",
+        "@id": f"{kind}-files",
+        "name": f"{kind}-files",
+        "encodingFormat": "image/png",
+        "includes": f"{folder}/*{ending}",
+      }
+      for kind, (folder, ending) in places.items()
     ],
-    "recordSet": [_record_set(kind, *place) for kind, place in places.items()],
+    "recordSet": [_record_set(kind, ending) for kind, (_, ending) in places.items()],
   }
 
 
-def _record_set(kind: str, folder: str, ending: str) -> dict:
+def _record_set(kind: str, ending: str) -> dict:
   field, description = _KINDS[kind]
 
   def from_files(name, data_type, what, **transform):
-    source = {"fileSet": {"@id": folder}, "extract": {"fileProperty": what}, **transform}
+    source = {"fileSet": {"@id": f"{kind}-files"}, "extract": {"fileProperty": what}, **transform}
     return {"@type": "cr:Field", "@id": f"{kind}/{name}", "name": name, "dataType": data_type, "source": source}
 
   return {
