@@ -84,6 +84,8 @@ def test_of_painted_pairs_the_given_trees_are_not_called_synthetic(toys, tmp_pat
     source_type, note = test_provenance.packet_and_note((out / file).read_bytes())
     assert source_type == expected and note["synthetic"] == (expected is not None)
   assert sources.open_source(f"folder:{out}", split="all").names == ["a_0001"]
+  card = (out / "DATA_CARD.md").read_text()
+  assert "The photographs are synthetic" in card and "All pictures" not in card
 
 
 def test_records_of_tfds_say_it_too(toys, tmp_path):
