@@ -33,7 +33,7 @@ from ml_collections import config_flags
 
 from retree_jax.cli import cpu, errors
 from retree_jax.config import defaults
-from retree_jax.data import sources, writing
+from retree_jax.data import provenance, sources, writing
 from retree_jax.metrics.intervals import mean_with_interval
 
 ARMS = ("real", "generated", "both", "finetune", "real_strong")
@@ -143,8 +143,9 @@ def run(plan: Plan, config, out, deadline: float = float("inf")) -> dict:
   _claim(out, plan, config)
   # Open every source before hours of training, so that a wrong path is reported now.
   tests = {name: sources.open_source(spec, split="test", fields=("image", "tree")) for name, spec in plan.tests.items()}
-  for spec in (plan.real, plan.generated):
-    sources.open_source(spec, split="train", fields=("image", "tree"))
+  opened = [sources.open_source(spec, split="train", fields=("image", "tree")) for spec in (plan.real, plan.generated)]
+  for source in (opened[0], *tests.values()):
+    provenance.warn(source, "given as real eyes", "give photographs of real eyes with --real and --test")
   for seed in plan.seeds:  # outer loop, so that all arms have the same seeds when time runs out
     for arm in plan.arms:
       if not _finish(plan, arm, seed, config, tests, out, deadline):

@@ -4,6 +4,7 @@
     retree-jax generate --tree runs/tree --fundus runs/fundus --num 1000 --out data/retree
     retree-jax generate --trees FOLDER --fundus runs/fundus --out painted   # paint your own trees
     retree-jax generate --tree runs/tree --num 500 --out trees              # trees alone
+    retree-jax generate --format nnunet --out nnUNet_raw/Dataset501_ReTree  # docs/formats.md
 
 Pair k depends on the models, the settings, the seed and k alone; the batch size, the number of devices or hosts and restarts
 do not change it. Rerunning the command continues it. `python -m retree_jax.generate` is the same command. In a notebook,
@@ -19,6 +20,7 @@ from absl import flags
 from retree_jax.cli import cpu, errors
 
 _MAX_NUM = 2**32 // 20  # every pair has the numbers of 20 attempts, see `inference.pairs.MAX_ATTEMPTS`
+FORMATS = ("png", "tfds", "nnunet", "imagefolder")  # as in `data.formats`, without importing it; a test compares them
 _NOTEBOOK = ("Generator", "Models", "load_models", "pairs", "tilts", "MAX_ATTEMPTS")
 
 
@@ -47,7 +49,14 @@ def define_flags() -> flags.FlagValues:
     "num", None, "Number of pairs (default 16, or all of --trees).", lower_bound=1, upper_bound=_MAX_NUM, flag_values=f
   )
   flags.DEFINE_integer("seed", 0, "Root of all randomness.", lower_bound=0, upper_bound=2**32 - 1, flag_values=f)
-  flags.DEFINE_enum("format", "png", ["png", "tfds"], "PNG folders, or a TFDS data set in ArrayRecord files.", flag_values=f)
+  flags.DEFINE_enum(
+    "format",
+    "png",
+    FORMATS,
+    "PNG folders; a TFDS data set in ArrayRecord files; nnU-Net's raw layout, into a folder DatasetXXX_NAME; Hugging Face's "
+    "imagefolder.",
+    flag_values=f,
+  )
   flags.DEFINE_float(
     "filter_threshold",
     None,

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from retree_jax import checkpoint, sharding
-from retree_jax.data import claim, fingerprint, folders, montage, pipeline, sources, transforms, writing
+from retree_jax.data import claim, fingerprint, folders, montage, pipeline, provenance, sources, transforms, writing
 from retree_jax.inference.sampler import Sampler
 
 _CHUNK = 64  # samples made before they are written: bounds memory
@@ -167,13 +167,15 @@ def _diffuse(loaded, out, num, seed, inputs) -> None:
         for i, k in enumerate(rows):
           for field, pixels in ({**condition, **made}).items():
             picture = pixels[i] if field == "image" else transforms.binarise(pixels[i])
-            writing.write_png(out / folder_of[field] / f"{_name(names, k)}.png", picture)
+            text = provenance.text(seed, int(k), field in made)
+            writing.write_png(out / folder_of[field] / f"{_name(names, k)}.png", picture, text)
       shown.append({f: v[: max(0, 64 - start)] for f, v in made.items()})
       start += len(rows)
     if jax.process_index() == 0:
       for field in made:
         pictures = np.concatenate([s[field] for s in shown if len(s[field])])
-        writing.write_png(out / ("grid.png" if field != "fov" else "grid_fov.png"), montage.grid(pictures))
+        grid = out / ("grid.png" if field != "fov" else "grid_fov.png")
+        writing.write_png(grid, montage.grid(pictures), provenance.text(seed))
 
 
 def _identity(loaded, **facts) -> dict:

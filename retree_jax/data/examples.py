@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import jax
 import numpy as np
 
-from retree_jax.data import fingerprint, pipeline, sources, transforms
+from retree_jax.data import fingerprint, pipeline, provenance, sources, transforms
 
 
 class Examples:
@@ -33,6 +33,11 @@ class Examples:
     splits = ("train", "test") if config.data.heldout == "test" else ("fit", "validation")
     for name, split in zip(("train", "heldout"), splits, strict=True):
       self._sources[name] = sources.open_source(config.data.source, split=split, fields=read, seed=config.seed, size=size)
+    provenance.warn(
+      self._sources["train"],
+      f"training data of the {config.stage} stage",
+      "leave it out of config.data.source unless you mean to train on generated pairs, and test on real eyes alone",
+    )
     self._count = {name: len(source) for name, source in self._sources.items()}
 
   @property

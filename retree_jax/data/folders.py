@@ -216,6 +216,7 @@ class FolderSource:
   Attributes:
     names: stems, sorted; the photographs' where there are photographs, otherwise the masks'.
     title: the folder's name.
+    split: (train, test) names where the folder's layout has such parts (`nnunet`), otherwise None.
 
   Raises:
     ValueError: a missing or empty folder, a file without partner, an unreadable header, a mask of another size than its
@@ -224,6 +225,7 @@ class FolderSource:
 
   # Of larger folders the headers are checked when the pictures are read: opening a million files takes minutes.
   max_checked = 2000
+  split: tuple[list[str], list[str]] | None = None
 
   def __init__(self, path, fields=("image", "tree")):
     self.path = expanded(path)
@@ -296,6 +298,14 @@ class FolderSource:
     """The files of one example: photograph, mask and field of view, as far as there are any."""
     return [files[name] for files in (self._images, self._masks, self._fov) if name in files]
 
+  def _photograph(self, name: str) -> np.ndarray:
+    """The pixels of one photograph, uint8 [H, W, 3]."""
+    return image_io.as_photograph(image_io.decode(self._images[name], str(self._images[name])))
+
+  def is_labelled_generated(self) -> bool:
+    """Whether the manifest, or who writes the folder, says of any example that it was generated."""
+    return any(self._labels[name] == "generated" for name in self.names)
+
   def _check_sizes(self, name, size=image_io.picture_size):
     files = self.files(name)
     sizes = [size(path) for path in files]
@@ -328,7 +338,7 @@ class FolderSource:
     example = {"name": name, "label": label}
     image = None
     if photo is not None and (self._takes_image or fov is None):
-      image = image_io.as_photograph(image_io.decode(photo, str(photo)))
+      image = self._photograph(name)
     if self._takes_image and image is not None:
       example["image"] = image
     if mask is not None:

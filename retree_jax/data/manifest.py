@@ -18,7 +18,8 @@ from etils import epath
 
 from retree_jax.data import claim, writing
 
-_FOLDERS = ("", "images", "masks", "fov", "coverage", "manifest.parts")  # where a kill may leave a half-written file
+# Where a kill may leave a half-written file.
+_FOLDERS = ("", "images", "masks", "fov", "coverage", "imagesTr", "labelsTr", "manifest.parts")
 
 
 class Journal:
@@ -93,19 +94,18 @@ class Journal:
       todo[start:stop] = False
     return todo
 
-  def lost(self, folders: Sequence[str], number_of: Callable[[str], int | None], num: int) -> np.ndarray:
+  def lost(self, folders: Mapping[str, Callable[[str], int | None]], num: int) -> np.ndarray:
     """Which pairs are recorded as done although one of their files is gone.
 
     Args:
-      folders: in which each pair has one file.
-      number_of: from a file's name to the number of its pair, or None.
+      folders: in which each pair has one file, each with what leads from a file's name to the number of its pair, or None.
       num: pairs of the set.
 
     Returns:
       [num] bool.
     """
     done, lost = ~self.todo(num), np.zeros(num, bool)
-    for folder in folders if done.any() else ():
+    for folder, number_of in folders.items() if done.any() else ():
       there = np.zeros(num, bool)
       for path in (self.out / folder).iterdir() if (self.out / folder).exists() else ():
         k = number_of(path.name)

@@ -1,7 +1,7 @@
 """Data sources: from a spec to a random-access sequence of examples.
 
     phantom, phantom:1000       procedural eyes, 200 unless a number is given
-    folder:PATH                 photographs and masks on disk (`folders`)
+    folder:PATH                 photographs and masks on disk (`folders`), also in nnU-Net's raw layout (`nnunet`)
     tfds:NAME, tfds:NAME:DIR    a TFDS data set (`tfds_source`, `builders`)
     folder:A*3+folder:B         several, joined by "+"; with "*3" each eye of A is drawn three times as often as each eye of B
 
@@ -16,7 +16,7 @@ import zlib
 
 import numpy as np
 
-from retree_jax.data import folders, splits
+from retree_jax.data import folders, nnunet, splits
 
 SPLITS = ("train", "test", "all", "fit", "validation")
 FIELDS = ("image", "tree", "fov", "vessels", "image?", "tree?")
@@ -121,6 +121,9 @@ class ChosenSource:
   def __getitem__(self, index: int) -> dict:
     return self._source[self._rows[index]]
 
+  def is_labelled_generated(self) -> bool:
+    return self._source.is_labelled_generated()
+
 
 def _part(names: list[str], split: str) -> list[str]:
   """The names of a train split that "fit" or "validation" keeps; any other split keeps all."""
@@ -141,10 +144,13 @@ def _open_one(spec: str, split: str, fields, seed: int, size):
       raise ValueError(f"{spec!r}: write phantom or phantom:NUM with a whole number of eyes above 0, e.g. phantom:200.")
     return PhantomSource(int(rest or 200), split, seed, size)
   if kind == "folder" and rest:
-    source = folders.FolderSource(rest, fields)
+    source = (nnunet.NnunetSource if nnunet.is_raw(rest) else folders.FolderSource)(rest, fields)
     if split != "all":
       listed = source.path / "splits.json"
-      train, test = splits.read_splits(listed, source.names) if listed.is_file() else splits.hold_out(source.names)
+      if listed.is_file():
+        train, test = splits.read_splits(listed, source.names)
+      else:
+        train, test = source.split or splits.hold_out(source.names)
       chosen = test if split == "test" else _part(train, split)
       if not chosen:
         raise ValueError(

@@ -74,6 +74,11 @@ class TfdsSource:
   def __len__(self) -> int:
     return len(self.names)
 
+  def is_labelled_generated(self) -> bool:
+    """Whether the first example's label says that it was generated: this project writes sets of one kind."""
+    part, position = self._where[0]
+    return bool(self._extra) and _text(self._splits[part][position]["label"]) == "generated"
+
   def __getitem__(self, index: int) -> dict:
     part, position = self._where[index]
     name = self.names[index]

@@ -6,11 +6,11 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from etils import epath
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 UNFINISHED = ".part"  # ends the names of files that are being written
 
@@ -84,21 +84,26 @@ def write_json(path, value) -> None:
   write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def write_png(path, pixels: np.ndarray) -> None:
+def write_png(path, pixels: np.ndarray, text: Mapping[str, str] | None = None) -> None:
   """Writes an 8-bit PNG.
 
   Args:
     path: local path or bucket URL.
     pixels: uint8 [H, W, 3], [H, W, 1] or [H, W].
+    text: as for `png_bytes`.
 
   Raises:
     ValueError: another type or shape.
   """
-  write_bytes(path, png_bytes(pixels))
+  write_bytes(path, png_bytes(pixels, text))
 
 
-def png_bytes(pixels: np.ndarray) -> bytes:
-  """The PNG file of uint8 pixels [H, W, 3], [H, W, 1] or [H, W]; the same pixels always give the same bytes.
+def png_bytes(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
+  """The PNG file of uint8 pixels [H, W, 3], [H, W, 1] or [H, W]; the same pixels and text always give the same bytes.
+
+  Args:
+    pixels: the picture.
+    text: UTF-8 text chunks (iTXt) by keyword, e.g. `provenance.text`; they come before the pixels.
 
   Raises:
     ValueError: another type or shape.
@@ -108,7 +113,9 @@ def png_bytes(pixels: np.ndarray) -> bytes:
     raise ValueError(f"a picture must be uint8 of shape [H, W], [H, W, 1] or [H, W, 3], not {pixels.dtype} {pixels.shape}")
   if pixels.ndim == 3 and pixels.shape[2] == 1:
     pixels = pixels[..., 0]
-  buffer = io.BytesIO()
+  buffer, chunks = io.BytesIO(), PngImagePlugin.PngInfo()
+  for keyword, value in (text or {}).items():
+    chunks.add_itxt(keyword, value)
   # Level 4 is half the time of the default 6 for 3 % more bytes.
-  Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)
+  Image.fromarray(pixels).save(buffer, "PNG", compress_level=4, pnginfo=chunks)
   return buffer.getvalue()

@@ -2,7 +2,9 @@
 
     OUT/images/NAME.png  masks/NAME.png (0/255)  fov/NAME.png      a pair folder, which `folder:OUT` reads back
     OUT/coverage/NAME.png                                          without a fundus stage: trees as drawn, 0..255
-    OUT/manifest.jsonl  run.json  DATA_CARD.md  contact_sheet.png
+    OUT/manifest.jsonl  run.json  DATA_CARD.md  contact_sheet.png  metadata.json
+
+`retree_jax.data.formats` lists the other forms.
 
 Devices make one chunk of pairs while threads write the last two; memory does not grow with the number of pairs. Each host makes
 its own range of them. `retree_jax.data.manifest` keeps the progress journal.
@@ -19,14 +21,12 @@ import numpy as np
 
 from retree_jax import checkpoint, sharding
 from retree_jax.config import stored
-from retree_jax.data import claim, fingerprint, folders, manifest, reduction, transforms, writing
-from retree_jax.data.builders import generated
+from retree_jax.data import claim, fingerprint, folders, formats, manifest, provenance, reduction, transforms
 from retree_jax.inference import data_card, pairs
 
 _IN_FLIGHT = 2  # chunks that may wait for the disk while the devices work on the next
 _CHECKED_AT_ONCE = 256  # given masks that are checked before the first is painted
 _SHIPPED = {"tree": "tree", "refine": "refine", "fundus": "fundus", "superres": "superres", "filter_path": "filter"}
-_DOCUMENTS = {"png": ("DATA_CARD.md", "contact_sheet.png"), "tfds": ("DATA_CARD.md", "dataset_info.json", "features.json")}
 
 
 def shipped() -> dict[str, str | None]:
@@ -67,7 +67,7 @@ def write(
       extends it; fewer shorten a set of which no pair beyond is done.
     seed: root of the randomness.
     trees: folder of vessel masks to paint, flat or a pair folder, in place of the tree stage; names are kept.
-    form: "png", or "tfds" for ArrayRecord shards that TFDS reads.
+    form: one of `formats.FORMS`: "png", "tfds", "nnunet", "imagefolder".
     guidance, num_steps: see `pairs.Generator`.
     threshold: least filter score, in place of the one chosen on validation data.
     mesh: devices of this host; all of them by default.
@@ -90,10 +90,11 @@ def write(
     raise ValueError("there are no trees to paint: give --tree to draw some, or --trees with a folder of masks")
   if given is not None and num is not None and num > len(given):
     raise ValueError(f"{trees} holds {len(given)} trees, not --num={num}: give at most that, or leave --num out")
-  journal = manifest.Journal(out)
+  journal, layout = manifest.Journal(out), formats.FORMS[form]
+  layout.check(journal.out, models.fundus is not None)
   identity = identity_of(generator, seed, form, given)
   with claim.hold(journal.out, "generating") as lease:
-    sharding.on_first_process(lambda: _begin(journal, identity, num, given, form))
+    sharding.on_first_process(lambda: _begin(journal, identity, num, given, layout))
     num, card = journal.num(), journal.out / "DATA_CARD.md"
     summary = {"pairs": num, "made": 0, "wall": 0.0, "waited": 0.0, "stages": {}}
     if card.exists():
@@ -101,69 +102,43 @@ def write(
       return summary
     if models.tree_filter is not None:
       _say(f"trees are kept from a score of {models.tree_filter.threshold:.4f} on: {models.tree_filter.how}")
-    summary |= _make(generator, journal, lease, facts_of(identity), given, seed, form, num)
+    summary |= _make(generator, journal, lease, facts_of(identity), given, seed, layout, num)
     sharding.wait_for_all("pairs made")
     if jax.process_index() == 0:
       journal.merge()
-      if form == "tfds":
-        generated.finish(journal.out)
-      data_card.write(journal, identity, models)
+      layout.finish(journal)
+      data_card.write(journal, identity, models, layout)
       _say(f"{out} holds {num} pairs")
     sharding.wait_for_all("data set finished")
   return summary
 
 
-def _begin(journal, identity, num, given, form) -> None:
+def _begin(journal, identity, num, given, layout) -> None:
   """Claims the folder for this run. The data card goes if anything is missing, which tells all hosts that there is work."""
   total, begun = journal.claim(identity, num, 16 if given is None else len(given))
   if begun and total < begun:
     _say(f"{journal.out} was begun with {begun} pairs and will now hold {total}")
-    _remove_beyond(journal.out, total, given, form)
+    layout.remove_beyond(journal.out, total, _number_of(given))
   elif num and total > num:
     _say(f"{journal.out} was begun with {begun} pairs, and all of them are done: they are kept")
-  lost = _lost(journal, total, given, form)
+  lost = layout.lost(journal, total, _number_of(given))
   if lost.any():
     _say(f"{lost.sum()} pairs of {journal.out} lack a file and are made again")
-  documents = [journal.out / name for name in _DOCUMENTS[form]]
+  documents = [journal.out / name for name in layout.documents]
   if lost.any() or not journal.finished() or not all(path.exists() for path in documents):
     documents[0].unlink(missing_ok=True)
 
 
 def _number_of(given):
-  """From the name of a file to the number of its pair, or None."""
+  """From a name to the number of its pair, or None."""
   numbers = None if given is None else {name: k for k, name in enumerate(given.names)}
 
-  def number(file: str) -> int | None:
-    name = file.removesuffix(".png")
+  def number(name: str) -> int | None:
     if numbers is not None:
       return numbers.get(name)
     return int(name) if name.isdecimal() and f"{int(name):07d}" == name else None
 
   return number
-
-
-def _lost(journal, num: int, given, form) -> np.ndarray:
-  """[num] bool: pairs that are recorded as done although a file of theirs is gone."""
-  if form == "tfds":
-    shards = [not generated.shard_path(journal.out, i).exists() for i in range(-(-num // generated.SHARD))]
-    return np.repeat(shards, generated.SHARD)[:num] & ~journal.todo(num)
-  images = "coverage" if (journal.out / "coverage").exists() else "images"
-  return journal.lost(("masks", "fov", images), _number_of(given), num)
-
-
-def _remove_beyond(out, num: int, given, form) -> None:
-  """Removes what a killed run wrote of pairs from `num` on: none of them is in the manifest."""
-  if form == "tfds":
-    last = num // generated.SHARD  # a shard that is cut short is written again
-    while (path := generated.shard_path(out, last)).exists():
-      path.unlink()
-      last += 1
-    return
-  number = _number_of(given)
-  for folder in ("images", "masks", "fov", "coverage"):
-    for path in list((out / folder).iterdir()) if (out / folder).exists() else ():
-      if (k := number(path.name)) is not None and k >= num:
-        path.unlink()
 
 
 class _Given:
@@ -185,14 +160,13 @@ class _Given:
     return [e["tree"] for e in examples], [e["fov"] if e["fov"].min() < 255 else None for e in examples]
 
 
-def _make(generator, journal, lease, facts, given, seed, form, num) -> dict:
+def _make(generator, journal, lease, facts, given, seed, layout, num) -> dict:
   """Makes this host's missing pairs."""
   hosts, host = jax.process_count(), jax.process_index()
-  # No two hosts write into one shard.
-  unit = generated.SHARD if form == "tfds" else 1
+  unit = layout.unit  # no two hosts write into one shard
   start, stop = (min(num, -(-num // unit) * h // hosts * unit) for h in (host, host + 1))
-  size = generator.batch_size if form == "png" else generated.SHARD
-  pieces = list(journal.missing(start, stop, size, _lost(journal, num, given, form)))
+  size = generator.batch_size if unit == 1 else unit
+  pieces = list(journal.missing(start, stop, size, layout.lost(journal, num, _number_of(given))))
   made, waited, began = 0, 0.0, time.monotonic()
   progress = _Progress(stop - start, stop - start - sum(b - a for a, b in pieces))
   in_flight: collections.deque = collections.deque()
@@ -214,13 +188,7 @@ def _make(generator, journal, lease, facts, given, seed, form, num) -> dict:
   try:
     for a, b in pieces:
       rows, fields = make_chunk(generator, facts, given, seed, range(a, b))
-      if form == "png":
-        files = [
-          pool.submit(write_pngs, journal.out, r["name"], {k: v[i] for k, v in fields.items()}) for i, r in enumerate(rows)
-        ]
-      else:
-        files = [pool.submit(generated.write_shard, journal.out, a, rows, fields)]
-      in_flight.append((a, rows, files))
+      in_flight.append((a, rows, [pool.submit(job) for job in layout.jobs(journal.out, a, rows, fields)]))
       if len(in_flight) > _IN_FLIGHT:
         settle()
     while in_flight:
@@ -258,16 +226,10 @@ def make_chunk(generator, facts, given, seed, indices: range) -> tuple[list[dict
   stored = {"masks": np.where(fov > 0, masks, 0).astype(np.uint8), "fov": fov}
   stored |= {"images": fields["image"]} if "image" in fields else {"coverage": fields["tree"]}
   rows = [
-    {"name": name, "index": k, "seed": seed, "label": "generated", **record, **facts}
+    {"name": name, "index": k, "seed": seed, "label": "generated", "synthetic": True, **record, **facts}
     for name, k, record in zip(names, indices, records, strict=True)
   ]
   return rows, stored
-
-
-def write_pngs(out, name: str, pixels: dict[str, np.ndarray]) -> None:
-  """Writes one pair as OUT/FOLDER/NAME.png, one file for each of its fields {folder: uint8 [H, W, C]}."""
-  for folder, picture in pixels.items():
-    writing.write_png(out / folder / f"{name}.png", picture)
 
 
 def identity_of(generator, seed, form, given) -> dict:
@@ -304,6 +266,7 @@ def facts_of(identity: dict) -> dict:
   stages = identity["stages"]
   samplers = {name: stage["sampler"] for name, stage in stages.items() if "sampler" in stage}
   return {
+    "software": provenance.SOFTWARE,
     "trees": identity["trees"].split()[0],
     "sampler": {name: s["name"] for name, s in samplers.items()},
     "steps": {name: s["num_steps"] for name, s in samplers.items()},

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from retree_jax import checkpoint
-from retree_jax.data import field_of_view, montage, transforms, writing
+from retree_jax.data import field_of_view, formats, montage, transforms, writing
 from retree_jax.inference import dataset_writer, pairs
 from retree_jax.inference.segmenter import Segmenter
 from retree_jax.page import measures, uploads
@@ -224,7 +224,7 @@ class Studio:
     """What the page shows of one pair, and its files."""
     name = row["name"]
     with tempfile.TemporaryDirectory() as folder:
-      dataset_writer.write_pngs(pathlib.Path(folder), name, fields)
+      formats.FORMS["png"].write(pathlib.Path(folder), row, fields)
       files = {f"{path.parent.name}/{path.name}": path.read_bytes() for path in sorted(pathlib.Path(folder).glob("*/*.png"))}
     mask, image = fields["masks"], fields.get("images")
     eye = {

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from retree_jax.data import reduction
+from retree_jax.data import provenance, reduction
 from retree_jax.metrics import features as feature_metrics
 from retree_jax.metrics import fidelity, images, two_sample, vessels
 from retree_jax.metrics.intervals import mean_with_interval
@@ -72,6 +72,14 @@ def evaluate(
     if encoder is not None:
       extractors["photographs by segmenter"] = encoder
     segmenter_name = f"{loaded.identity()}, step {loaded.step}"
+  synthetic = [
+    sentence
+    for side in sources
+    if side != "generated"
+    for sentence in provenance.warn(
+      sources[side], f"given as the {side} set", f"compare with photographs of real eyes, and name their folder with --{side}"
+    )
+  ]
   chosen = {side: measure.draw(source, num, seed) for side, source in sources.items()}
   log(f"comparing at {size[0]}x{size[1]} pixels, features: {extractor.name}")
   measured = {
@@ -94,7 +102,7 @@ def evaluate(
       "segmenter": segmenter_name,
     },
     "sets": {side: {"title": part.title, "count": len(part)} for side, part in measured.items()},
-    "notes": _notes(measured, size),
+    "notes": [*synthetic, *_notes(measured, size)],
     "distances": {space: _distances(measured, space, seed) for space in extractors},
     "tests": {space: _test(measured, space, seed) for space in extractors},
     "vessels": _vessels(measured, seed),

@@ -7,7 +7,7 @@ from jax.experimental import multihost_utils
 
 from retree_jax import checkpoint
 from retree_jax.cli import stages as commands
-from retree_jax.data import claim, sources, writing
+from retree_jax.data import claim, provenance, sources, writing
 from tests import stages
 
 
@@ -38,11 +38,11 @@ def test_fewer_samples_than_before_leave_none_unlisted(chain, tmp_path, capsys):
 def test_a_mistyped_number_can_be_lowered(chain, tmp_path, monkeypatch):
   out, real, written = tmp_path / "samples", writing.write_png, []
 
-  def killed(path, pixels):
+  def killed(path, pixels, text):
     if len(written) == 4:
       raise KeyboardInterrupt
     written.append(path)
-    real(path, pixels)
+    real(path, pixels, text)
 
   with monkeypatch.context() as m:
     m.setattr(writing, "write_png", killed)
@@ -82,6 +82,8 @@ def test_given_trees_are_known_by_their_contents_and_their_number_may_grow(chain
   commands.sample("fundus", chain["fundus"], inputs=tmp_path / "a", **{**paint, "num": 2})
   assert [row["name"] for row in stages.manifest(tmp_path / "painted")] == ["x", "y"]
   assert sorted(p.name for p in (tmp_path / "painted/images").iterdir()) == ["x.png", "y.png"]
+  made = {folder: provenance.is_synthetic(tmp_path / f"painted/{folder}/y.png") for folder in ("images", "masks")}
+  assert made == {"images": True, "masks": False}
   with pytest.raises(ValueError, match="painted holds another run .inputs is "):
     commands.sample("fundus", chain["fundus"], inputs=tmp_path / "b", **paint)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from retree_jax import generate, sharding
 from retree_jax.cli import errors
-from retree_jax.data import sources, writing
+from retree_jax.data import formats, sources, writing
 from retree_jax.inference import dataset_writer
 from tests import small, stages
 from tests.inference import test_generate
@@ -37,6 +37,7 @@ def test_what_is_written_is_what_the_arrays_say(toys, tmp_path):
   names = set(stages.files(tmp_path / "set"))
   assert names == {f"{f}/{r['name']}.png" for f in ("images", "masks", "fov") for r in rows} | {
     "manifest.jsonl",
+    "metadata.json",
     "run.json",
     "DATA_CARD.md",
     "contact_sheet.png",
@@ -89,7 +90,16 @@ def test_the_same_bytes_on_eight_devices_in_two_goes_and_by_two_hosts(toys, tmp_
 def test_trees_alone_keep_their_coverage(toys, tmp_path):
   dataset_writer.write({"tree": "t"}, tmp_path / "trees", num=3)
   names = {p.split("/")[0] for p in stages.files(tmp_path / "trees")}
-  assert names == {"masks", "fov", "coverage", "manifest.jsonl", "run.json", "DATA_CARD.md", "contact_sheet.png"}
+  assert names == {
+    "masks",
+    "fov",
+    "coverage",
+    "manifest.jsonl",
+    "metadata.json",
+    "run.json",
+    "DATA_CARD.md",
+    "contact_sheet.png",
+  }
   soft = np.asarray(Image.open(tmp_path / "trees/coverage/0000001.png"))
   np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "trees/masks/0000001.png")), 255 * (soft >= 128))
   assert len(np.unique(soft)) > 10
@@ -141,7 +151,7 @@ def test_tfds_reads_the_shards(toys, tmp_path, monkeypatch):
 def test_threads_write_while_devices_work_and_little_waits(toys, tmp_path, monkeypatch):
   """Slow disk, slow devices: their times overlap, and no more than three chunks are in memory."""
   alive, most, chunks = 0, 0, 0
-  real, make = dataset_writer.write_pngs, dataset_writer.make_chunk
+  real, make = formats.PngFolders.write, dataset_writer.make_chunk
 
   def slow_make(*args):
     nonlocal alive, most, chunks
@@ -150,14 +160,14 @@ def test_threads_write_while_devices_work_and_little_waits(toys, tmp_path, monke
     time.sleep(0.2)
     return make(*args)
 
-  def slow_write(out, name, pixels):
+  def slow_write(self, out, row, pixels):
     nonlocal alive
     time.sleep(0.2)
-    real(out, name, pixels)
-    alive -= int(name) % 2  # two pairs to a chunk
+    real(self, out, row, pixels)
+    alive -= row["index"] % 2  # two pairs to a chunk
 
   monkeypatch.setattr(dataset_writer, "make_chunk", slow_make)
-  monkeypatch.setattr(dataset_writer, "write_pngs", slow_write)
+  monkeypatch.setattr(formats.PngFolders, "write", slow_write)
   one = sharding.make_mesh(devices=jax.devices()[:1])
   monkeypatch.setattr(generate.Generator, "batch_size", 2)
   summary = dataset_writer.write({"tree": "t"}, tmp_path / "set", num=24, mesh=one)
@@ -166,16 +176,16 @@ def test_threads_write_while_devices_work_and_little_waits(toys, tmp_path, monke
 
 
 def test_a_failed_write_stops_the_run_and_leaves_it_ready(toys, tmp_path, monkeypatch):
-  real = dataset_writer.write_pngs
+  real = formats.PngFolders.write
 
-  def full(out, name, pixels):
-    if name == "0000004":
+  def full(self, out, row, pixels):
+    if row["name"] == "0000004":
       raise OSError(28, "No space left on device")
-    real(out, name, pixels)
+    real(self, out, row, pixels)
 
   dataset_writer.write(ALL, tmp_path / "whole", num=6)
   with monkeypatch.context() as m:
-    m.setattr(dataset_writer, "write_pngs", full)
+    m.setattr(formats.PngFolders, "write", full)
     with pytest.raises(OSError, match="No space"):
       dataset_writer.write(ALL, tmp_path / "set", num=6)
   assert not (tmp_path / "set/manifest.jsonl").exists()
@@ -231,7 +241,7 @@ def finish(process) -> str:
 def test_killed_five_times_it_gives_the_same_bytes(chain, tmp_path):
   finish(start(chain, tmp_path / "whole"))
   whole = stages.files(tmp_path / "whole")
-  assert len(whole) == 3 * 40 + 4
+  assert len(whole) == 3 * 40 + 5
   rng, out, seen = np.random.default_rng(), tmp_path / "killed", []
   for _ in range(5):
     process = start(chain, out)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retree_jax import generate
-from retree_jax.data import lease, manifest, sources, writing
+from retree_jax.data import formats, lease, manifest, sources, writing
 from retree_jax.data.builders import generated
 from retree_jax.inference import dataset_writer
 from tests import stages
@@ -23,7 +23,7 @@ def test_a_lost_file_of_a_finished_set_is_made_again(toys, tmp_path, capsys):
   text = capsys.readouterr().err
   assert "3 pairs of" in text and "lack a file and are made again" in text and "is finished" not in text
   assert stages.files(tmp_path / "set") == whole
-  for lost in ("DATA_CARD.md", "contact_sheet.png"):
+  for lost in ("DATA_CARD.md", "contact_sheet.png", "metadata.json"):
     (tmp_path / "set" / lost).unlink()
     assert dataset_writer.write(ALL, tmp_path / "set", num=6)["made"] == 0
     assert stages.files(tmp_path / "set") == whole
@@ -109,20 +109,20 @@ def test_given_trees_are_known_by_their_contents(toys, tmp_path):
 
 def test_a_second_process_is_refused_while_the_first_lives(toys, tmp_path, monkeypatch):
   """No half-written file of the first is deleted, and what it writes is what it would have written alone."""
-  refused, real = [], dataset_writer.write_pngs
+  refused, real = [], formats.PngFolders.write
 
-  def meanwhile(out, name, pixels):
-    if name == "0000002":
+  def meanwhile(self, out, row, pixels):
+    if row["name"] == "0000002":
       half = tmp_path / "set/masks/.0000009.png.0123456789ab.part"
       half.write_text("of the first")
       with pytest.raises(ValueError, match=r"set is in use: process \d+ on .* has been generating there since"):
         dataset_writer.write(ALL, tmp_path / "set", num=4)
       refused.append(half.read_text())
       half.unlink()
-    real(out, name, pixels)
+    real(self, out, row, pixels)
 
   with monkeypatch.context() as m:
-    m.setattr(dataset_writer, "write_pngs", meanwhile)
+    m.setattr(formats.PngFolders, "write", meanwhile)
     dataset_writer.write(ALL, tmp_path / "set", num=4)
   assert refused == ["of the first"]
   dataset_writer.write(ALL, tmp_path / "alone", num=4)
