@@ -38,6 +38,9 @@ def base(stage: str, variant: str = "") -> ConfigDict:
   c.data.heldout = "validation"
   # Augmentation; see retree_jax.data.transforms.Augment.
   c.data.augment = augmentation()
+  # Number of augmented views that are prepared before the first step, kept in memory and drawn from; 0 = every view is new. For
+  # accelerators, which learn faster than a host augments: 100 views of each eye differ little from new ones.
+  c.data.views = 0
   # Threads that read and augment examples.
   c.data.num_threads = 4
   # Batches kept ready on the devices.
@@ -154,6 +157,12 @@ def add_diffusion(c: ConfigDict) -> None:
   c.diffusion.first_step = 0
   # Probability of hiding the tree of a training pair; above 0 for guidance and for photographs without trees.
   c.diffusion.condition_dropout = 0.0
+  # Attributes of an eye that the network is told (`retree_jax.data.attributes`); () = none.
+  c.data.attributes = ()
+  # Probability of hiding each attribute of a training eye, and, once more, all of them; standard deviation of the noise that is
+  # added to those told, in standard deviations over eyes, so that a few dozen eyes cannot be told apart by them.
+  c.diffusion.attribute_dropout = 0.3
+  c.diffusion.attribute_noise = 0.25
 
   c.loss = ConfigDict()
   # Weights of the squared and the absolute error.
@@ -213,13 +222,13 @@ def complete(c: ConfigDict) -> ConfigDict:
   """Adds the settings of the networks that a variant does not name, with their defaults, so that every one can be set on the
   command line and stands in the checkpoint. Returns the same config.
 
-  The output channels of a denoiser follow from `data.target` and are no setting.
+  The output channels of a denoiser follow from `data.target`, its attributes from `data.attributes`: they are no settings.
   """
   from retree_jax import models  # here, so that flags are read and help is printed without JAX
 
   for section in ("model", "discriminator"):
     if section in c:
       for name, value in models.defaults(c[section].name).items():
-        if name not in c[section] and name != "out_channels":
+        if name not in c[section] and name not in ("out_channels", "attributes"):
           c[section][name] = value
   return c

@@ -33,6 +33,7 @@ _OPTIMIZER = {
 _FIELDS = {
   "data": {
     "fit": transforms.MODES,
+    "views": "at least 0",
     "num_threads": "at least 0",
     "prefetch": "at least 1",
     "crop": "at least 0",
@@ -55,6 +56,8 @@ _FIELDS = {
     "time_sampling": ("stratified", "uniform"),
     "first_step": "at least 0",
     "condition_dropout": _SHARE,
+    "attribute_dropout": _SHARE,
+    "attribute_noise": "at least 0",
     "condition_blur": "at least 0",
     "condition_noise": "at least 0",
   },

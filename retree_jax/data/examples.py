@@ -8,6 +8,9 @@ import numpy as np
 from retree_jax.data import fingerprint, pipeline, provenance, sources, transforms
 
 
+_AT_ONCE = 16  # views of `config.data.views` in a batch
+
+
 class Examples:
   """Training and held-out examples, from `config.data.source` or from arrays.
 
@@ -22,6 +25,7 @@ class Examples:
 
   def __init__(self, config, arrays: Mapping | None, fields):
     self._config, self._arrays, self.fields = config, arrays, tuple(fields)
+    self._names = [field.rstrip("?") for field in self.fields]  # arrays that are there have no examples without
     self._sources, self.names = {}, {}
     if arrays is not None:
       self._count = {split: len(next(iter(chosen.values()))) for split, chosen in arrays.items()}
@@ -63,22 +67,35 @@ class Examples:
   def train_iterator(self) -> pipeline.BatchIterator:
     """Endless shuffled, augmented batches; this host's part of each."""
     c = self._config
+    augment = transforms.Augment(**c.data.augment)
     common = dict(
       batch_size=c.train.batch_size,
       seed=c.seed,
-      augment=transforms.Augment(**c.data.augment),
+      augment=None if augment == transforms.Augment.none() else augment,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
     if self._arrays is not None:
-      return pipeline.array_iterator({f: self._arrays["train"][f] for f in self.fields}, **common)
-    return pipeline.train_iterator(
+      return pipeline.array_iterator({f: self._arrays["train"][f] for f in self._names}, **common)
+    views = c.data.get("views", 0)
+    if views:
+      # In small batches, which the threads prepare side by side; every host prepares all views.
+      common |= {"batch_size": _AT_ONCE, "process_index": 0, "process_count": 1}
+    iterator = pipeline.train_iterator(
       self._sources["train"],
       size=tuple(c.data.image_size),
       fit=c.data.fit,
       fields=self.fields,
       num_threads=c.data.num_threads,
       **common,
+    )
+    if not views:
+      return iterator
+    with iterator:
+      batches = [next(iterator) for _ in range(-(-views // _AT_ONCE))]
+    prepared = {field: np.concatenate([batch[field] for batch in batches])[:views] for field in batches[0]}
+    return pipeline.array_iterator(
+      prepared, c.train.batch_size, c.seed, process_index=jax.process_index(), process_count=jax.process_count()
     )
 
   def fixed(self, split: str, num: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
@@ -98,7 +115,7 @@ class Examples:
     if self._arrays is not None:
       chosen = self._arrays.get(split) or self._arrays["train"]
       for start in range(0, num, batch_size):
-        yield {f: np.asarray(chosen[f][start : min(start + batch_size, num)]) for f in self.fields}
+        yield {f: np.asarray(chosen[f][start : min(start + batch_size, num)]) for f in self._names}
       return
     c = self._config
     size = tuple(c.data.image_size)

@@ -15,7 +15,7 @@ import weakref
 import numpy as np
 from absl import logging
 
-from retree_jax.data import reduction, sources, transforms
+from retree_jax.data import attributes, reduction, sources, transforms
 from retree_jax.data.centreline import centreline
 from retree_jax.data.fields import CHANNELS
 
@@ -64,11 +64,13 @@ class _Prepared:
   The first examples that come stay and the rest is read anew each time: with shuffled epochs over a set
   larger than the budget, replacing the oldest would never hit.
 
-  With `lines`, examples that have a tree get their vessels' centrelines as "line", found at native size, in pixels of `size`.
+  With `lines`, examples that have a tree get their vessels' centrelines as "line", found at native size, in pixels of `size`;
+  with `measured`, their "attributes" (`retree_jax.data.attributes.encode`).
   """
 
-  def __init__(self, source, size, mode, cache_bytes, lines=False):
-    self._source, self._size, self._mode, self._lines = _drawn(source, size, lines), size, mode, lines
+  def __init__(self, source, size, mode, cache_bytes, lines=False, measured=False):
+    self._source, self._size, self._mode = _drawn(source, size, lines or measured), size, mode
+    self._lines, self._measured = lines, measured
     self._kept, self._room, self._lock = {}, cache_bytes, threading.Lock()
 
   def __len__(self):
@@ -79,9 +81,12 @@ class _Prepared:
     if example is None:
       native = self._source[index]
       example = transforms.fit(native, self._size, self._mode)
-      if self._lines and "tree" in native:
-        box = transforms.fit_box(native["fov"], self._size, self._mode)
-        example["line"] = centreline(transforms.binarise(native["tree"])).to_box(box, self._size)
+      if (self._lines or self._measured) and "tree" in native:
+        line = centreline(transforms.binarise(native["tree"]))
+        if self._lines:
+          example["line"] = line.to_box(transforms.fit_box(native["fov"], self._size, self._mode), self._size)
+        if self._measured:
+          example["attributes"] = attributes.of_example(native, self._mode, line)
       cost = sum(getattr(value, "nbytes", 0) for value in example.values())
       with self._lock:
         if index not in self._kept and cost <= self._room:
@@ -157,7 +162,7 @@ def train_iterator(
   Returns:
     Iterator over dicts of uint8 arrays image [b, H, W, 3], tree [b, H, W, 1] (coverage 0..255), fov [b, H, W,
     1] and vessels [b, H, W, 1] (the tree as a mask 0/255, by `reduction.RULE`) with b = batch_size / process_count (and bool
-    has_tree [b] where asked for).
+    has_tree [b] and float32 attributes [b, 6], `attributes.encode`, where asked for).
 
   Raises:
     ValueError: the batch cannot be shared by the hosts, an unknown field or mode, an empty source; later,
@@ -174,7 +179,7 @@ def train_iterator(
   # look-up.
   factor = 2 if augment.warps and max(size) <= 384 else 1
   large = (size[0] * factor, size[1] * factor)
-  prepared = _Prepared(source, large, fit, cache_bytes, lines="vessels" in fields)
+  prepared = _Prepared(source, large, fit, cache_bytes, lines="vessels" in fields, measured="attributes" in fields)
   transforms.fit_box(np.ones((1, 1, 1)), size, fit)  # an unknown mode fails here, not in a thread
 
   weights = getattr(source, "weights", [1.0])
@@ -193,6 +198,8 @@ def train_iterator(
     if "line" in example:
       line = example["line"].to_box((0, 0, *large), size)
       example["vessels"] = reduction.threshold_coverage(example["tree"], line)
+    if example.get("mirrored"):
+      example["attributes"] = attributes.mirrored(example["attributes"])
     return _to_arrays(example, fields, size)
 
   # Batching before slicing gives host h the h-th part of every global batch.
@@ -358,7 +365,7 @@ def evaluation_batches(
   local = _local_size(batch_size, process_index, process_count)
   fields, size = _check_fields(fields), tuple(size)
   transforms.fit_box(np.ones((1, 1, 1)), size, fit)
-  drawn = _drawn(source, size, "vessels" in fields)
+  drawn = _drawn(source, size, bool({"vessels", "attributes"} & set(fields)))
 
   def load(index):
     example = drawn[index]
@@ -366,6 +373,8 @@ def evaluation_batches(
     if "vessels" in fields and "tree" in example:
       box = transforms.fit_box(example["fov"], size, fit)
       fitted["vessels"] = reduction.reduce_mask(transforms.binarise(example["tree"]), size, box)[..., None]
+    if "attributes" in fields and "tree" in example:
+      fitted["attributes"] = attributes.of_example(example, fit)
     return _to_arrays(fitted, fields, size)
 
   def batches():

@@ -19,7 +19,7 @@ import numpy as np
 from retree_jax.data import folders, nnunet, splits
 
 SPLITS = ("train", "test", "all", "fit", "validation")
-FIELDS = ("image", "tree", "fov", "vessels", "image?", "tree?")
+FIELDS = ("image", "tree", "fov", "vessels", "attributes", "image?", "tree?")
 _JOIN = re.compile(r"\+(?=(?:phantom|folder:|tfds:))")
 _WEIGHT = re.compile(r"\*([0-9]*\.?[0-9]+(?:e[+-]?\d+)?)$")
 

@@ -193,7 +193,8 @@ class Augment:
 
     Args:
       example: fitted; its size is `size` times a whole number. Its "line", if there is one, holds the vessels'
-        centrelines in its pixels (`retree_jax.data.centreline.Centreline`).
+        centrelines in its pixels (`retree_jax.data.centreline.Centreline`). With "attributes" comes out "mirrored":
+        whether left and right were exchanged.
       rng: all randomness comes from here, in a fixed order.
       size: output (height, width); the example's own if left out.
 
@@ -224,6 +225,8 @@ class Augment:
         if key in out:
           out[key] = area_resize(np.ascontiguousarray(out[key][step]), size)
     out["fov"] = (out["fov"] >= 128) * np.uint8(255)
+    if "attributes" in out:
+      out["mirrored"] = bool(flips[0])
     if "image" in out:
       out["image"] = self._colour(out["image"], out["fov"], rng)
     return out

@@ -42,6 +42,8 @@ class Generator:
     mesh: devices; one local device by default.
     guidance: guidance scale of the fundus stage; None keeps its config's.
     num_steps: sampler steps of the diffusion stages; None keeps their configs'.
+    ask: {attribute: value} that trees are asked to have (`retree_jax.data.attributes`); the others are left open.
+    ask_guidance: guidance scale of the tree stage, by which what is asked for is exaggerated; None keeps its config's.
 
   Attributes:
     samplers: {"tree": ..., "fundus": ...}, the `retree_jax.inference.sampler.Sampler` of each diffusion stage there is;
@@ -52,14 +54,25 @@ class Generator:
     ValueError: stages that do not fit each other.
   """
 
-  def __init__(self, models: Models, mesh=None, guidance: float | None = None, num_steps: int | None = None):
+  def __init__(
+    self,
+    models: Models,
+    mesh=None,
+    guidance: float | None = None,
+    num_steps: int | None = None,
+    ask: dict[str, float] | None = None,
+    ask_guidance: float | None = None,
+  ):
     from retree_jax.inference.sampler import Sampler
 
     _check_fit(models)
-    self.models, self.samplers, self.seconds = models, {}, collections.Counter()
+    self.models, self.samplers, self.seconds, self.ask = models, {}, collections.Counter(), dict(ask or {})
+    if self.ask and models.tree is None:
+      raise ValueError(f"there is no tree stage to ask for {next(iter(self.ask))!r}: give one, or leave --ask out")
     if models.tree is not None:
-      config = _changed(models.tree.config, num_steps=num_steps)
+      config = _changed(models.tree.config, num_steps=num_steps, guidance=ask_guidance)
       self.samplers["tree"] = Sampler(config, models.tree.network, mesh)
+      self.samplers["tree"].check_asked(self.ask)
     self._refiners, size = [], self.samplers["tree"].size if models.refine else ()
     for loaded in models.refine:
       from retree_jax.inference.refiner import Refiner
@@ -120,7 +133,9 @@ class Generator:
       attempts = np.tile(np.arange(drawn_before, drawn_before + ahead), len(waiting))
       started = time.monotonic()
       numbers = indices[rows] * MAX_ATTEMPTS + attempts
-      drawn = sampler(self.models.tree.params, numbers, seed=seed, stream="trees", slots=indices[rows] + attempts)
+      drawn = sampler(
+        self.models.tree.params, numbers, seed=seed, stream="trees", slots=indices[rows] + attempts, ask=self.ask
+      )
       drawn, tilts = field_of_view.with_fov(drawn, sampler.config.data.fit == "fov")
       self.seconds["tree"] += time.monotonic() - started
       # The filter judges refined trees; what follows the first refinement is done for those alone that are taken.

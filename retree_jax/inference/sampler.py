@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 
 from retree_jax import keys, sharding
 from retree_jax.config import validate
+from retree_jax.data import attributes
 from retree_jax.data.fields import CHANNELS, num_channels, split_channels
 from retree_jax.diffusion import process, samplers, schedules
 from retree_jax.models import scaling
@@ -41,14 +42,15 @@ class Sampler:
     self.mesh = sharding.make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
     self.target, self.condition = tuple(config.data.target), tuple(config.data.condition)
     self.size = tuple(config.data.image_size)
+    self.attributes = tuple(config.data.get("attributes", ()))
     self._schedule = make_schedule(config.diffusion)
     options = config.sampler
     num_steps = None if options.spacing == "full" else options.num_steps
     self._grid = samplers.time_grid(self._schedule, num_steps, spacing=options.spacing)
-    if options.guidance != 1.0 and not config.diffusion.condition_dropout:
+    if options.guidance != 1.0 and not (config.diffusion.condition_dropout or self.attributes):
       raise ValueError(
         f"config.sampler.guidance={options.guidance} needs a model trained with "
-        "config.diffusion.condition_dropout above 0: use 1.0"
+        "config.diffusion.condition_dropout above 0 or with config.data.attributes: use 1.0"
       )
     self._on_cpu = self.mesh.devices.flat[0].platform == "cpu"
     few = network.cpu_block(*self.size)
@@ -62,7 +64,14 @@ class Sampler:
     )
 
   def __call__(
-    self, params, indices, condition: dict | None = None, seed: int | None = None, stream: str = "samples", slots=None
+    self,
+    params,
+    indices,
+    condition: dict | None = None,
+    seed: int | None = None,
+    stream: str = "samples",
+    slots=None,
+    ask: dict[str, float] | None = None,
   ) -> dict[str, np.ndarray]:
     """Samples, in as many compiled batches as it takes.
 
@@ -74,13 +83,16 @@ class Sampler:
       stream: name of the randomness: another name gives other samples for the same seed.
       slots: [N] int, each a function of the sample's number: modulo the block, the sample's place in one on a CPU. The
         numbers themselves by default; numbers that leave the same rest in long runs would leave blocks half empty.
+      ask: {attribute: value} (`retree_jax.data.attributes`) of all samples; those that are not named are left open.
 
     Returns:
       uint8 arrays [N, H, W, C] for each field of `config.data.target`, on every host.
 
     Raises:
-      ValueError: a condition that is missing or of another size.
+      ValueError: a condition that is missing or of another size, or an attribute that the model does not know.
     """
+    self.check_asked(ask or {})
+    asked = attributes.encode(ask or {}, self.attributes)
     indices = np.asarray(indices, np.int64)
     seed = self.config.sampler.seed if seed is None else seed
     n, size, condition = len(indices), self.size, condition or {}
@@ -96,18 +108,27 @@ class Sampler:
     for start in range(0, len(table), self._blocks):
       group = table[start : start + self._blocks]
       there = group >= 0
-      pixels[group[there]] = self._batch(params, group, indices, condition, seed, stream)[there]
+      pixels[group[there]] = self._batch(params, group, indices, condition, seed, stream, asked)[there]
     out = split_channels(pixels, self.target)
     if "image" in out and "fov" in self.condition:
       out["image"] = np.where(condition["fov"] >= 128, out["image"], 0).astype(np.uint8)
     return out
+
+  def check_asked(self, ask) -> None:
+    """Raises ValueError for an attribute in `ask` that the model does not know."""
+    for name in ask:
+      if name not in self.attributes:
+        raise ValueError(
+          f"this {self.config.stage} stage does not know the attribute {name!r}: ask for "
+          f"{' or '.join(self.attributes) or 'none, or give a stage that was trained with config.data.attributes'}"
+        )
 
   @property
   def batch_size(self) -> int:
     """Samples per compiled call, over all devices."""
     return self.block * self._blocks
 
-  def _batch(self, params, group, indices, condition, seed, stream) -> np.ndarray:
+  def _batch(self, params, group, indices, condition, seed, stream, asked) -> np.ndarray:
     """Samples the blocks of `group` (rows of `_blocks_of`, as many as one call takes or fewer): uint8 [*group.shape, H, W, C].
     Every call has the same shapes, so that one program serves any number of blocks: block i goes to device i modulo their
     number, and a device runs as many as it was dealt."""
@@ -120,11 +141,11 @@ class Sampler:
     cond = [condition[f][rows] for f in self.condition] or [np.zeros((len(rows), *self.size, 0), np.uint8)]
     split = sharding.batch_sharding(self.mesh)
     given = (counts, np.asarray(jax.random.key_data(sample_keys)), np.concatenate(cond, axis=-1))
-    x = self._run(params, *(jax.make_array_from_callback(a.shape, split, lambda i, a=a: a[i]) for a in given))
+    x = self._run((params, asked), *(jax.make_array_from_callback(a.shape, split, lambda i, a=a: a[i]) for a in given))
     blocks = sharding.to_host(x).reshape(self._blocks, self.block, *x.shape[1:])
     return blocks[np.argsort(dealt)[: len(group)]]
 
-  def _on_device(self, params, count, key_data, cond):
+  def _on_device(self, params_and_asked, count, key_data, cond):
     """One device's share, blocks one after the other: count [1] of them, key_data [b, 2] uint32, cond [b, H, W, C] uint8 →
     uint8 [b, H, W, C]."""
 
@@ -132,7 +153,7 @@ class Sampler:
       return x.reshape(x.shape[0] // self.block, self.block, *x.shape[1:])
 
     def one(i, out):
-      return out.at[i].set(self._block(params, blocks(key_data)[i], blocks(cond)[i]))
+      return out.at[i].set(self._block(*params_and_asked, blocks(key_data)[i], blocks(cond)[i]))
 
     blank = jnp.zeros((*key_data.shape[:1], *self.size, num_channels(self.target)), jnp.uint8)
     out = jax.lax.fori_loop(0, count[0], one, blocks(blank))
@@ -143,24 +164,28 @@ class Sampler:
     del sample_keys
     return scaling.to_signed(cond)
 
-  def _block(self, params, key_data, cond):
+  def _block(self, params, asked, key_data, cond):
     options, config = self.config.sampler, self.config.diffusion
     sample_keys = jax.random.wrap_key_data(key_data, impl="threefry2x32")
     start_keys, step_keys = (jax.vmap(jax.random.fold_in, (0, None))(sample_keys, i) for i in range(2))
     x = keys.normal(start_keys, (*self.size, num_channels(self.target)))
     cond = self._as_condition(cond, sample_keys) if self.condition else None
 
-    def predict_x0(x, t, cond=cond):
+    kw = {"attributes": attributes.told(jnp.tile(asked, (len(x), 1)))} if self.attributes else {}
+
+    def predict_x0(x, t, cond=cond, kw=kw):
       alpha, sigma = self._schedule.alpha_sigma(t)
-      prediction = self.network.apply(params, x, t, cond)
+      prediction = self.network.apply(params, x, t, cond, **kw)
       return process.to_x0(prediction, x, alpha, sigma, config.prediction)
 
     predict = predict_x0
     if options.guidance != 1.0:
-      blank = jnp.concatenate(
-        [(jnp.zeros_like if f == "tree" else lambda c: c)(cond[..., i : i + 1]) for i, f in enumerate(self.condition)], -1
-      )
-      predict = samplers.guided(predict_x0, lambda x, t: predict_x0(x, t, blank), options.guidance)
+      blank = cond
+      if self.condition:
+        blank = jnp.concatenate(
+          [(jnp.zeros_like if f == "tree" else lambda c: c)(cond[..., i : i + 1]) for i, f in enumerate(self.condition)], -1
+        )
+      predict = samplers.guided(predict_x0, lambda x, t: predict_x0(x, t, blank, {}), options.guidance)
     # Ho et al. 2020, section 3.2: beta over every time step, as the paper has it; over a few long steps it adds too much noise.
     extra = {"ddim": {"eta": options.eta}, "ddpm": {"variance": "beta" if options.spacing == "full" else "posterior"}}.get(
       options.name, {}

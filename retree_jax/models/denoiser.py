@@ -42,6 +42,7 @@ class Denoiser(nn.Module):
     head_width: channels per attention head, divisible by 4; divides the widths of the levels with attention.
     mlp_ratio: hidden width of a transformer block's MLP divided by its width.
     time_dim: width of the time embedding.
+    attributes: number of attributes that it takes beside the time, each with a flag; 0 for none.
     dropout: rate before the second convolution of each residual block, in training.
     remat: recompute blocks in the backward pass: less memory, about a third more time.
     dtype: "float32" or "bfloat16", the type of the computations. Parameters, statistics and output are float32.
@@ -57,6 +58,7 @@ class Denoiser(nn.Module):
   head_width: int = 64
   mlp_ratio: int = 4
   time_dim: int = 512
+  attributes: int = 0
   dropout: float = 0.0
   remat: bool = False
   dtype: str = "float32"
@@ -98,14 +100,21 @@ class Denoiser(nn.Module):
     for field in ("out_channels", "mlp_ratio", "time_dim"):
       if getattr(self, field) < 1:
         raise ValueError(f"Setting {field!r} of the denoiser must be at least 1, not {getattr(self, field)}.")
-    for field in ("detail", "middle"):
+    for field in ("detail", "middle", "attributes"):
       if getattr(self, field) < 0:
         raise ValueError(f"Setting {field!r} of the denoiser must be 0 or more, not {getattr(self, field)}.")
     if not 0.0 <= self.dropout < 1.0:
       raise ValueError(f"Setting 'dropout' of the denoiser must lie in [0, 1), not {self.dropout}.")
 
   @nn.compact
-  def __call__(self, x: jax.Array, t: jax.Array | None = None, cond: jax.Array | None = None, train: bool = False) -> jax.Array:
+  def __call__(
+    self,
+    x: jax.Array,
+    t: jax.Array | None = None,
+    cond: jax.Array | None = None,
+    train: bool = False,
+    attributes: jax.Array | None = None,
+  ) -> jax.Array:
     """Predicts noise, clean image or velocity, whichever it is trained for, from a noisy image.
 
     Args:
@@ -113,6 +122,8 @@ class Denoiser(nn.Module):
       t: timesteps [B], float or int.
       cond: condition [B, H, W, D] or None.
       train: enables dropout.
+      attributes: [B, 2 * attributes], the values (0 where unknown), then 1 for each that is known and 0 for the others; None for
+        none known.
 
     Returns:
       [B, H, W, out_channels] float32; all 0 at initialisation.
@@ -128,7 +139,13 @@ class Denoiser(nn.Module):
       residual, transformer = (nn.remat(block, static_argnums=(3,)) for block in (residual, transformer))
 
     time = nn.Dense(self.time_dim, name="time_0")(layers.time_features(t, _TIME_FEATURES))
-    time = nn.silu(nn.Dense(self.time_dim, name="time_1")(nn.silu(time)))
+    time = nn.Dense(self.time_dim, name="time_1")(nn.silu(time))
+    if self.attributes:
+      if attributes is None:
+        attributes = jnp.zeros((x.shape[0], 2 * self.attributes))
+      asked = nn.silu(nn.Dense(self.time_dim, name="attributes_0")(attributes))
+      time = time + nn.Dense(self.time_dim, kernel_init=_ZEROS, name="attributes_1")(asked)
+    time = nn.silu(time)
     image = (x if cond is None else jnp.concatenate([x, cond], axis=-1)).astype(dtype)
 
     def stage(h, level, name):

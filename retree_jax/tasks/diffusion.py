@@ -6,6 +6,7 @@ import numpy as np
 from einops import repeat
 
 from retree_jax import keys, losses, state
+from retree_jax.data import attributes
 from retree_jax.data.fields import CHANNELS, num_channels
 from retree_jax.diffusion import process
 from retree_jax.inference.sampler import Sampler, make_schedule
@@ -34,6 +35,7 @@ class DiffusionTask(base.Task):
     self.target, self.condition = tuple(config.data.target), tuple(config.data.condition)
     self.channels, self.condition_channels = num_channels(self.target), num_channels(self.condition)
     self.trained_size = self.size
+    attributes.check(config.data.get("attributes", ()))
     self.network.check_size(*self.size)
     self.schedule = make_schedule(config.diffusion)
     if config.diffusion.prediction not in process.KINDS:
@@ -50,7 +52,8 @@ class DiffusionTask(base.Task):
       raise ValueError(f"config.data names the unknown field {unknown[0]!r}: use {', '.join(CHANNELS)}")
     # With condition dropout, photographs without a tree are used for training too.
     optional = "tree" in config.data.condition and config.diffusion.condition_dropout > 0
-    return tuple("tree?" if optional and name == "tree" else name for name in names)
+    fields = tuple("tree?" if optional and name == "tree" else name for name in names)
+    return (*fields, "attributes") if config.data.get("attributes") else fields
 
   def init_parameters(self, key):
     shape, cond = (1, *self.trained_size), self.condition_channels
@@ -138,6 +141,8 @@ class DiffusionTask(base.Task):
     """The clean images "x0" of a batch; their condition "cond", with trees dropped at random; and pixel weights "weight", if
     the loss has any."""
     given = {"x0": scaling.stack_signed(batch, self.target)}
+    if self.config.data.get("attributes"):
+      given["attributes"] = self._told(batch["attributes"], jax.random.fold_in(key, 1))
     if self.condition:
       keep = jax.random.uniform(key, given["x0"].shape[:1]) >= self.config.diffusion.condition_dropout
       given["cond"] = self._condition(batch, keep.astype(jnp.float32))
@@ -145,6 +150,16 @@ class DiffusionTask(base.Task):
       fov = scaling.to_unit(batch["fov"])
       given["weight"] = fov + self.config.loss.outside_fov * (1.0 - fov)
     return given
+
+  def _told(self, values, key):
+    """The attributes that the network is told, [B, 2A]: noisy values, some of them hidden (`attributes.told`)."""
+    options = self.config.diffusion
+    key_each, key_all, key_noise = jax.random.split(key, 3)
+    values = values[:, np.array([list(attributes.ATTRIBUTES).index(name) for name in self.config.data.attributes])]
+    hidden = jax.random.bernoulli(key_each, options.attribute_dropout, values.shape)
+    hidden |= jax.random.bernoulli(key_all, options.attribute_dropout, (len(values), 1))
+    noisy = values + options.attribute_noise * jax.random.normal(key_noise, values.shape)
+    return attributes.told(jnp.where(hidden, jnp.nan, noisy))
 
   def _condition(self, batch, keep):
     """The condition's channels; trees are 0 (neither vessel nor background) where dropped (`keep` [B] is 0) or unknown."""
@@ -166,6 +181,8 @@ class DiffusionTask(base.Task):
     alpha, sigma = self.schedule.alpha_sigma(prepared["t"])
     xt = process.corrupt(prepared["x0"], prepared["noise"], alpha, sigma)
     kw = {} if key is None else {"key": key}
+    if "attributes" in prepared:
+      kw["attributes"] = prepared["attributes"]
     prediction = self.network.apply(params, xt, prepared["t"], prepared.get("cond"), **kw)
     target = process.target(prepared["x0"], prepared["noise"], alpha, sigma, config.diffusion.prediction)
     loss = losses.noise_loss(prediction, target, config.loss.mse, config.loss.l1, mask=prepared.get("weight"))
