@@ -133,9 +133,7 @@ class Generator:
       attempts = np.tile(np.arange(drawn_before, drawn_before + ahead), len(waiting))
       started = time.monotonic()
       numbers = indices[rows] * MAX_ATTEMPTS + attempts
-      drawn = sampler(
-        self.models.tree.params, numbers, seed=seed, stream="trees", slots=indices[rows] + attempts, ask=self.ask
-      )
+      drawn = sampler(self.models.tree.params, numbers, seed=seed, stream="trees", slots=indices[rows] + attempts, ask=self.ask)
       drawn, tilts = field_of_view.with_fov(drawn, sampler.config.data.fit == "fov")
       self.seconds["tree"] += time.monotonic() - started
       # The filter judges refined trees; what follows the first refinement is done for those alone that are taken.
