@@ -97,6 +97,11 @@ class Generator:
         )
 
   @property
+  def attributes(self) -> tuple[str, ...]:
+    """The attributes that trees can be asked to have."""
+    return self.samplers["tree"].attributes if "tree" in self.samplers else ()
+
+  @property
   def batch_size(self) -> int:
     """Pairs that keep all devices busy in one call."""
     return max(s.batch_size for s in self.samplers.values())
