@@ -37,7 +37,9 @@ def get_config(variant: str = ""):
   # Level at which coarse trees are degraded when sampling.
   c.sampler.condition_level = 0.0
   # Coverage, as a share of a pixel, below which drawn trees are taken for background: real ones have hardly any so faint.
+  # The second field is for whole discs (-1 = the same): graders who trace fewer thin vessels leave more of it.
   c.sampler.condition_haze = 0.05
+  c.sampler.condition_haze_whole = -1.0
   c.sampler.update(num_steps=8, batch_size=8)
   c.model.update(name="denoiser", patch=2, widths=(64, 128, 192), blocks=(2,), attention=(), middle=0, dtype="bfloat16")
   c.train.update(batch_size=32, num_steps=20_000, ema_decay=0.999)

@@ -15,9 +15,9 @@ import numpy as np
 from experiments.sampling_table import distance, floor, interval
 from retree_jax.cli import errors
 from retree_jax.data import pipeline, sources, writing
+from retree_jax.data.attributes import is_whole
 from retree_jax.metrics import vessels
 
-WHOLE = 0.95  # least ratio of height to width of a field of view that counts as whole
 OUTLINES = {"whole": True, "cut": False}  # the result of `is_whole` for each
 MARKS = {
   "density": "{:.3f}",
@@ -28,12 +28,6 @@ MARKS = {
   "components": "{:.0f}",
 }
 LEAST = 4  # smallest number of eyes on either side for a comparison
-
-
-def is_whole(fov: np.ndarray) -> bool:
-  """Whether the height of a field of view, uint8 [H, W, 1], is at least `WHOLE` times its width."""
-  rows, columns = np.nonzero(fov[..., 0] >= 128)
-  return bool(len(rows)) and np.ptp(rows) + 1 >= WHOLE * (np.ptp(columns) + 1)
 
 
 def fitted(source: str, split: str, side: int) -> dict[str, np.ndarray]:

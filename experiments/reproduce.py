@@ -3,11 +3,11 @@
     retree-jax reproduce --labelled data/CHASE_DB1,data/HRF --photographs data/IDRiD --out runs/chain
     retree-jax reproduce --out runs/phantom --preset tiny            # no data: phantom retinas, CPU minutes
 
-segmenter → labels for the photographs that have none → tree stage → tree filter → fundus stage → super-resolution →
-generated set → report and validation. Every step is one of the project's own commands and is printed before it runs. Rerunning
-the same command resumes the chain, also within a training. Each training has a budget in minutes (--budget changes it); when it
-is used up the training saves and stops, and the chain continues with the result. --piece_minutes stops the whole script after
-that time, for machines with limited sessions.
+segmenter → labels for the photographs that have none → tree stage → refinement → tree filter → fundus stage →
+super-resolution → generated set → report and validation. Every step is one of the project's own commands and is printed before
+it runs. Rerunning the same command resumes the chain, also within a training. Each training has a budget in minutes (--budget
+changes it); when it is used up the training saves and stops, and the chain continues with the result. --piece_minutes stops the
+whole script after that time, for machines with limited sessions.
 """
 
 import argparse
@@ -23,20 +23,23 @@ import time
 
 from retree_jax.data import writing
 
-STAGES = ("segmentation", "tree", "filter", "fundus", "superres")
+STAGES = ("segmentation", "tree", "refine", "filter", "fundus", "superres")
 
 
 def _preset(variant: str, minutes: tuple[float, ...], **more) -> dict:
-  """Config variant, minutes of training for each of `STAGES`, and: "num" pairs to generate; "validation", flags of that step;
-  "coarse", minutes that the tree stage first trains at half its size, where a step costs a quarter. There it learns where
-  vessels run; at full size it learns the thin ones."""
+  """Config variant, and minutes of training for each of `STAGES`.
+
+  Further keys: "num", pairs to generate; "validation", flags of that step; "coarse", minutes that the tree stage first trains
+  at half its size, where a step costs a quarter (there it learns where vessels run; at full size it learns the thin ones);
+  "refined", height and width of refined trees, twice the tree stage's, where the config's differ.
+  """
   return {"variant": variant, **dict(zip(STAGES, minutes, strict=True)), **more}
 
 
 PRESETS = {
-  "tiny": _preset(":tiny", (2, 4, 2, 4, 4), num=16, validation=("--steps", "150", "--seeds", "1")),
-  "cpu": _preset(":cpu", (40, 60, 10, 90, 40), num=200, validation=("--steps", "500"), coarse=40),
-  "default": _preset("", (3, 7, 1, 9, 5), num=1000, validation=("--steps", "2000")),
+  "tiny": _preset(":tiny", (2, 4, 2, 2, 4, 4), num=16, validation=("--steps", "150", "--seeds", "1")),
+  "cpu": _preset(":cpu", (40, 60, 60, 10, 90, 40), num=200, validation=("--steps", "500"), coarse=40),
+  "default": _preset("", (3, 7, 5, 1, 9, 5), num=1000, validation=("--steps", "2000"), refined=512),
 }
 _GRACE_S = 120  # seconds between the request to stop and the kill, enough to write a checkpoint
 
@@ -72,7 +75,7 @@ def plan(args) -> list[Step]:
     return Step(f"train {stage}", stage_command(stage, f"--config.seed={args.seed}", *more), minutes[stage])
 
   def generate(name, *more):
-    return Step(name, ("-m", "retree_jax.generate", "--tree", run["tree"], *more))
+    return Step(name, ("-m", "retree_jax.generate", "--tree", run["tree"], "--refine", run["refine"], *more))
 
   def source(spec):
     return f"--config.data.source={spec}"
@@ -95,11 +98,13 @@ def plan(args) -> list[Step]:
     steps.append(dataclasses.replace(coarse, name="train tree, coarse", minutes=args.budget.get("coarse", preset["coarse"])))
     # Twice the size: more noise for the same signal at the coarse scales (Hoogeboom et al. 2301.11093).
     fine = (f"--config.train.start_from={half}", "--config.diffusion.shift=2.0")
+  refined = [f"--config.data.image_size=({size},{size})"] if (size := preset.get("refined")) else []
   weights = [f"--config.loss.perceptual_weights={args.vgg19}"] if args.vgg19 else []
   models = [word for stage in ("filter", "fundus", "superres") for word in (f"--{stage}", run[stage])]
   report = ("--generated", generated, "--real", labelled, "--train", labelled, "--segmenter", run["segmentation"])
   steps += [
     training("tree", source(labelled), *fine),
+    training("refine", source(labelled), *refined),
     generate("trees for the filter", "--num", drawn, "--seed", "1", "--out", trees),
     training("filter", source(labelled), f"--config.data.generated={trees}"),
     training("fundus", source(pairs)),

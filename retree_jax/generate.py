@@ -64,6 +64,20 @@ def define_flags() -> flags.FlagValues:
     flag_values=f,
   )
   flags.DEFINE_float("guidance", None, "Guidance scale of the fundus stage.", lower_bound=0.0, flag_values=f)
+  flags.DEFINE_multi_string(
+    "ask",
+    [],
+    "NAME=VALUE that trees are asked to have, several times: outline=whole or cut, side=left or right, density, width, "
+    "tortuosity, fractal_dimension. What is not asked for is left open.",
+    flag_values=f,
+  )
+  flags.DEFINE_float(
+    "ask_guidance",
+    None,
+    "Guidance scale of the tree stage: above 1, what is asked for is exaggerated.",
+    lower_bound=0.0,
+    flag_values=f,
+  )
   flags.DEFINE_integer("steps", None, "Sampler steps of the diffusion stages.", lower_bound=1, flag_values=f)
   flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "Join the processes of a multi-host job.", flag_values=f)
   flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.", flag_values=f)
@@ -83,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   f = define_flags()
   errors.parse(f, sys.argv if argv is None else argv, __doc__)
   from retree_jax import sharding
+  from retree_jax.data import attributes
   from retree_jax.inference import dataset_writer
 
   cpu.dispatch_inline()
@@ -109,6 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     guidance=f.guidance,
     num_steps=f.steps,
     threshold=f.filter_threshold,
+    ask=attributes.parse(f.ask),
+    ask_guidance=f.ask_guidance,
   )
 
 

@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The same settings as flags, for tests of the command line.
 FLAGS = (
   "--config.data.source=phantom:5", "--config.data.image_size=(32, 32)", "--config.data.target=('tree',)",
-  "--config.data.num_threads=1",
+  "--config.data.num_threads=1", "--config.data.attributes=()",
   "--config.model.widths=(8,)", "--config.model.attention=()", "--config.model.middle=0",
   "--config.model.head_width=4", "--config.model.time_dim=16", "--config.model.detail=4",
   "--config.diffusion.num_steps=12", "--config.sampler.num_steps=2", "--config.train.batch_size=4",

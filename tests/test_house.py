@@ -33,7 +33,7 @@ ROOMS = (
 )
 # Rooms that may use only some modules of another.
 ONLY = {
-  ("data", "metrics"): {"metrics.skeleton", "metrics.masks"},
+  ("data", "metrics"): {"metrics.skeleton", "metrics.masks", "metrics.vessels"},  # of which attributes are some
   ("metrics", "models"): {"models.pretrained", "models.scaling"},
 }
 # Commands read their flags with these before they import anything else.

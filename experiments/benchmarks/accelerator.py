@@ -1,11 +1,11 @@
 """The paper's network on an accelerator: our training step beside PyTorch's, eager and compiled, on the same card.
 
-    python -m experiments.benchmarks.accelerator --out experiments/benchmarks/accelerator        # needs JAX and PyTorch for CUDA
+    python -m experiments.benchmarks.accelerator --out experiments/benchmarks/accelerator    # needs JAX and PyTorch for CUDA
 
 Each of the three runs in a process of its own, one after another: "jax" is the step that `--mode train` compiles, "torch" the
-plain transcription in `torch_denoiser.py`, "compiled" the same under `torch.compile`. A step is the paper's: draw timesteps, noise
-the batch, mean squared plus mean absolute error, backward, AdamW. Float32, with TF32 products on both sides, as each library
-computes by default when asked for speed. Writes PATH.json and PATH.md.
+plain transcription in `torch_denoiser.py`, "compiled" the same under `torch.compile`. A step is the paper's: draw timesteps,
+noise the batch, mean squared plus mean absolute error, backward, AdamW. Float32, with TF32 products on both sides. Writes
+PATH.json and PATH.md.
 """
 
 import argparse

@@ -7,7 +7,7 @@ def network_settings(config) -> dict:
   """Settings of the stage's network, for `retree_jax.models.build`.
 
   Args:
-    config: a whole config; `config.model` and, for diffusion models, `config.data.target` and `config.data.attributes` are read.
+    config: a whole config; `config.model` and, for diffusion models, `data.target` and `data.attributes` are read.
 
   Returns:
     `config.model`, and for diffusion models "out_channels", as many as the fields of `config.data.target` have together, and

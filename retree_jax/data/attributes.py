@@ -1,7 +1,7 @@
 """What a user can ask of a retina: outline, position of the optic disc, and measures of its vessels.
 
-A tree stage that knows attributes (`config.data.attributes`) is told some of them for each training eye, and none of the others,
-so that each can be asked for or left open when sampling. They are measured on the training trees when these are read.
+A tree stage that knows attributes (`config.data.attributes`) is told a random choice of them for each training eye, so that
+each can be asked for or left open when sampling. They are measured on the training trees when these are read.
 """
 
 from collections.abc import Mapping, Sequence

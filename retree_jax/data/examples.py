@@ -7,7 +7,6 @@ import numpy as np
 
 from retree_jax.data import fingerprint, pipeline, provenance, sources, transforms
 
-
 _AT_ONCE = 16  # views of `config.data.views` in a batch
 
 

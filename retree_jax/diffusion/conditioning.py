@@ -35,17 +35,18 @@ def degrade(low: jax.Array, level: jax.Array, noise: jax.Array, most_blur: float
   return low + (most_noise * level)[:, None, None, None] * noise
 
 
-def without_haze(low: jax.Array, haze: float) -> jax.Array:
+def without_haze(low: jax.Array, haze: jax.Array) -> jax.Array:
   """Coverage without the faint background that drawn maps have and real ones lack.
 
   Args:
-    low: coverage, from -1 (none) to 1.
-    haze: a share of a pixel. What covers less goes, what covers twice as much stays as it is, and what lies between fades.
+    low: coverage [B, h, w, 1], from -1 (none) to 1.
+    haze: shares of a pixel, [B]. What covers less goes, what covers twice as much stays as it is, and what lies between fades.
+      0 leaves a picture as it is.
   """
-  if not haze:
-    return low
+  haze = haze[:, None, None, None]
   share = (low + 1.0) / 2.0
-  return 2.0 * share * jnp.clip(share / haze - 1.0, 0.0, 1.0) - 1.0
+  faded = 2.0 * share * jnp.clip(share / jnp.maximum(haze, 1e-6) - 1.0, 0.0, 1.0) - 1.0
+  return jnp.where(haze > 0, faded, low)
 
 
 def condition(low: jax.Array, fov: jax.Array, level: jax.Array, noise: jax.Array, options) -> jax.Array:

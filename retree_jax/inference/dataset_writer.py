@@ -26,7 +26,13 @@ from retree_jax.inference import data_card, pairs
 
 _IN_FLIGHT = 2  # chunks that may wait for the disk while the devices work on the next
 _CHECKED_AT_ONCE = 256  # given masks that are checked before the first is painted
-_SHIPPED = {"tree": "tree", "refine": "refine", "fundus": "fundus", "superres": "superres", "filter_path": "filter"}
+_SHIPPED = {
+  "tree": ("tree",),
+  "refine": ("refine", "refine_512"),
+  "fundus": ("fundus",),
+  "superres": ("superres",),
+  "filter_path": ("filter",),
+}
 
 
 def shipped() -> dict[str, str | None]:
@@ -36,7 +42,7 @@ def shipped() -> dict[str, str | None]:
     ValueError: this installation has none.
   """
   names = checkpoint.shipped_names()
-  paths = {stage: name if name in names else None for stage, name in _SHIPPED.items()}
+  paths = {stage: ",".join(name for name in wanted if name in names) or None for stage, wanted in _SHIPPED.items()}
   if not (paths["tree"] or paths["fundus"]):
     raise ValueError(
       "this installation ships no weights: give --tree and --fundus, the workdirs of "
@@ -56,6 +62,8 @@ def write(
   num_steps: int | None = None,
   threshold: float | None = None,
   mesh=None,
+  ask: dict[str, float] | None = None,
+  ask_guidance: float | None = None,
 ) -> dict:
   """Generates a data set into a folder, or continues one.
 
@@ -71,6 +79,7 @@ def write(
     guidance, num_steps: see `pairs.Generator`.
     threshold: least filter score, in place of the one chosen on validation data.
     mesh: devices of this host; all of them by default.
+    ask, ask_guidance: what trees are asked to have, see `pairs.Generator`.
 
   Returns:
     {"pairs": in the set, "made": by this host now, "wall": seconds, "waited": of them for the disk, "stages": seconds by
@@ -85,7 +94,9 @@ def write(
   if given is not None and not paths.get("fundus"):
     raise ValueError("--trees are painted by the fundus stage: give --fundus too")
   models = pairs.load_models(**paths, threshold=threshold, mesh=mesh)
-  generator = pairs.Generator(models, mesh, guidance, num_steps)
+  if ask and given is not None:
+    raise ValueError("--ask is for sampling trees, but --trees gives them: leave one of the two out")
+  generator = pairs.Generator(models, mesh, guidance, num_steps, ask, ask_guidance)
   if given is None and models.tree is None:
     raise ValueError("there are no trees to paint: give --tree to draw some, or --trees with a folder of masks")
   if given is not None and num is not None and num > len(given):
@@ -258,6 +269,8 @@ def identity_of(generator, seed, form, given) -> dict:
     "trees": "sampled" if given is None else f"given {given.fingerprint}",
     "stages": stages,
   }
+  if generator.ask:
+    identity["asked"] = generator.ask
   return identity | ({"mask_rule": reduction.RULE} if models.refine else {})
 
 
@@ -268,6 +281,7 @@ def facts_of(identity: dict) -> dict:
   return {
     "software": provenance.SOFTWARE,
     "trees": identity["trees"].split()[0],
+    **({"asked": identity["asked"]} if "asked" in identity else {}),
     "sampler": {name: s["name"] for name, s in samplers.items()},
     "steps": {name: s["num_steps"] for name, s in samplers.items()},
     "guidance": samplers["fundus"]["guidance"] if "fundus" in samplers else None,

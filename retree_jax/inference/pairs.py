@@ -97,6 +97,11 @@ class Generator:
         )
 
   @property
+  def attributes(self) -> tuple[str, ...]:
+    """The attributes that trees can be asked to have."""
+    return self.samplers["tree"].attributes if "tree" in self.samplers else ()
+
+  @property
   def batch_size(self) -> int:
     """Pairs that keep all devices busy in one call."""
     return max(s.batch_size for s in self.samplers.values())
@@ -123,6 +128,7 @@ class Generator:
     sampler, tree_filter = self.samplers["tree"], self.models.tree_filter
     n, indices = len(indices), np.asarray(indices, np.int64)
     records = [{"attempts": 0, "accepted": False, "filter_score": None, "dropped": [], "tilt": 0} for _ in range(n)]
+    asked = [self._asked(k, seed) for k in indices]
     fields: dict[str, np.ndarray] = {}
     waiting, drawn_before = np.arange(n), 0
     while len(waiting) and drawn_before < (1 if tree_filter is None else MAX_ATTEMPTS):
@@ -134,7 +140,12 @@ class Generator:
       started = time.monotonic()
       numbers = indices[rows] * MAX_ATTEMPTS + attempts
       drawn = sampler(
-        self.models.tree.params, numbers, seed=seed, stream="trees", slots=indices[rows] + attempts, ask=self.ask
+        self.models.tree.params,
+        numbers,
+        seed=seed,
+        stream="trees",
+        slots=indices[rows] + attempts,
+        ask=[asked[i] for i in rows],
       )
       drawn, tilts = field_of_view.with_fov(drawn, sampler.config.data.fit == "fov")
       self.seconds["tree"] += time.monotonic() - started
@@ -158,6 +169,13 @@ class Generator:
     if self._refiners:
       self._mend(fields, records)
     return fields, records
+
+  def _asked(self, index: int, seed: int) -> dict[str, float]:
+    """What the tree of a pair is asked to have: what the user asks for, and an outline in the shares of the training eyes."""
+    share = self.samplers["tree"].config.sampler.get("cut_share", -1.0)
+    if share < 0 or "outline" in self.ask:
+      return self.ask
+    return {"outline": float(np.random.default_rng([seed, int(index)]).random() < share), **self.ask}
 
   def _refined(self, fields, refiners, numbers, seed, slots):
     """Trees at twice the size, once for each of `refiners`; beside "tree" and "fov" the drawn mask, "vessels"."""

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from retree_jax import keys
+from retree_jax.data import attributes
 from retree_jax.diffusion import conditioning
 from retree_jax.inference.sampler import Sampler
 from retree_jax.models import scaling
@@ -27,7 +28,9 @@ class Refiner(Sampler):
       config = config.copy_and_resolve_references()
       config.data.image_size = tuple(size)
     super().__init__(config, network, mesh)
-    self._haze = float(config.sampler.get("condition_haze", 0.0))
+    haze = float(config.sampler.get("condition_haze", 0.0))
+    whole = float(config.sampler.get("condition_haze_whole", -1.0))
+    self._haze = (haze, haze if whole < 0 else whole)
 
   def __call__(self, params, indices, condition: dict, seed: int | None = None, stream: str = "samples", slots=None):
     """Refines trees.
@@ -50,7 +53,10 @@ class Refiner(Sampler):
 
   def _as_condition(self, cond, sample_keys):
     cond = scaling.to_signed(cond)
-    low = conditioning.without_haze(cond[:, :: conditioning.FACTOR, :: conditioning.FACTOR, :1], self._haze)
+    seen = cond[..., 1] > 0
+    rows, columns = (seen.any(axis=axis).sum(axis=1) for axis in (2, 1))
+    haze = jnp.where(rows >= attributes.WHOLE * columns, self._haze[1], self._haze[0])
+    low = conditioning.without_haze(cond[:, :: conditioning.FACTOR, :: conditioning.FACTOR, :1], haze)
     noise = keys.normal(jax.vmap(jax.random.fold_in, (0, None))(sample_keys, 2), low.shape[1:])
     level = jnp.full(low.shape[:1], self.config.sampler.condition_level, jnp.float32)
     return conditioning.condition(low, cond[..., 1:], level, noise, self.config.diffusion)

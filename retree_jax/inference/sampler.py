@@ -6,6 +6,8 @@ neither changes a bit. On a CPU a sample's place in its block follows from its n
 place; an accelerator fills blocks in order.
 """
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +61,7 @@ class Sampler:
     spec = PartitionSpec(("data", "fsdp"))
     self._run = jax.jit(
       jax.shard_map(
-        self._on_device, mesh=self.mesh, in_specs=(PartitionSpec(), spec, spec, spec), out_specs=spec, check_vma=False
+        self._on_device, mesh=self.mesh, in_specs=(PartitionSpec(), spec, spec, spec, spec), out_specs=spec, check_vma=False
       )
     )
 
@@ -71,7 +73,7 @@ class Sampler:
     seed: int | None = None,
     stream: str = "samples",
     slots=None,
-    ask: dict[str, float] | None = None,
+    ask: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None,
   ) -> dict[str, np.ndarray]:
     """Samples, in as many compiled batches as it takes.
 
@@ -83,7 +85,7 @@ class Sampler:
       stream: name of the randomness: another name gives other samples for the same seed.
       slots: [N] int, each a function of the sample's number: modulo the block, the sample's place in one on a CPU. The
         numbers themselves by default; numbers that leave the same rest in long runs would leave blocks half empty.
-      ask: {attribute: value} (`retree_jax.data.attributes`) of all samples; those that are not named are left open.
+      ask: {attribute: value} (`retree_jax.data.attributes`) of all samples, or one for each; those not named are left open.
 
     Returns:
       uint8 arrays [N, H, W, C] for each field of `config.data.target`, on every host.
@@ -91,8 +93,10 @@ class Sampler:
     Raises:
       ValueError: a condition that is missing or of another size, or an attribute that the model does not know.
     """
-    self.check_asked(ask or {})
-    asked = attributes.encode(ask or {}, self.attributes)
+    ask = [ask or {}] * len(indices) if ask is None or isinstance(ask, Mapping) else ask
+    for one in ask:
+      self.check_asked(one)
+    asked = np.array([attributes.encode(one, self.attributes) for one in ask], np.float32).reshape(len(indices), -1)
     indices = np.asarray(indices, np.int64)
     seed = self.config.sampler.seed if seed is None else seed
     n, size, condition = len(indices), self.size, condition or {}
@@ -140,20 +144,20 @@ class Sampler:
     sample_keys = keys.per_sample(seed, indices[rows], f"{self.config.stage} {stream}")
     cond = [condition[f][rows] for f in self.condition] or [np.zeros((len(rows), *self.size, 0), np.uint8)]
     split = sharding.batch_sharding(self.mesh)
-    given = (counts, np.asarray(jax.random.key_data(sample_keys)), np.concatenate(cond, axis=-1))
-    x = self._run((params, asked), *(jax.make_array_from_callback(a.shape, split, lambda i, a=a: a[i]) for a in given))
+    given = (counts, np.asarray(jax.random.key_data(sample_keys)), np.concatenate(cond, axis=-1), asked[rows])
+    x = self._run(params, *(jax.make_array_from_callback(a.shape, split, lambda i, a=a: a[i]) for a in given))
     blocks = sharding.to_host(x).reshape(self._blocks, self.block, *x.shape[1:])
     return blocks[np.argsort(dealt)[: len(group)]]
 
-  def _on_device(self, params_and_asked, count, key_data, cond):
-    """One device's share, blocks one after the other: count [1] of them, key_data [b, 2] uint32, cond [b, H, W, C] uint8 →
-    uint8 [b, H, W, C]."""
+  def _on_device(self, params, count, key_data, cond, asked):
+    """One device's share, blocks one after the other: count [1] of them, key_data [b, 2] uint32, cond [b, H, W, C] uint8, asked
+    [b, A] → uint8 [b, H, W, C]."""
 
     def blocks(x):
       return x.reshape(x.shape[0] // self.block, self.block, *x.shape[1:])
 
     def one(i, out):
-      return out.at[i].set(self._block(*params_and_asked, blocks(key_data)[i], blocks(cond)[i]))
+      return out.at[i].set(self._block(params, blocks(key_data)[i], blocks(cond)[i], blocks(asked)[i]))
 
     blank = jnp.zeros((*key_data.shape[:1], *self.size, num_channels(self.target)), jnp.uint8)
     out = jax.lax.fori_loop(0, count[0], one, blocks(blank))
@@ -164,14 +168,14 @@ class Sampler:
     del sample_keys
     return scaling.to_signed(cond)
 
-  def _block(self, params, asked, key_data, cond):
+  def _block(self, params, key_data, cond, asked):
     options, config = self.config.sampler, self.config.diffusion
     sample_keys = jax.random.wrap_key_data(key_data, impl="threefry2x32")
     start_keys, step_keys = (jax.vmap(jax.random.fold_in, (0, None))(sample_keys, i) for i in range(2))
     x = keys.normal(start_keys, (*self.size, num_channels(self.target)))
     cond = self._as_condition(cond, sample_keys) if self.condition else None
 
-    kw = {"attributes": attributes.told(jnp.tile(asked, (len(x), 1)))} if self.attributes else {}
+    kw = {"attributes": attributes.told(asked)} if self.attributes else {}
 
     def predict_x0(x, t, cond=cond, kw=kw):
       alpha, sigma = self._schedule.alpha_sigma(t)

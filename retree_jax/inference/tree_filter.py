@@ -17,7 +17,7 @@ from etils import epath
 from scipy import ndimage
 
 from retree_jax import checkpoint
-from retree_jax.data import generated_trees, pipeline, sources, transforms, writing
+from retree_jax.data import attributes, generated_trees, pipeline, sources, transforms, writing
 from retree_jax.metrics import topology
 from retree_jax.models import scaling
 
@@ -106,9 +106,8 @@ def measures(tree: np.ndarray, fov: np.ndarray) -> dict[str, float]:
   labels, _ = ndimage.label(bridged, _EIGHT)
   sizes = np.bincount(labels[mask])
   diameter = 2.0 * np.sqrt(visible / np.pi)
-  crowd = np.where(inside, ndimage.gaussian_filter(mask.astype(np.float32), diameter / 16, mode="constant"), -1.0)
-  root = np.unravel_index(np.argmax(crowd), crowd.shape)
-  away = np.hypot(*(np.nonzero(mask & (labels == np.argmax(sizes))) - np.array(root)[:, None]))
+  root = np.array(attributes.root(mask, inside))
+  away = np.hypot(*(np.nonzero(mask & (labels == np.argmax(sizes))) - root[:, None]))
   return {
     "density": area / visible,
     "components": topology.betti_numbers(bridged)[0],

@@ -122,8 +122,8 @@ class Denoiser(nn.Module):
       t: timesteps [B], float or int.
       cond: condition [B, H, W, D] or None.
       train: enables dropout.
-      attributes: [B, 2 * attributes], the values (0 where unknown), then 1 for each that is known and 0 for the others; None for
-        none known.
+      attributes: [B, 2 * attributes], the values (0 where unknown), then 1 for each that is known and 0 for each other; None
+        where all are unknown.
 
     Returns:
       [B, H, W, out_channels] float32; all 0 at initialisation.

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from retree_jax import checkpoint
-from retree_jax.data import field_of_view, formats, montage, transforms, writing
+from retree_jax.data import attributes, field_of_view, formats, montage, transforms, writing
 from retree_jax.inference import dataset_writer, pairs
 from retree_jax.inference.segmenter import Segmenter
 from retree_jax.page import measures, uploads
@@ -39,6 +39,7 @@ class Control:
     low, high, step: allowed values; whole numbers where `step` is one.
     default: its value if nothing is set; None leaves it to the models.
     own: what the models use then, as a text.
+    words: {word: value}, what can be chosen in place of a number.
   """
 
   name: str
@@ -49,6 +50,7 @@ class Control:
   step: float
   default: float | None = None
   own: str = ""
+  words: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   def read(self, text: str | None) -> float | None:
     """The value that a request gives, or the default.
@@ -58,6 +60,8 @@ class Control:
     """
     if text is None or text == "":
       return self.default
+    if text in self.words:
+      return self.words[text]
     kind = int if isinstance(self.step, int) else float
     try:
       value = kind(text)
@@ -199,6 +203,8 @@ class Studio:
 
   def _make(self, settings: Mapping, given, say: Say) -> Outcome:
     generator, num, seed = self._generator(settings), settings["num"], settings["seed"]
+    asked = {name: settings.get(name) for name in generator.attributes}
+    generator.ask = {} if given else {name: value for name, value in asked.items() if value is not None}
     facts = dataset_writer.facts_of(dataset_writer.identity_of(generator, seed, "png", given))
     unit = max(sampler.block for sampler in generator.samplers.values())  # what the devices do at once
     rows, eyes, files = [], [], {}
@@ -259,6 +265,13 @@ def controls(generator: pairs.Generator) -> list[Control]:
     own = f"{samplers['fundus'].config.sampler.guidance:g}"
     hint = "above 1, photographs follow their tree more closely"
     found.append(Control("guidance", "guidance", hint, 1.0, 10.0, 0.1, own=own))
+  for name in generator.attributes:
+    centre, scale, hint = attributes.ATTRIBUTES[name]
+    words = attributes.WORDS.get(name, {})
+    low, high = (
+      (min(words.values()), max(words.values())) if words else (round(centre - 3 * scale, 4), round(centre + 3 * scale, 4))
+    )
+    found.append(Control(name, name.replace("_", " "), hint, low, high, 0.001, own="open", words=words))
   return found
 
 

@@ -48,7 +48,7 @@ def test_every_field_can_be_set(stage, variant, monkeypatch):
   config = parsed(monkeypatch, name)
   for section in ("model", "discriminator"):
     if section in config:
-      wanted = set(models.defaults(config[section].name)) - {"out_channels"}
+      wanted = set(models.defaults(config[section].name)) - {"out_channels", "attributes"}
       assert wanted <= set(config[section]), f"{wanted - set(config[section])} of the network cannot be set"
   fields = leaves(config)
   assert len(fields) > 60

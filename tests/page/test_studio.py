@@ -160,3 +160,22 @@ def test_the_page_offers_what_the_models_can_do(loaded, paths, tmp_path):
   assert painter.actions() == ["paint", "segment"]
   with pytest.raises(ValueError, match="nothing to generate with"):
     studio.Studio({})
+
+
+def test_trees_can_be_asked_for_where_the_stage_knows_attributes(loaded, paths, tmp_path, monkeypatch):
+  known = studio.pairs.Generator(loaded._models)
+  known.samplers["tree"].attributes = ("side", "density")
+  controls = {c.name: c for c in studio.controls(known)}
+  assert controls["side"].read("left") == -1.0 and controls["side"].read("") is None
+  assert controls["density"].read("0.11") == 0.11
+  with pytest.raises(ValueError, match="density is '2': give a number from 0.03 to 0.15"):
+    controls["density"].read("2")
+  monkeypatch.setattr(loaded, "controls", list(controls.values()))
+  monkeypatch.setattr(loaded, "_generator", lambda settings: known)
+  asked = []
+  monkeypatch.setattr(
+    studio.dataset_writer, "make_chunk", lambda generator, *rest: asked.append(dict(generator.ask)) or ([], {})
+  )
+  loaded.generate(loaded.settings({"side": "right"}), lambda text, share: None)
+  loaded.generate(loaded.settings({}), lambda text, share: None)
+  assert asked == [{"side": 1.0}, {}]

@@ -1,0 +1,83 @@
+"""What is asked of trees beside what is measured on them.
+
+    python -m experiments.asking --tree tree --refine refine,refine_512 --num 24 --out asking
+
+For each attribute that the tree stage knows, --num trees are asked for it alone: words in turn, numbers evenly spread over two
+standard deviations around the middle (`retree_jax.data.attributes`). The drawn trees are measured as training trees are. Writes
+PATH.json and PATH.md: Spearman's rank correlation for numbers, the share of right ones for words.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import numpy as np
+from scipy import stats
+
+from retree_jax.cli import cpu, errors
+from retree_jax.data import attributes, reduction, transforms, writing
+from retree_jax.inference import pairs
+
+_SPREAD = 1.0  # standard deviations to either side of the middle
+
+
+def asked_values(name: str, num: int) -> np.ndarray:
+  """The values that are asked for, [num]."""
+  if name in attributes.WORDS:
+    return np.resize(list(attributes.WORDS[name].values()), num)
+  centre, scale, _ = attributes.ATTRIBUTES[name]
+  return np.linspace(centre - _SPREAD * scale, centre + _SPREAD * scale, num)
+
+
+def agreement(name: str, asked, measured) -> float:
+  """Spearman's rank correlation, or for words the share of trees that are nearer to what was asked than to the other word."""
+  asked, measured = np.asarray(asked), np.asarray(measured)
+  if name not in attributes.WORDS:
+    return float(stats.spearmanr(asked, measured).statistic)
+  words = np.array(list(attributes.WORDS[name].values()))
+  return float(np.mean(words[np.abs(measured[:, None] - words).argmin(axis=1)] == asked))
+
+
+def measure(fields: dict[str, np.ndarray]) -> list[dict[str, float]]:
+  """The attributes of drawn trees, fields as `pairs.Generator.trees` returns them."""
+  size, found = (attributes.SIZE, attributes.SIZE), []
+  for i, fov in enumerate(fields["fov"]):
+    tree = transforms.binarise(fields["vessels" if "vessels" in fields else "tree"][i])
+    found.append(
+      attributes.measure(reduction.reduce_mask(tree, size)[..., None], transforms.binarise(transforms.area_resize(fov, size)))
+    )
+  return found
+
+
+def main() -> None:
+  """Runs the command line."""
+  p = argparse.ArgumentParser(prog="python -m experiments.asking", description=__doc__.split("\n\n")[0])
+  p.add_argument("--tree", default="tree")
+  p.add_argument("--refine", default="refine,refine_512")
+  p.add_argument("--num", type=int, default=24, help="trees for each attribute")
+  p.add_argument("--guidance", type=float, help="guidance scale of the tree stage")
+  p.add_argument("--out", default="asking", help="path without suffix")
+  args = p.parse_args()
+  generator = pairs.Generator(pairs.load_models(tree=args.tree, refine=args.refine), ask_guidance=args.guidance)
+  rows = []
+  for place, name in enumerate(generator.attributes):
+    asked, measured = asked_values(name, args.num), []
+    for i, value in enumerate(asked):
+      generator.ask = {name: float(value)}
+      fields, _ = generator.trees(np.array([place * args.num + i]), 0)
+      measured.append(measure(fields)[0][name])
+    rows.append(
+      {"attribute": name, "asked": list(map(float, asked)), "measured": measured, "agreement": agreement(name, asked, measured)}
+    )
+    print(f"{name}: {rows[-1]['agreement']:.3f}", flush=True)
+  lines = ["| attribute | trees | agreement |", "|---|---|---|"]
+  for row in rows:
+    kind = "right" if row["attribute"] in attributes.WORDS else "rank correlation"
+    lines.append(f"| {row['attribute']} | {len(row['asked'])} | {row['agreement']:.2f} ({kind}) |")
+  writing.write_json(pathlib.Path(f"{args.out}.json"), rows)
+  writing.write_text(pathlib.Path(f"{args.out}.md"), "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+  cpu.restart_with_settings()
+  sys.exit(errors.run(main))
