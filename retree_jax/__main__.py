@@ -45,7 +45,7 @@ COMMANDS = {
 
 _EXIT_CODES = """Exit codes:
   0    success
-  1    the run failed (a full disk, too little memory, a loss that is not finite)
+  1    the run failed (a full disk, too little memory, a loss that is not finite), or evaluate --gate found a bound violated
   2    bad input: a flag, a config field, a file
   130  stopped with Ctrl-C
   143  stopped by SIGTERM (129: SIGHUP) before the run was complete; rerun the same command to resume

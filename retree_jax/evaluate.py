@@ -9,6 +9,10 @@ Writes report.html (one file, with pictures), report.md and report.json; `retree
 --real must be eyes that the generator never saw: generated eyes are compared with them, and the privacy audit takes its
 threshold from them. --train is the set on which the generator was trained; with it the audit looks for copies. Where --real
 and --train are the same folder, its test and train splits are used. In a notebook, call `evaluate` on sources or arrays.
+
+In a pipeline, --gate ends the command with exit code 1 where a bound is violated, with one sentence for each on stderr; the
+report is written all the same. `--gate default` is for copies and for labels that do not fit, `--gate copies=3,label_fit=0.8`
+checks these two alone, and `--gate default,heldout=10` is the default with one bound changed; docs/gate.md has the table.
 """
 
 import importlib
@@ -66,12 +70,19 @@ def define_flags() -> flags.FlagValues:
     "Show photographs and file names; use --nopictures for a report to be shared where the photographs may not be.",
     flag_values=f,
   )
+  flags.DEFINE_multi_string(
+    "gate",
+    [],
+    "Exit with 1 where a bound is violated: 'default', NAME or NAME=BOUND, several by commas or by repeating the flag; NAME is "
+    "one of copies, near, heldout, label_fit, label_shift, label_f1 (docs/gate.md).",
+    flag_values=f,
+  )
   flags.DEFINE_string("out", "report", "Folder to write to, on a disk or in a bucket.", flag_values=f)
   return f
 
 
-def main(argv: list[str] | None = None) -> None:
-  """Parses the flags, compares the sets and writes the report."""
+def main(argv: list[str] | None = None) -> int:
+  """Parses the flags, compares the sets and writes the report. Returns the exit code: 1 if a bound of --gate is violated."""
   f = define_flags()
   errors.parse(f, sys.argv if argv is None else argv, __doc__)
   for name in ("generated", "real"):
@@ -83,8 +94,9 @@ def main(argv: list[str] | None = None) -> None:
     )
   if pathlib.Path(f.out).is_file():
     raise ValueError(f"--out={f.out} is a file: name a folder to write to")
-  from retree_jax.report import evaluation, files, sets
+  from retree_jax.report import evaluation, files, gate, sets
 
+  bounds = gate.parse(f.gate)
   result = evaluation.evaluate(
     **sets.open_sets(f.generated, f.real, f.train, f.real_split, f.train_split),
     size=None if f.size is None else (f.size, f.size),
@@ -96,10 +108,16 @@ def main(argv: list[str] | None = None) -> None:
     pictures=f.pictures,
     log=lambda text: print(text, file=sys.stderr, flush=True),
   )
+  if bounds:
+    result["gate"] = gate.check(result, bounds)
   files.write(result, f.out)
   for verdict in result["verdicts"]:
     print(f"{verdict['question']} {verdict['answer']}")
   print(f"written: {pathlib.PurePath(f.out) / 'report.html'}, report.md, report.json")
+  violated = [entry["sentence"] for entry in result.get("gate", ()) if not entry["passed"]]
+  for sentence in violated:
+    print(f"gate: {sentence}", file=sys.stderr, flush=True)
+  return 1 if violated else 0
 
 
 if __name__ == "__main__":

@@ -216,9 +216,7 @@ def audit(
   if extractor is not None:
     spaces[extractor.name] = _in_features(generated, train, heldout, extractor, batch_size)
   copied = np.any([space.copied for space in spaces.values()], axis=0)
-  # The expected proportion of 5 % is itself estimated from the held-out images, so its interval counts too.
-  expected = wilson(round((1 - PERCENTILE / 100) * len(heldout)), len(heldout))[1]
-  crowded = [name for name, space in spaces.items() if Share.of(space.near).low > expected]
+  crowded = [name for name, space in spaces.items() if Share.of(space.near).low > explained(len(heldout))]
   verdict = "copies" if copied.any() else "suspicious" if crowded else "unclear" if len(heldout) < CALIBRATED else "clear"
   notes = []
   if len(heldout) < CALIBRATED:
@@ -234,6 +232,14 @@ def audit(
         "training set, or the same picture twice?"
       )
   return Audit(len(generated), len(train), len(heldout), spaces, copied, Share.of(copied), verdict, tuple(notes))
+
+
+def explained(num_heldout: int) -> float:
+  """The greatest share of near images that is no sign of copies: 5 % are expected, but estimated from so many held-out images.
+
+  The upper end of the 95 % Wilson interval of that share.
+  """
+  return wilson(round((1 - PERCENTILE / 100) * num_heldout), num_heldout)[1]
 
 
 def _check(pictures, what: str) -> None:

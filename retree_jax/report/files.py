@@ -17,6 +17,7 @@ Contents of report.json (`FORMAT` 1; null stands for NaN):
   segmenter    null, or {"generated" | "real": {score: {"mean", "std", "low", "high", "count"}}}
   privacy      null, or {"photographs" and, where the training set has trees, "trees": what
                `metrics.privacy.Audit.to_dict` returns, or {"refused": why}}
+  gate         with `evaluate --gate` alone: list of {"name", "bound", "value", "passed", "sentence"}, see `report.gate`
 
 Intervals are 95 %. The same sets, settings and seed give the same files.
 """

@@ -15,9 +15,12 @@ _MIN_TREES = 10
 _MIN_PAIRS = 3
 _MANY = 50  # with fewer eyes only large differences are significant
 # Position of the generated labels between chance (0) and real pairs (1).
-_GOOD_POSITION = 0.9
+GOOD_POSITION = 0.9
 _LOOSE_POSITION = 0.6
+GOOD_SHIFT = 1  # pixels by which the labels may be off
 _MIN_SEPARATION_GAIN = 0.05  # of real labels over shuffled ones: with less the real pairs are no reference
+GOOD_GAP = 0.05  # of F1, from real labels to generated ones
+_LOOSE_GAP = 0.15
 _MIN_SEGMENTER_F1 = 0.5  # on real eyes: with less the segmenter says nothing about generated ones
 # Not tested: these repeat another biomarker or describe the quality of a fit.
 _NOT_TESTED = ("fractal_fit", "width_area", "branching_angle_median", "tortuosity_median")
@@ -151,14 +154,8 @@ def _labels(result: dict) -> Answer:
     f"{generated['count']} generated and {real['count']} real pairs; 95 % bootstrap intervals of the mean. This comparison "
     "finds labels without a vessel, but not vessels without a label."
   )
-  if min(generated["count"], real["count"], shuffled["count"]) < _MIN_PAIRS:
-    return "unknown", f"There are too few pairs with vessels to tell: at least {_MIN_PAIRS} of each are needed.", basis
-  if measures["separation"]["real"]["mean"] - measures["separation"]["shuffled"]["mean"] < _MIN_SEPARATION_GAIN:
-    answer = (
-      "The labels of the real pairs do not lie on dark lines either, so there is nothing to compare with: check the folder of "
-      "real pairs."
-    )
-    return "unknown", answer, basis
+  if reason := labels_unknown(result):
+    return "unknown", reason, basis
 
   def share(side):
     return f"{100 * side['mean']:.0f} % ({100 * side['low']:.0f} to {100 * side['high']:.0f} %)"
@@ -168,16 +165,38 @@ def _labels(result: dict) -> Answer:
     f"it is {share(real)}, and with the labels of other eyes {share(shuffled)}."
   )
   if any(shift["generated"]):
-    details += f" The labels would fit best {_shift(*shift['generated'])}, those of real pairs {_shift(*shift['real'])}."
-  position = min(m["position"] for m in (measures["darker"], measures["separation"]) if not math.isnan(m["position"]))
-  if position >= _GOOD_POSITION and max(map(abs, shift["generated"])) <= 1:
+    details += (
+      f" The labels would fit best {shift_text(*shift['generated'])}, those of real pairs {shift_text(*shift['real'])}."
+    )
+  position = label_position(result)
+  if position >= GOOD_POSITION and max(map(abs, shift["generated"])) <= GOOD_SHIFT:
     return "good", f"About as well as in real pairs. {details}", basis
   if position >= _LOOSE_POSITION:
     return "caution", f"Less well than in real pairs. {details}", basis
   return "bad", f"Poorly. {details}", basis
 
 
-def _shift(dy: int, dx: int) -> str:
+def labels_unknown(result: dict) -> str:
+  """Why the fit of the labels cannot be told; "" if it can."""
+  measures = result["fidelity"]["measures"]
+  if min(measures["darker"][side]["count"] for side in ("generated", "shuffled", "real")) < _MIN_PAIRS:
+    return f"There are too few pairs with vessels to tell: at least {_MIN_PAIRS} of each are needed."
+  if measures["separation"]["real"]["mean"] - measures["separation"]["shuffled"]["mean"] < _MIN_SEPARATION_GAIN:
+    return (
+      "The labels of the real pairs do not lie on dark lines either, so there is nothing to compare with: check the folder of "
+      "real pairs."
+    )
+  return ""
+
+
+def label_position(result: dict) -> float:
+  """Where the generated labels are between those of other eyes (0) and real pairs (1): the worse of two measures."""
+  measures = result["fidelity"]["measures"]
+  return min(m["position"] for m in (measures["darker"], measures["separation"]) if not math.isnan(m["position"]))
+
+
+def shift_text(dy: int, dx: int) -> str:
+  """Where labels fit best, in words."""
   parts = [f"{abs(step)} px {words[step > 0]}" for step, words in ((dy, ("up", "down")), (dx, ("left", "right"))) if step]
   return f"if moved {' and '.join(parts)}" if parts else "where they are"
 
@@ -190,19 +209,27 @@ def _segmenter(result: dict) -> Answer:
     f"{generated['count']} generated and {real['count']} real pairs, 95 % bootstrap intervals of the mean. If it was trained "
     "on these real eyes, its score on them is too high."
   )
-  if min(generated["count"], real["count"]) < _MIN_PAIRS:
-    return "unknown", f"There are too few pairs to tell: at least {_MIN_PAIRS} of each are needed.", basis
+  unknown = segmenter_unknown(generated, real)
+  if unknown and min(generated["count"], real["count"]) < _MIN_PAIRS:
+    return "unknown", unknown, basis
 
   def score(side):
     return f"{side['mean']:.3f} ({side['low']:.3f} to {side['high']:.3f})"
 
   scores = f"F1 is {score(generated)} against the generated labels and {score(real)} against the real ones."
-  if real["mean"] < _MIN_SEGMENTER_F1:
-    return "unknown", f"{scores} A segmenter that fails on real eyes says nothing about generated ones.", basis
+  if unknown:
+    return "unknown", f"{scores} {unknown}", basis
   if generated["low"] > real["high"]:
     return "caution", f"{scores} The generated photographs are easier to segment than real ones.", basis
   gap = real["mean"] - generated["mean"]
-  return "good" if gap <= 0.05 else "caution" if gap <= 0.15 else "bad", scores, basis
+  return "good" if gap <= GOOD_GAP else "caution" if gap <= _LOOSE_GAP else "bad", scores, basis
+
+
+def segmenter_unknown(generated: dict, real: dict) -> str:
+  """Why the F1 scores of a segmenter on both sets say nothing; "" if they do."""
+  if min(generated["count"], real["count"]) < _MIN_PAIRS:
+    return f"There are too few pairs to tell: at least {_MIN_PAIRS} of each are needed."
+  return "" if real["mean"] >= _MIN_SEGMENTER_F1 else "A segmenter that fails on real eyes says nothing about generated ones."
 
 
 def _privacy(kind: str, audit: dict) -> Answer:
