@@ -38,9 +38,9 @@ def get_config(variant: str = ""):
 
   # Our best, sized for one accelerator and up. v-prediction down to pure noise keeps colours true: with signal left in the last
   # step the network would read the mean colour from it, and sampling starts without any.
+  defaults.set_denoiser(c, variant)
   c.diffusion.condition_dropout = 0.1
   c.loss.outside_fov = 0.1
-  defaults.set_denoiser(c, variant)
   if variant == "cpu":
     c.model.update(middle=2, detail=12)
   return defaults.complete(c)

@@ -31,7 +31,6 @@ def get_config(variant: str = ""):
   # Training draws a level for each eye, and the network is told which.
   c.diffusion.condition_blur = 0.8
   c.diffusion.condition_noise = 0.2
-  c.diffusion.shift = 1.5
   # The absolute error asks for the median: where a thin vessel may run here or there, that is none.
   c.loss.l1 = 0.0
   # Level at which coarse trees are degraded when sampling.
@@ -41,6 +40,7 @@ def get_config(variant: str = ""):
   c.sampler.condition_haze = 0.05
   c.sampler.condition_haze_whole = -1.0
   c.sampler.update(num_steps=8, batch_size=8)
+  c.diffusion.shift = 1.5
   c.model.update(name="denoiser", patch=2, widths=(64, 128, 192), blocks=(2,), attention=(), middle=0, dtype="bfloat16")
   c.train.update(batch_size=32, num_steps=20_000, ema_decay=0.999)
   c.optimizer.update(learning_rate=5e-4, warmup_steps=200)

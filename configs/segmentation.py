@@ -140,7 +140,7 @@ def _diffusion(c):
   c.model.update(name="denoiser", patch=2, widths=(64, 128, 192, 256), blocks=(2,), attention=(3,), dtype="bfloat16")
   c.loss.outside_fov = 0.1
   c.train.update(batch_size=32, num_steps=50_000, ema_decay=0.999)
-  # Masks sampled per photograph; their mean is the probability.
+  # Masks sampled per photograph, whose mean is the probability; and the probability above which a pixel is vessel.
   c.sampler.draws = 4
   c.sampler.threshold = 0.5
   return c

@@ -49,7 +49,8 @@ def get_config(variant: str = ""):
   )
 
   c.loss = ConfigDict()
-  # Weights of the terms; 0 switches one off. Absolute error, 1 - SSIM, cross-entropy of the tree.
+  # Weights of the terms; 0 switches one off. Absolute error, 1 - SSIM, cross-entropy of the tree, what the
+  # discriminator thinks of the pair, and the distance between VGG19's features.
   c.loss.l1 = 1.0
   c.loss.ssim = 0.1
   c.loss.bce = 0.5

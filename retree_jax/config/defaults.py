@@ -18,6 +18,7 @@ def base(stage: str, variant: str = "") -> ConfigDict:
   if variant not in VARIANTS:
     raise ValueError(f"variant {variant!r} is unknown: write configs/{stage}.py alone, or with :tiny, :cpu or :paper")
   c = ConfigDict()
+  # The stage, and the variant of its config: the run records them, and loading a checkpoint as another stage is refused.
   c.stage = stage
   c.variant = variant or "default"
   # Root of all randomness of a run: parameters, data order, augmentation, noise.
@@ -54,9 +55,11 @@ def base(stage: str, variant: str = "") -> ConfigDict:
   # "constant", or "cosine" down to 0 at decay_steps.
   c.optimizer.schedule = "constant"
   c.optimizer.decay_steps = 0
+  # Decay of the averages of the gradient and of its square, and what is added to the root of the latter.
   c.optimizer.b1 = 0.9
   c.optimizer.b2 = 0.99
   c.optimizer.eps = 1e-8
+  # Decoupled weight decay; times the learning rate, the share by which a step shrinks the parameters.
   c.optimizer.weight_decay = 0.01
   # Gradients with a greater global L2 norm are scaled down to it; 0 switches this off.
   c.optimizer.clip_norm = 1.0
@@ -95,6 +98,7 @@ def base(stage: str, variant: str = "") -> ConfigDict:
   c.log = ConfigDict()
   # Steps between lines of metrics.jsonl and TensorBoard.
   c.log.every = 100
+  # Whether to write TensorBoard files beside metrics.jsonl.
   c.log.tensorboard = True
   # First step and number of steps of a profiler trace into workdir/profile; 0 steps = none.
   c.log.profile_start = 20

@@ -166,7 +166,7 @@ def train_iterator(
 
   Raises:
     ValueError: the batch cannot be shared by the hosts, an unknown field or mode, an empty source; later,
-    from `next`, a damaged file.
+      from `next`, a damaged file.
   """
   import grain
 
@@ -268,7 +268,7 @@ def array_iterator(
 
   Raises:
     ValueError: no arrays, arrays of different lengths, a batch that the hosts cannot share, arrays that
-    cannot be augmented.
+      cannot be augmented.
   """
   local = _local_size(batch_size, process_index, process_count)
   arrays = {key: np.asarray(value) for key, value in arrays.items()}
