@@ -175,8 +175,8 @@ def page() -> str:
   text = [
     "# Every config field",
     "",
-    "This page is made from the comments of `retree_jax/config/defaults.py`, of `configs/*.py` and of the networks. Every field "
-    "is a flag: `--config.train.num_steps=500`, `--config.data.image_size=\"(64, 96)\"`. A field that does not exist, or a value "
+    "This page is made from the comments of `retree_jax/config/defaults.py`, of `configs/*.py` and of the networks. Each field "
+    'is a flag: `--config.train.num_steps=500`, `--config.data.image_size="(64, 96)"`. A field that does not exist, or a value '
     "that is not valid, is refused before anything is read or compiled.",
     "",
     "## All stages",
@@ -196,7 +196,11 @@ def page() -> str:
     if mine := own(stage):
       text += ["Fields that this stage adds, or explains anew:", "", *_table(mine, "value")]
     text += ["Fields whose values differ between its variants:", "", *_variants(stage)]
-  text += ["## Networks", "", "`config.model.name` chooses the network, and its settings are the fields of `config.model`. The "]
+  text += [
+    "## Networks",
+    "",
+    "`config.model.name` chooses the network, and its settings are the fields of `config.model`. The ",
+  ]
   text[-1] += "discriminator of `superres` is set in `config.discriminator`."
   for name in models._NETWORKS:
     text += ["", f"### `{name}`", "", *_table(network(name))]

@@ -16,7 +16,7 @@ These pictures were drawn while this site was built, by the models that the pack
 
 ## Six pairs
 
-The first six pairs of seed 0: the photograph, its vessel tree, and the tree drawn over the photograph. `retree-jax generate --num 6
+The first six pairs of seed 0: photograph, vessel tree, and the tree drawn over the photograph. `retree-jax generate --num 6
 --out out` writes the same pairs at 512×512.
 
 ![Six generated photographs, their vessel trees, and both together](gallery/pairs.png)
@@ -68,12 +68,8 @@ def _draw(folder: pathlib.Path) -> None:
   eyes = [phantom.eye(seed, (_SIDE, _SIDE)) for seed in range(NUM)]
   sheets = {
     "pairs": montage.rows(photographs, masks, both),
-    "painted": montage.grid(
-      np.concatenate([montage.to_rgb(masks[:1]), _sized(painted["image"])]), columns=NUM + 1
-    ),
-    "phantoms": montage.rows(
-      *(np.stack([eye[name] for eye in eyes]) for name in ("image", "tree")),
-    ),
+    "painted": montage.grid(np.concatenate([montage.to_rgb(masks[:1]), _sized(painted["image"])]), columns=NUM + 1),
+    "phantoms": montage.rows(*(np.stack([eye[name] for eye in eyes]) for name in ("image", "tree"))),
   }
   folder.mkdir(parents=True, exist_ok=True)
   for name, sheet in sheets.items():
