@@ -30,7 +30,8 @@ def test_every_shipped_model_has_a_card_of_its_own_weights(facts):
     assert model["data"] and model["licence"] and model["scores"], f"{name} has no card of these weights"
     # The sets that the card names are those that the checkpoint's config names, and no others.
     sets = set(re.findall(r"folder:(\w+)", model["source"]))
-    assert {name.removesuffix("_native") for name in sets} == {s for s in ("CHASE_DB1", "HRF", "DRIVE", "STARE", "FIVES") if s in model["data"]}
+    sets = {name.removesuffix("_native") for name in sets}
+    assert sets == {s for s in ("CHASE_DB1", "HRF", "DRIVE", "STARE", "FIVES") if s in model["data"]}
     for score in model["scores"]:
       assert {"measure", "on", "value", "command"} <= set(score), score
       assert score.get("low", score["value"]) <= score["value"] <= score.get("high", score["value"])
