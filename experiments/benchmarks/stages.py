@@ -44,7 +44,7 @@ def prepared(config):
   import jax
 
   from retree_jax import keys, tasks
-  from retree_jax.data import writing
+  from retree_jax.data import attributes, writing
   from retree_jax.data.fields import CHANNELS
 
   rng, batch = np.random.default_rng(0), {}
@@ -57,6 +57,9 @@ def prepared(config):
   number, size = config.train.batch_size, tuple(config.data.image_size)
   for field in task.fields:
     key = field.rstrip("?")
+    if key == "attributes":
+      batch[key] = rng.normal(size=(number, len(attributes.ATTRIBUTES))).astype(np.float32)
+      continue
     batch[key] = rng.integers(0, 256, (number, *size, CHANNELS[key]), np.uint8)
     if field != key:
       batch[f"has_{key}"] = np.ones(number, bool)

