@@ -1,6 +1,6 @@
 """Generated and real eyes compared within each outline: whole discs, and discs cut by the camera above and below.
 
-    python -m experiments.by_outline --generated pairs --real folder:data/CHASE_DB1+folder:data/HRF --out by_outline.md
+    python -m experiments.by_outline --generated pairs --real folder:data/CHASE_DB1+folder:data/HRF_native --out by_outline.md
 
 Cameras differ in what they show, and graders in what they trace. In a set that mixes cameras, distances and means over the
 whole set also depend on the proportions of the mixture; within one outline they do not. The test split of --real is used.
@@ -14,9 +14,10 @@ import numpy as np
 
 from experiments.sampling_table import distance, floor, interval
 from retree_jax.cli import errors
-from retree_jax.data import pipeline, sources, writing
+from retree_jax.data import sources, writing
 from retree_jax.data.attributes import is_whole
 from retree_jax.metrics import vessels
+from retree_jax.report import measure
 
 OUTLINES = {"whole": True, "cut": False}  # the result of `is_whole` for each
 MARKS = {
@@ -31,11 +32,10 @@ LEAST = 4  # smallest number of eyes on either side for a comparison
 
 
 def fitted(source: str, split: str, side: int) -> dict[str, np.ndarray]:
-  """All eyes of a source, uint8 [N, side, side, C] each of "image", "tree" and "fov"."""
+  """All eyes of a source as `evaluate` measures them, uint8 [N, side, side, C] each of "image", "tree" and "fov"."""
   opened = sources.open_source(source, split=split, fields=("image", "tree"), size=(side, side))
-  return next(
-    iter(pipeline.evaluation_batches(opened, size=(side, side), batch_size=len(opened), fields=("image", "tree", "fov")))
-  )
+  eyes = list(measure.fitted(opened, range(len(opened)), (side, side)))
+  return {field: np.stack([eye[field] for eye in eyes]) for field in ("image", "tree", "fov")}
 
 
 def table(generated: dict[str, np.ndarray], real: dict[str, np.ndarray]) -> str:

@@ -1,4 +1,4 @@
-"""Small repairs of drawn vessel trees: gaps are closed, specks removed, and both are counted for the manifest."""
+"""Small repairs of drawn vessel trees: gaps are closed, holes filled, spurs and specks removed; each is counted."""
 
 import numpy as np
 from scipy import ndimage
@@ -10,14 +10,17 @@ from retree_jax.metrics.masks import as_mask
 
 SPECK = 0.0002  # of the picture's area: 13 pixels of 256x256, 52 of 512x512
 GAP = 0.016  # of the picture's height: 4 pixels of 256, 8 of 512
+SPUR = 4.0  # radii of the vessel that it leaves, from the middle of their junction
 _EIGHT = np.ones((3, 3), bool)
 
 
 def mend(mask, speck: int | None = None, gap: float | None = None) -> tuple[np.ndarray, dict[str, int]]:
-  """Closes gaps in vessels, then removes pieces that are too small for one.
+  """Closes gaps in vessels, fills holes in them, and removes spurs and pieces that are too small for a vessel.
 
   A gap is closed from a vessel's free end to the nearest pixel of another piece within `gap`, if that lies ahead: less than 40°
   off the vessel's direction there. The bridge is as wide as the vessel's end. Ends that lie beside another vessel stay apart.
+  A hole is filled if its area is below that of a disc inscribed in one of the vessels around it. A spur is a branch that ends
+  freely within `SPUR` radii of its junction; a junction keeps at least two branches.
 
   Args:
     mask: [H, W] or [H, W, 1]; bool, {0, 1} or {0, 255}.
@@ -25,7 +28,7 @@ def mend(mask, speck: int | None = None, gap: float | None = None) -> tuple[np.n
     gap: the widest gap that is closed, pixels between the pixels' middles; `GAP` of the height by default.
 
   Returns:
-    uint8 0/255 of the mask's shape, and {"gaps": closed, "specks": removed}.
+    uint8 0/255 of the mask's shape, and {"gaps": closed, "holes": filled, "spurs": removed, "specks": removed}.
 
   Raises:
     ValueError: if `mask` is not a two-valued map.
@@ -33,12 +36,12 @@ def mend(mask, speck: int | None = None, gap: float | None = None) -> tuple[np.n
   shape, mask = np.shape(mask), as_mask(mask).copy()
   speck = round(SPECK * mask.size) if speck is None else speck
   gap = GAP * mask.shape[0] if gap is None else gap
-  gaps = _bridge(mask, gap)
+  counts = {"gaps": _bridge(mask, gap), "holes": _fill(mask), "spurs": _cut_spurs(mask)}
   labels, count = ndimage.label(mask, _EIGHT)
   small = np.bincount(labels.ravel(), minlength=count + 1) < speck
   small[0] = False
   mask &= ~small[labels]
-  return (mask * np.uint8(255)).reshape(shape), {"gaps": gaps, "specks": int(small.sum())}
+  return (mask * np.uint8(255)).reshape(shape), {**counts, "specks": int(small.sum())}
 
 
 def _bridge(mask: np.ndarray, gap: float) -> int:
@@ -77,6 +80,50 @@ def _bridge(mask: np.ndarray, gap: float) -> int:
     closed += 1
   mask |= joined
   return closed
+
+
+def _fill(mask: np.ndarray) -> int:
+  """Fills, in place, holes smaller than the inscribed disc of a vessel beside them; returns how many."""
+  labels, count = ndimage.label(~np.pad(mask, 1, constant_values=False))
+  labels = labels[1:-1, 1:-1]  # label 1 is what reaches the margin
+  radius = ndimage.distance_transform_edt(mask) - 0.5
+  reach, filled = int(np.ceil(radius.max(initial=0))) + 1, 0
+  for label, place in enumerate(ndimage.find_objects(labels), 1):
+    if label == 1 or place is None:
+      continue
+    around = tuple(slice(max(0, side.start - reach), side.stop + reach) for side in place)
+    hole = labels[around] == label
+    touching = mask[around] & (radius[around] + 1.5 > ndimage.distance_transform_edt(~hole))
+    if hole.sum() <= np.pi * radius[around][touching].max(initial=0) ** 2:
+      mask[around] |= hole
+      filled += 1
+  return filled
+
+
+def _cut_spurs(mask: np.ndarray) -> int:
+  """Removes spurs in place; returns how many."""
+  found = skeleton.trace(mask)
+  left = np.bincount([node for s in found.segments for node in (s.start, s.end) if node >= 0], minlength=len(found.nodes))
+  free = []
+  for number, segment in enumerate(found.segments):
+    node = max(segment.start, segment.end)
+    if node >= 0 > min(segment.start, segment.end) and segment.length() < SPUR * found.node_radii[node]:
+      free.append((segment.length(), number, node))
+  spurs = {}
+  for _, number, node in sorted(free):
+    if left[node] > 2:
+      left[node] -= 1
+      spurs[number] = node
+  if not spurs:
+    return 0
+  pixels = np.argwhere(mask)
+  owner = np.repeat(np.arange(len(found.segments)), [len(s.points) for s in found.segments])
+  nearest = owner[KDTree(np.concatenate([s.points for s in found.segments])).query(pixels)[1]]
+  for number, node in spurs.items():
+    own = pixels[nearest == number]
+    beyond = own[np.hypot(*(own - found.nodes[node]).T) > found.node_radii[node] + 0.5]
+    mask[tuple(beyond.T)] = False
+  return len(spurs)
 
 
 def _free_ends(mask: np.ndarray):

@@ -117,8 +117,8 @@ class Generator:
       Fields "tree" and "fov" (coverage), uint8 [N, H, W, 1], where trees are refined also "vessels" (the mask, 0/255), and N
       records: "attempts" (trees drawn), "accepted" (False where none of MAX_ATTEMPTS passed; the one with the best score is
       taken), "filter_score" (None without a filter), "dropped" (why each of the others went), "tilt" (degrees
-      counter-clockwise by which the cuts of its field of view are turned) and, where trees are refined, "gaps" closed and
-      "specks" removed in its mask.
+      counter-clockwise by which the cuts of its field of view are turned) and, where trees are refined, "gaps" closed,
+      "holes" filled, "spurs" and "specks" removed in its mask.
 
     Raises:
       ValueError: there is no tree stage.
@@ -190,14 +190,14 @@ class Generator:
     return fields
 
   def _mend(self, fields, records) -> None:
-    """Cuts the drawn masks, closes gaps and removes specks, in the coverage too, and notes how many; in place."""
+    """Mends the drawn masks, and the coverage with them, and records what was done; in place."""
     started = time.monotonic()
     for i, drawn in enumerate(transforms.binarise(fields["vessels"])):
       mask, counts = mending.mend(drawn)
       fields["vessels"][i] = mask
-      bridges, specks = (mask > 0) & (drawn == 0), (drawn > 0) & (mask == 0)
-      around = ndimage.binary_dilation(specks[..., 0], np.ones((3, 3)))[..., None] & (mask == 0)
-      fields["tree"][i] = np.where(bridges, 255, np.where(around, 0, fields["tree"][i]))
+      added, removed = (mask > 0) & (drawn == 0), (drawn > 0) & (mask == 0)
+      around = ndimage.binary_dilation(removed[..., 0], np.ones((3, 3)))[..., None] & (mask == 0)
+      fields["tree"][i] = np.where(added, 255, np.where(around, 0, fields["tree"][i]))
       records[i].update(counts)
     self.seconds["refine"] += time.monotonic() - started
 
@@ -363,7 +363,10 @@ def _with_masks(pairs: dict[str, np.ndarray], vessels: np.ndarray, coverage: np.
   masks = [reduction.render(*tree, size)[..., None] for tree in zip(vessels, coverage, strict=True)]
   if tilts is not None:
     pairs = field_of_view.upright({name: pairs[name] for name in ("image", "fov")}, tilts)
-    masks = [reduction.turn_mask(mask, -tilt) if tilt else mask for mask, tilt in zip(masks, tilts, strict=True)]
+    masks = [
+      reduction.turn_mask(mask, -tilt, transforms.area_resize(tree, size)) if tilt else mask
+      for mask, tilt, tree in zip(masks, tilts, coverage, strict=True)
+    ]
   return pairs | {"tree": np.where(pairs["fov"] >= 128, np.stack(masks), 0).astype(np.uint8)}
 
 

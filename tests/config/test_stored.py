@@ -15,7 +15,7 @@ from tests import small
 SHIPPED = {
   "filter": ("f40c929e94872f37", "20b4b4533acf230e"),
   "fundus": ("255698ca8c2fd19c", "34a4040a9ab176c5"),
-  "refine": ("78aa1abdac0e116c", "72d5d1a15b7f1625"),
+  "refine": ("78aa1abdac0e116c", "2789412e4768d51f"),
   "refine_512": ("2cb538787b18237b", "8a4800ca0078d6a1"),
   "segmentation": ("0ee4abf14fb80a3d", "05a4f09ebf447a94"),
   "superres": ("3d068da9034d338e", "6724056147c292b3"),

@@ -254,6 +254,18 @@ def test_a_turned_mask_is_where_a_turned_picture_is_and_as_whole(degrees):
   assert (picture & ~near).sum() <= 3 and ((turned > 0) & ~ndimage.binary_dilation(picture, np.ones((5, 5)))).sum() <= 3
 
 
+def test_thin_vessels_keep_their_width_when_a_mask_is_turned_with_its_coverage():
+  large = strokes([((20, 30), (105, 90))], 1.0)
+  mask, coverage = reduction.reduce_mask(large, (64, 64)), transforms.area_resize(large[..., None] * np.uint8(255), (64, 64))
+  plain, told = (reduction.turn_mask(mask, 30, given) for given in (None, coverage))
+  assert betti_numbers(told) == betti_numbers(plain) == (1, 0)
+  assert traced(told) == pytest.approx(traced(mask), rel=0.05)
+  # Half a pixel wide: the digital line alone. Turned as a mask it is a pixel wide, and pixels on its steps are added.
+  assert (told > 0).sum() == skeleton_pixels(told) < (plain > 0).sum()
+  with pytest.raises(ValueError, match="give both at one size"):
+    reduction.turn_mask(mask, 30, coverage[:32])
+
+
 @pytest.mark.parametrize("width", [0.5, 1.0, 2.5])
 def test_a_rendered_tree_has_the_mask_s_vessels_at_the_coverage_s_width(width):
   large = strokes([((10, 8), (100, 117))], width)

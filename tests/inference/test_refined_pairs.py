@@ -65,9 +65,10 @@ def test_refined_trees_are_judged_painted_and_are_the_labels():
   assert (
     out["image"].shape == (4, 16, 16, 3) and set(np.unique(out["tree"])) == {0, 255} and set(out) == {"image", "tree", "fov"}
   )
-  # The same layouts as without refinement: their coverage, reduced again, is what was painted.
+  # The same layouts as without refinement: each photograph shows its own coverage, reduced again, rather than another's.
   where = (out["fov"][..., 0] > 0) & (plain["fov"][..., 0] > 0)
-  assert np.abs(out["image"][..., 0].astype(int) - plain["tree"][..., 0])[where].mean() < 40
+  apart = [np.abs(out["image"][..., 0].astype(int) - np.roll(plain["tree"][..., 0], k, 0))[where].mean() for k in range(4)]
+  assert apart[0] < 0.75 * min(apart[1:]), apart
   whole = generate.pairs(refined(), num=5, seed=2)
   some = generate.pairs(refined(), seed=2, indices=[4, 1], mesh=mesh_of(8))
   for name in ("image", "tree", "fov"):
