@@ -1,16 +1,18 @@
 """The part of a task that is the same for all stages: initial state, optimizer step, moving average of the parameters."""
 
+import abc
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from retree_jax import keys, models, state
 from retree_jax.config.network import network_settings
 
 
-class Task:
+class Task(abc.ABC):
   """A stage as the training loop sees it.
 
   A subclass defines `fields` (or `fields_of`), `init_parameters`, `prepare`, `loss`, `evaluate` and `preview`.
@@ -42,10 +44,11 @@ class Task:
 
   # --- what a subclass defines -----------------------------------------------------------------------------------------
 
+  @abc.abstractmethod
   def init_parameters(self, key: jax.Array):
     """Initial parameters, a pytree."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def prepare(self, batch: dict, key: jax.Array) -> dict:
     """What one training step learns from: a pytree of arrays [n, ...], which gradient accumulation splits along the first axis.
 
@@ -53,11 +56,27 @@ class Task:
       batch: uint8 fields [B, H, W, C].
       key: all randomness of the step.
     """
-    raise NotImplementedError
+
+  @abc.abstractmethod
+  def evaluate(self, ema, batch: dict, index: jax.Array) -> dict:
+    """Scores of held-out examples.
+
+    Args:
+      ema: averaged inference parameters.
+      batch: uint8 fields [B, H, W, C].
+      index: int [B], each example's number, from which its randomness follows.
+
+    Returns:
+      Float arrays [B], "loss" among them.
+    """
+
+  @abc.abstractmethod
+  def preview(self, ema, batch: dict, mesh) -> dict[str, np.ndarray]:
+    """Pictures for the log from held-out examples, uint8 [N, H, W, 1 or 3] by name; arguments as for `evaluate`, and the mesh."""
 
   def loss(self, params, prepared: dict) -> tuple[jax.Array, dict]:
-    """(mean loss, scalar metrics) of (a part of) a prepared batch."""
-    raise NotImplementedError
+    """(mean loss, scalar metrics) of (a part of) a prepared batch, where `train_step` is the one below."""
+    raise NotImplementedError(f"{type(self).__name__} defines neither `loss` nor a `train_step` of its own")
 
   # --- shared ----------------------------------------------------------------------------------------------------------
 
