@@ -72,7 +72,7 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def preview(self, ema, batch: dict, mesh) -> dict[str, np.ndarray]:
-    """Pictures for the log from held-out examples, uint8 [N, H, W, 1 or 3] by name; arguments as for `evaluate`, and the mesh."""
+    """Pictures for the log from held-out examples, uint8 [N, H, W, 1 or 3] by name; arguments as for `evaluate`."""
 
   def loss(self, params, prepared: dict) -> tuple[jax.Array, dict]:
     """(mean loss, scalar metrics) of (a part of) a prepared batch, where `train_step` is the one below."""
