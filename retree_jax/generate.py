@@ -78,6 +78,12 @@ def define_flags() -> flags.FlagValues:
     lower_bound=0.0,
     flag_values=f,
   )
+  flags.DEFINE_float(
+    "cut_share",
+    None,
+    "Share of eyes that the camera cuts above and below, 0 to 1 (default: that of the training eyes).",
+    flag_values=f,
+  )
   flags.DEFINE_integer("steps", None, "Sampler steps of the diffusion stages.", lower_bound=1, flag_values=f)
   flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "Join the processes of a multi-host job.", flag_values=f)
   flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.", flag_values=f)
@@ -126,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     threshold=f.filter_threshold,
     ask=attributes.parse(f.ask),
     ask_guidance=f.ask_guidance,
+    cut_share=f.cut_share,
   )
 
 

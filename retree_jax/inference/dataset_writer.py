@@ -64,6 +64,7 @@ def write(
   mesh=None,
   ask: dict[str, float] | None = None,
   ask_guidance: float | None = None,
+  cut_share: float | None = None,
 ) -> dict:
   """Generates a data set into a folder, or continues one.
 
@@ -79,7 +80,7 @@ def write(
     guidance, num_steps: see `pairs.Generator`.
     threshold: least filter score, in place of the one chosen on validation data.
     mesh: devices of this host; all of them by default.
-    ask, ask_guidance: what trees are asked to have, see `pairs.Generator`.
+    ask, ask_guidance, cut_share: what trees are asked to have, see `pairs.Generator`.
 
   Returns:
     {"pairs": in the set, "made": by this host now, "wall": seconds, "waited": of them for the disk, "stages": seconds by
@@ -96,7 +97,7 @@ def write(
   models = pairs.load_models(**paths, threshold=threshold, mesh=mesh)
   if ask and given is not None:
     raise ValueError("--ask is for sampling trees, but --trees gives them: leave one of the two out")
-  generator = pairs.Generator(models, mesh, guidance, num_steps, ask, ask_guidance)
+  generator = pairs.Generator(models, mesh, guidance, num_steps, ask, ask_guidance, cut_share)
   if given is None and models.tree is None:
     raise ValueError("there are no trees to paint: give --tree to draw some, or --trees with a folder of masks")
   if given is not None and num is not None and num > len(given):

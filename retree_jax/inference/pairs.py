@@ -5,7 +5,6 @@ Pair k is a function of (models, settings, seed, k): not of the batch, the numbe
 """
 
 import collections
-import dataclasses
 import time
 from collections.abc import Sequence
 
@@ -13,25 +12,10 @@ import numpy as np
 from scipy import ndimage
 
 from retree_jax.data import field_of_view, mending, reduction, transforms
+from retree_jax.inference import stages
+from retree_jax.inference.stages import Models, load_models  # noqa: F401
 
 MAX_ATTEMPTS = 20  # trees drawn for one pair before the best of them is taken and marked as not accepted
-
-
-@dataclasses.dataclass(frozen=True)
-class Models:
-  """The stages of one generator; a stage that is None is left out.
-
-  Attributes:
-    tree, fundus, superres: `retree_jax.checkpoint.Loaded`.
-    tree_filter: `retree_jax.inference.tree_filter.Filter` that scores trees.
-    refine: `retree_jax.checkpoint.Loaded`s that are used one after the other, each doubling the trees' size.
-  """
-
-  tree: object = None
-  fundus: object = None
-  superres: object = None
-  tree_filter: object = None
-  refine: tuple = ()
 
 
 class Generator:
@@ -44,6 +28,7 @@ class Generator:
     num_steps: sampler steps of the diffusion stages; None keeps their configs'.
     ask: {attribute: value} that trees are asked to have (`retree_jax.data.attributes`); the others are left open.
     ask_guidance: guidance scale of the tree stage, by which what is asked for is exaggerated; None keeps its config's.
+    cut_share: share of trees in a disc that the camera cuts above and below, 0 to 1; None keeps the tree stage's config's.
 
   Attributes:
     samplers: {"tree": ..., "fundus": ...}, the `retree_jax.inference.sampler.Sampler` of each diffusion stage there is;
@@ -62,15 +47,18 @@ class Generator:
     num_steps: int | None = None,
     ask: dict[str, float] | None = None,
     ask_guidance: float | None = None,
+    cut_share: float | None = None,
   ):
     from retree_jax.inference.sampler import Sampler
 
-    _check_fit(models)
+    stages.check_fit(models)
     self.models, self.samplers, self.seconds, self.ask = models, {}, collections.Counter(), dict(ask or {})
     if self.ask and models.tree is None:
       raise ValueError(f"there is no tree stage to ask for {next(iter(self.ask))!r}: give one, or leave --ask out")
+    if cut_share is not None:
+      stages.check_share(cut_share, models.tree, self.ask)
     if models.tree is not None:
-      config = _changed(models.tree.config, num_steps=num_steps, guidance=ask_guidance)
+      config = _changed(models.tree.config, num_steps=num_steps, guidance=ask_guidance, cut_share=cut_share)
       self.samplers["tree"] = Sampler(config, models.tree.network, mesh)
       self.samplers["tree"].check_asked(self.ask)
     self._refiners, size = [], self.samplers["tree"].size if models.refine else ()
@@ -313,48 +301,6 @@ def pairs(
 def tilts(records: Sequence[dict]) -> list[float]:
   """What `Generator.photographs` turns back, from the records of `Generator.trees`; 0 for trees that a user gave."""
   return [record.get("tilt", 0) for record in records]
-
-
-def load_models(
-  tree=None, fundus=None, superres=None, filter_path=None, threshold: float | None = None, mesh=None, refine=None
-) -> Models:
-  """Loads stages by path or name.
-
-  Args:
-    tree, fundus, superres, filter_path, refine: workdirs, checkpoint folders or names of shipped weights; None leaves the
-      stage out. Several stages that refine trees, each to twice the size, are joined by commas.
-    threshold: least filter score; None takes the one chosen on the filter's validation data.
-    mesh: devices to hold the parameters.
-
-  Raises:
-    ValueError: a path that holds no checkpoint, or one of another stage.
-  """
-  from retree_jax import checkpoint
-  from retree_jax.inference import tree_filter
-
-  def stage(path, name):
-    return None if path is None else checkpoint.load(path, mesh=mesh, stage=name)
-
-  loaded_filter = None if filter_path is None else tree_filter.load(filter_path, threshold)
-  refiners = tuple(stage(path, "refine") for path in str(refine or "").split(",") if path)
-  return Models(stage(tree, "tree"), stage(fundus, "fundus"), stage(superres, "superres"), loaded_filter, refiners)
-
-
-def _check_fit(models: Models) -> None:
-  """Raises ValueError for stages that cannot follow one another."""
-  if models.tree is None and models.fundus is None:
-    raise ValueError("nothing to generate with: give --tree, --fundus or both")
-  if models.refine and models.tree is None:
-    raise ValueError("the refine stage refines drawn trees, and there is no tree stage to draw them: give --tree")
-  if models.superres is not None and models.fundus is None:
-    raise ValueError("the superres stage enlarges pairs, and there is no fundus stage to make them: give --fundus")
-  if models.tree is not None and "tree" not in models.tree.config.data.target:
-    raise ValueError("the tree stage makes no trees: its config.data.target must hold 'tree'")
-  if models.fundus is not None and (other := set(models.fundus.config.data.condition) - {"tree", "fov"}):
-    raise ValueError(
-      f"the fundus stage asks for {sorted(other)[0]!r}, which no stage makes: train it with "
-      "config.data.condition=('tree', 'fov')"
-    )
 
 
 def _with_masks(pairs: dict[str, np.ndarray], vessels: np.ndarray, coverage: np.ndarray, tilts) -> dict[str, np.ndarray]:
