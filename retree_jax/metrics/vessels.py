@@ -51,7 +51,7 @@ BIOMARKERS: dict[str, tuple[str, str]] = {
   "tortuosity_curvature": (
     "1/px²",
     "integral of squared curvature along the same stretches (loops included) over "
-    "their length, on paths smoothed with 6 px; 1/R² on a circle",
+    "their length, on paths smoothed with 6 px, which bounds curvature by 1/6 px; 1/R² on a circle",
   ),
   "fractal_dimension": ("", "box-counting dimension of the tree (topology.box_dimension)"),
   "fractal_fit": ("R²", "how well a power law fits the box counts of fractal_dimension"),
@@ -297,6 +297,8 @@ def _squared_curvature(segments: Sequence[Segment]) -> float:
     first, second = first[inner], second[inner]
     speed = np.maximum(np.linalg.norm(first, axis=1), 1e-6)
     curvature = (first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]) / speed**3
+    # Smoothing shrinks a loop that is smaller than itself to a point, around which curvature has no bound.
+    curvature = np.clip(curvature, -1 / _CURVATURE_SIGMA, 1 / _CURVATURE_SIGMA)
     bend += float(np.sum(curvature**2 * speed))
     length += float(speed.sum())
   return bend / length if length else float("nan")

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from retree_jax.metrics import vessels
+from retree_jax.metrics.skeleton import Segment
 from tests.shapes import arc, circle, draw, fork, line, sinusoid, star
 
 TURNS = [0, 17, 30, 45, 73]
@@ -51,6 +52,19 @@ def test_circle(degrees):
   assert found["tortuosity_curvature"] == pytest.approx(1 / 80**2, rel=0.08)
   assert (found["loops"], found["components"], found["endpoints"], found["junctions"]) == (1, 1, 0, 0)
   assert math.isnan(found["tortuosity"])
+
+
+def test_a_loop_smaller_than_the_smoothing_leaves_the_curvature_finite():
+  """A vessel with an eyelet of 11 pixels at its side, as in a drawn tree: unbounded, it counted 17,900 times the rest."""
+  eyelet = np.array(
+    [(102.0, 51.0), (101.1, 50.2), (100.3, 49.3), (99.7, 48.5), (99.4, 47.8), (99.3, 47.2), (99.5, 46.7), (99.9, 46.4)]
+    + [(100.3, 46.4), (100.8, 46.7), (101.2, 47.2), (101.5, 47.9), (101.8, 48.8), (101.9, 49.9), (102.0, 51.0)]
+  )
+  small = Segment(eyelet, np.ones(15), 0, 0, 1.0, 1.0, False)
+  assert small.length() > 10
+  straight = Segment(np.stack([np.zeros(200), np.arange(200.0)], 1), np.ones(200), -1, -1, 1.0, 1.0, False)
+  assert vessels._squared_curvature([small]) <= 1 / 36
+  assert vessels._squared_curvature([small, straight]) < 1e-3
 
 
 @pytest.mark.parametrize("degrees", TURNS)
