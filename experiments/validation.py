@@ -9,6 +9,7 @@ The arms share one network and one number of optimizer steps:
     both           each batch half real, half generated
     finetune       half of the steps on generated pairs, then half on real ones
     real_strong    real pairs alone, with the config's strong augmentation: the cheapest alternative to generated pairs
+    mix_R          all real pairs and R times as many generated ones (`--ratios 0,0.5,1,2,4`, `experiments.mixing`)
 
 Every arm is scored on the test split of the real set and on the test splits of all `--test` sets, with both protocols of
 `retree_jax.metrics.segmentation`. Nothing is selected on a test split: the last step is used, the threshold is fixed. Label
@@ -25,20 +26,19 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
 from retree_jax.cli import cpu, errors
 from retree_jax.config import defaults
 from retree_jax.data import provenance, sources, writing
-from retree_jax.metrics.intervals import mean_with_interval
+
+from . import mixing
+from .validation_tables import BASELINE, METRICS, collect, markdown
 
 ARMS = ("real", "generated", "both", "finetune", "real_strong")
-_METRICS = ("f1", "auc", "cldice", "mcc")
-_BASELINE = "real"
 _CONFIG = "segmentation:cpu"
 
 
@@ -51,7 +51,7 @@ class Plan:
     real: source spec of the real pairs.
     generated: source spec of the generated pairs, a single source.
     tests: {name: source spec} of the sets to test on; their test splits are used.
-    arms: some of `ARMS`.
+    arms: some of `ARMS`, and of `mixing.arms`.
     seeds: seeds of the runs.
     steps: optimizer steps of every arm.
     fidelity: number of generated photographs for the label fidelity; 0 = none.
@@ -67,7 +67,7 @@ class Plan:
   fidelity: int = 50
 
   def __post_init__(self):
-    unknown = [arm for arm in self.arms if arm not in ARMS]
+    unknown = [arm for arm in self.arms if arm not in ARMS and mixing.ratio(arm) is None]
     if unknown or not self.arms:
       raise ValueError(f"there is no arm {unknown[0] if unknown else ''!r}: use some of {', '.join(ARMS)}")
     if self.steps < 2:
@@ -81,7 +81,7 @@ def phases(plan: Plan, arm: str, config) -> list[tuple[str, object]]:
 
   Args:
     plan: the experiment.
-    arm: one of `ARMS`.
+    arm: one of `Plan.arms`.
     config: config of the segmentation stage; its augmentation is the strong one.
 
   Raises:
@@ -106,6 +106,8 @@ def phases(plan: Plan, arm: str, config) -> list[tuple[str, object]]:
     return [("train", phase(plan.real, plan.steps, strong=True))]
   if arm == "generated":
     return [("train", phase(plan.generated, plan.steps))]
+  if times := mixing.ratio(arm):
+    return [("train", phase(mixing.source(plan.real, plan.generated, times), plan.steps))]
   if arm == "both":
     return [("train", phase(even_mixture(plan.real, plan.generated), plan.steps))]
   first = plan.steps // 2
@@ -140,6 +142,8 @@ def run(plan: Plan, config, out, deadline: float = float("inf")) -> dict:
     ValueError: sources that cannot be opened, or an `out` that holds another experiment.
   """
   out = pathlib.Path(out) / plan.name
+  for arm in plan.arms:
+    phases(plan, arm, config)
   _claim(out, plan, config)
   # Open every source before hours of training, so that a wrong path is reported now.
   tests = {name: sources.open_source(spec, split="test", fields=("image", "tree")) for name, spec in plan.tests.items()}
@@ -153,6 +157,8 @@ def run(plan: Plan, config, out, deadline: float = float("inf")) -> dict:
   results = collect(plan, out)
   writing.write_json(out / "results.json", results)
   writing.write_text(out / "RESULTS.md", markdown(results))
+  if any(mixing.ratio(arm) for arm in plan.arms) and any(results["gain"].values()):
+    writing.write_text(out / "mixing.svg", mixing.plot(results))
   return results
 
 
@@ -173,7 +179,7 @@ def _finish(plan, arm, seed, config, tests, out, deadline) -> bool:
     before = str(workdir)
   loaded = checkpoint.load(before, step="latest", stage="segmentation")
   result = {name: _scored(loaded, source) for name, source in tests.items()}
-  if arm == _BASELINE and plan.fidelity:
+  if arm == BASELINE and plan.fidelity:
     generated = sources.open_source(plan.generated, split="test", fields=("image", "tree"))
     result["fidelity"] = _scored(loaded, _First(generated, plan.fidelity))
   writing.write_json(scores, result)
@@ -206,7 +212,7 @@ def _scored(loaded, source) -> dict:
   from retree_jax.inference import segmenter  # here, so that --help answers without JAX
 
   full = segmenter.score_source(loaded, source)
-  means = {p: {m: full[p]["all"]["per_image"][m]["mean"] for m in _METRICS} for p in segmenter.PROTOCOLS}
+  means = {p: {m: full[p]["all"]["per_image"][m]["mean"] for m in METRICS} for p in segmenter.PROTOCOLS}
   return {**means, "images": {name: f1["native"] for name, f1 in full["images"].items()}}
 
 
@@ -223,129 +229,6 @@ def _claim(out, plan, config) -> None:
     if differ:
       raise ValueError(f"{out} holds another experiment ({', '.join(differ)} differ): name another folder with --out")
   writing.write_json(path, facts)
-
-
-def collect(plan: Plan, out: pathlib.Path) -> dict:
-  """The results of the finished runs.
-
-  {"plan", "seeds": {arm: seeds}, "scores": {test: {arm: {protocol: {metric: {"mean", "std", "values"}}}}},
-  "gain": {test: {arm: difference to `real` with its interval}}, "fidelity": {metric: ...} or None}.
-
-  The standard deviation is over seeds. The gain is the mean over photographs of the difference in F1 (native protocol),
-  averaged for each photograph over the seeds that both arms have, with a 95 % bootstrap interval over photographs.
-  """
-  from retree_jax.inference import segmenter
-
-  done = {}
-  for arm in plan.arms:
-    for seed in plan.seeds:
-      path = out / "scores" / f"{arm}-{seed}.json"
-      if path.exists():
-        done[arm, seed] = json.loads(path.read_text())
-  result = {
-    "plan": json.loads(json.dumps(dataclasses.asdict(plan))),
-    "scores": {},
-    "gain": {},
-    "seeds": {arm: [s for a, s in done if a == arm] for arm in plan.arms},
-    "fidelity": None,
-  }
-  for test in plan.tests:
-    result["scores"][test] = {
-      arm: {
-        p: {m: _spread([done[arm, s][test][p][m] for s in result["seeds"][arm]]) for m in _METRICS} for p in segmenter.PROTOCOLS
-      }
-      for arm in plan.arms
-      if result["seeds"][arm]
-    }
-    result["gain"][test] = {}
-    for arm in plan.arms:
-      shared = [s for s in result["seeds"][arm] if (_BASELINE, s) in done]
-      if arm != _BASELINE and shared:
-        names = done[arm, shared[0]][test]["images"]
-        per_image = [
-          np.mean([done[arm, s][test]["images"][n] - done[_BASELINE, s][test]["images"][n] for s in shared]) for n in names
-        ]
-        result["gain"][test][arm] = _finite(mean_with_interval(per_image)) | {"seeds": shared}
-  faithful = [scores["fidelity"] for (arm, _), scores in done.items() if arm == _BASELINE and "fidelity" in scores]
-  if faithful:
-    result["fidelity"] = {m: _spread([f["native"][m] for f in faithful]) for m in _METRICS}
-    result["fidelity"]["photographs"] = len(faithful[0]["images"])
-  return result
-
-
-def _spread(values: Sequence[float]) -> dict:
-  """Mean and standard deviation (n - 1) over seeds; the deviation is None for a single seed."""
-  known = [v for v in values if v is not None]
-  return {
-    "mean": float(np.mean(known)) if known else None,
-    "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
-    "values": list(values),
-  }
-
-
-def _finite(values: dict) -> dict:
-  return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
-
-
-def markdown(results: dict) -> str:
-  """The results as tables."""
-  plan = results["plan"]
-  lines = [
-    f"# What generated pairs are worth: {plan['name']}",
-    "",
-    f"Trained on {plan['name']} and on generated pairs with {plan['steps']} optimizer steps in every arm. "
-    "Mean over photographs, ± standard deviation over seeds. Gain: F1 minus that of `real` on the same "
-    "photographs, with a 95 % bootstrap interval over photographs.",
-  ]
-  for test, arms in results["scores"].items():
-    lines += [
-      "",
-      f"## Tested on {test}",
-      "",
-      "| arm | seeds | F1 in FOV | AUC in FOV | clDice in FOV | MCC in FOV | F1 256² full frame | gain in F1 |",
-      "|---|---|---|---|---|---|---|---|",
-    ]
-    for arm, scores in arms.items():
-      native, gain = scores["native"], results["gain"][test].get(arm)
-      cells = [_cell(native[m]) for m in _METRICS] + [_cell(scores["paper"]["f1"]), _gain(gain)]
-      lines.append(f"| {arm} | {len(results['seeds'][arm])} | {' | '.join(cells)} |")
-  fidelity = results["fidelity"]
-  if fidelity:
-    own = next(iter(results["scores"].values())).get(_BASELINE)
-    lines += [
-      "",
-      "## Fidelity of the generated labels",
-      "",
-      f"Segmenters of the arm `real` on {fidelity['photographs']} generated photographs that no arm was trained on, "
-      "scored against the trees of those photographs. Second row: the same segmenters on the first test set.",
-      "",
-      "| | F1 in FOV | AUC in FOV | clDice in FOV | MCC in FOV |",
-      "|---|---|---|---|---|",
-      f"| generated | {' | '.join(_cell(fidelity[m]) for m in _METRICS)} |",
-      f"| {next(iter(results['scores']))} | {' | '.join(_cell(own['native'][m]) for m in _METRICS)} |",
-    ]
-  missing = [
-    f"{arm} ({len(plan['seeds']) - len(s)} of {len(plan['seeds'])} seeds)"
-    for arm, s in results["seeds"].items()
-    if len(s) < len(plan["seeds"])
-  ]
-  if missing:
-    lines += ["", f"Not finished: {', '.join(missing)}. Rerun the same command to continue."]
-  return "\n".join(lines) + "\n"
-
-
-def _cell(value: dict) -> str:
-  if value["mean"] is None:
-    return "–"
-  return f"{value['mean']:.3f}" + (f" ± {value['std']:.3f}" if value["std"] is not None else "")
-
-
-def _gain(value: dict | None) -> str:
-  if value is None or value["mean"] is None:
-    return "–"
-  if value["low"] is None:
-    return f"{value['mean']:+.3f}"
-  return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
 
 
 def _spec(path: str) -> str:
@@ -368,6 +251,9 @@ def define_flags() -> flags.FlagValues:
   flags.DEFINE_multi_string("test", [], "Another real set to test on (its test split); may be repeated.", flag_values=f)
   flags.DEFINE_string("out", "runs/validation", "Folder for runs, scores and tables.", flag_values=f)
   flags.DEFINE_list("arms", list(ARMS), "Arms to run.", flag_values=f)
+  flags.DEFINE_list(
+    "ratios", [], "Mixtures to compare with real pairs alone: generated pairs per real eye, e.g. 0,0.5,1,2,4.", flag_values=f
+  )
   flags.DEFINE_integer("seeds", 3, "Number of seeds.", lower_bound=1, flag_values=f)
   flags.DEFINE_integer("steps", 1000, "Optimizer steps of every arm.", lower_bound=2, flag_values=f)
   flags.DEFINE_float("minutes", None, "Start no training after this many minutes.", lower_bound=0, flag_values=f)
@@ -385,11 +271,14 @@ def main() -> None:
   errors.parse(f, sys.argv if given else [sys.argv[0], f"--config={_CONFIG}", *sys.argv[1:]], __doc__)
   if not f.real or not f.generated:
     raise ValueError("--real or --generated is missing: name a folder of real pairs and a folder of generated pairs")
+  arms = tuple(f.arms)
+  if f.ratios:
+    arms = tuple(dict.fromkeys(((*arms,) if f["arms"].present else ()) + mixing.arms(f.ratios)))
   cpu.dispatch_inline()
   deadline = time.monotonic() + 60 * f.minutes if f.minutes is not None else float("inf")
   for real in map(_spec, f.real):
     tests = {_title(spec): spec for spec in dict.fromkeys([real, *map(_spec, f.test)])}
-    plan = Plan(_title(real), real, _spec(f.generated), tests, tuple(f.arms), tuple(range(f.seeds)), f.steps, f.fidelity)
+    plan = Plan(_title(real), real, _spec(f.generated), tests, arms, tuple(range(f.seeds)), f.steps, f.fidelity)
     print(markdown(run(plan, f.config, f.out, deadline)), flush=True)
 
 

@@ -157,7 +157,7 @@ def packages(nodes) -> set[str]:
   for node in nodes:
     if isinstance(node, ast.Import):
       found |= {alias.name.partition(".")[0] for alias in node.names}
-    elif isinstance(node, ast.ImportFrom):
+    elif isinstance(node, ast.ImportFrom) and not node.level:
       found.add(node.module.partition(".")[0])
   return found
 

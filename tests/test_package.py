@@ -67,7 +67,9 @@ def test_the_wheel_holds_everything_and_nothing_else(installed):
     if p.is_file() and "__pycache__" not in p.parts
   }
   extra = {f"retree_jax/configs/{p.name}" for p in (small.ROOT / "configs").glob("*.py")}
-  extra |= {f"retree_jax/experiments/{name}.py" for name in ("__init__", "reproduce", "validation")}
+  extra |= {
+    f"retree_jax/experiments/{name}.py" for name in ("__init__", "mixing", "reproduce", "validation", "validation_tables")
+  }
   info = f"retree_jax-{retree_jax.__version__}.dist-info"
   assert {f for f in files if not f.startswith(info)} == tracked | extra
   assert f"{info}/licenses/LICENSE" in files

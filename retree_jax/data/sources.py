@@ -3,6 +3,7 @@
     phantom, phantom:1000       procedural eyes, 200 unless a number is given
     folder:PATH                 photographs and masks on disk (`folders`), also in nnU-Net's raw layout (`nnunet`)
     tfds:NAME, tfds:NAME:DIR    a TFDS data set (`tfds_source`, `builders`)
+    folder:PATH[:50]            the first 50 training eyes of a folder, or of a TFDS data set; its test split stays whole
     folder:A*3+folder:B         several, joined by "+"; with "*3" each eye of A is drawn three times as often as each eye of B
 
 An *example* is a dict: "name" str; "image" uint8 [H, W, 3]; "tree" uint8 0/255 [H, W, 1]; "fov" uint8 0/255 [H, W, 1];
@@ -21,6 +22,7 @@ from retree_jax.data import folders, nnunet, splits
 SPLITS = ("train", "test", "all", "fit", "validation")
 FIELDS = ("image", "tree", "fov", "vessels", "attributes", "image?", "tree?")
 _JOIN = re.compile(r"\+(?=(?:phantom|folder:|tfds:))")
+_FIRST = re.compile(r"\[:([0-9]+)\]$")
 _WEIGHT = re.compile(r"\*([0-9]*\.?[0-9]+(?:e[+-]?\d+)?)$")
 
 
@@ -139,6 +141,14 @@ def at_size(source, size):
 
 def _open_one(spec: str, split: str, fields, seed: int, size):
   kind, _, rest = spec.partition(":")
+  if kind in ("folder", "tfds") and (first := _FIRST.search(spec)) and not os.path.isdir(os.path.expanduser(rest)):
+    part = split in ("fit", "validation")
+    whole = _open_one(spec[: first.start()], "train" if part else split, fields, seed, size)
+    if split == "test":
+      return whole
+    if not 0 < int(first[1]) <= len(whole):
+      raise ValueError(f"{spec!r} asks for {first[1]} of {len(whole)} eyes: give a number from 1 to {len(whole)}.")
+    return ChosenSource(whole, _part(whole.names[: int(first[1])], split))
   if kind == "phantom":
     if rest and not (rest.isdigit() and int(rest) > 0):
       raise ValueError(f"{spec!r}: write phantom or phantom:NUM with a whole number of eyes above 0, e.g. phantom:200.")
@@ -235,7 +245,7 @@ def _is_folder(piece: str) -> bool:
   """Whether the path in a spec folder:PATH or tfds:NAME:PATH is an existing folder."""
   kind, _, path = piece.partition(":")
   path = path.partition(":")[2] if kind == "tfds" else path
-  return bool(path) and kind in ("folder", "tfds") and os.path.isdir(os.path.expanduser(path))
+  return kind in ("folder", "tfds") and any(p and os.path.isdir(os.path.expanduser(p)) for p in (path, _FIRST.sub("", path)))
 
 
 def fingerprint(source) -> int:

@@ -240,10 +240,12 @@ class Generator:
       return fields | {"fov": transforms.binarise(fields["fov"])}
     sampler, started = self.samplers["fundus"], time.monotonic()
     size = sampler.size
-    sized = {name: np.stack([transforms.area_resize(p, size) for p in fields[name]]) for name in ("tree", "fov")}
+    vessels = fields.get("vessels")
+    # A refined tree is painted from its mask: from drawn coverage, photographs lack contrast (docs/refinement.md).
+    given = {"tree": fields["tree"] if vessels is None else vessels, "fov": fields["fov"]}
+    sized = {name: np.stack([transforms.area_resize(p, size) for p in pixels]) for name, pixels in given.items()}
     hard = transforms.binarise(sized["fov"])
     condition = {name: {**sized, "fov": hard}[name] for name in sampler.condition}
-    vessels = fields.get("vessels")
     out = {**sized, **sampler(self.models.fundus.params, indices, condition, seed=seed)}
     self.seconds["fundus"] += time.monotonic() - started
     if self._enlarger is None:
