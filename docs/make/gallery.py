@@ -55,10 +55,9 @@ def pictures(cache: pathlib.Path) -> dict[str, pathlib.Path]:
 def _draw(folder: pathlib.Path) -> None:
   from retree_jax import generate
   from retree_jax.data import montage, phantom, writing
+  from retree_jax.inference import dataset_writer
 
-  # Trees and photographs at the size they are drawn at: enlarging them would take the longest, and the pictures are small.
-  models = generate.load_models(tree="tree", fundus="fundus", filter_path="filter")
-  generator = generate.Generator(models)
+  generator = generate.Generator(generate.load_models(**dataset_writer.shipped()))
   trees, records = generator.trees(np.arange(NUM), seed=0)
   drawn = generator.photographs(trees, np.arange(NUM), seed=0, tilts=generate.tilts(records))
   photographs, masks = (_sized(drawn[name]) for name in ("image", "tree"))
