@@ -53,6 +53,19 @@ def find(config: str) -> str:
   return path + colon + variant
 
 
+def load(config: str):
+  """The `ConfigDict` that a --config flag with this value gives, for notebooks: `load("tree:tiny")`.
+
+  Raises:
+    ValueError: there is no such config or variant.
+  """
+  path, _, variant = find(config).partition(":")
+  spec = importlib.util.spec_from_file_location("retree_jax_config", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(variant)
+
+
 def resolve(argv: list[str]) -> list[str]:
   """A command line with the paths of the config files that its --config flags name."""
   found, is_config = [], False
