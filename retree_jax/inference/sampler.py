@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax.sharding import PartitionSpec
 
 from retree_jax import keys, sharding
@@ -137,7 +138,9 @@ class Sampler:
     Every call has the same shapes, so that one program serves any number of blocks: block i goes to device i modulo their
     number, and a device runs as many as it was dealt."""
     devices = self.mesh.size
-    dealt = np.arange(self._blocks).reshape(-1, devices).T.ravel()  # the block at each place, device after device
+    dealt = rearrange(
+      np.arange(self._blocks), "(n device) -> (device n)", device=devices
+    )  # the block at each place, device after device
     counts = np.array([len(range(d, len(group), devices)) for d in range(devices)], np.int32)
     filled = np.where(group >= 0, group, group.max(axis=1, keepdims=True))  # some sample of the same block where none is due
     rows = filled[np.minimum(dealt, len(group) - 1)].ravel()
@@ -146,7 +149,7 @@ class Sampler:
     split = sharding.batch_sharding(self.mesh)
     given = (counts, np.asarray(jax.random.key_data(sample_keys)), np.concatenate(cond, axis=-1), asked[rows])
     x = self._run(params, *(jax.make_array_from_callback(a.shape, split, lambda i, a=a: a[i]) for a in given))
-    blocks = sharding.to_host(x).reshape(self._blocks, self.block, *x.shape[1:])
+    blocks = rearrange(sharding.to_host(x), "(n block) ... -> n block ...", block=self.block)
     return blocks[np.argsort(dealt)[: len(group)]]
 
   def _on_device(self, params, count, key_data, cond, asked):
@@ -154,14 +157,13 @@ class Sampler:
     [b, A] → uint8 [b, H, W, C]."""
 
     def blocks(x):
-      return x.reshape(x.shape[0] // self.block, self.block, *x.shape[1:])
+      return rearrange(x, "(n block) ... -> n block ...", block=self.block)
 
     def one(i, out):
       return out.at[i].set(self._block(params, blocks(key_data)[i], blocks(cond)[i], blocks(asked)[i]))
 
     blank = jnp.zeros((*key_data.shape[:1], *self.size, num_channels(self.target)), jnp.uint8)
-    out = jax.lax.fori_loop(0, count[0], one, blocks(blank))
-    return out.reshape(blank.shape)
+    return rearrange(jax.lax.fori_loop(0, count[0], one, blocks(blank)), "n block ... -> (n block) ...")
 
   def _as_condition(self, cond, sample_keys):
     """A block's condition as the network takes it: uint8 [b, H, W, C] and keys [b] → float32 [b, H, W, D]."""

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from retree_jax.data import transforms
 from retree_jax.diffusion import conditioning
@@ -62,7 +63,7 @@ class RefineTask(DiffusionTask):
     pictures = jnp.concatenate([target, self._degraded(batch, level, key_noise)], axis=-1)
     if data.crop:
       cut = jax.vmap(lambda k, picture: image_transforms.random_crops(k, picture, data.crop, data.crops))
-      pictures = cut(jax.random.split(key_crop, n), pictures).reshape(-1, data.crop, data.crop, pictures.shape[-1])
+      pictures = rearrange(cut(jax.random.split(key_crop, n), pictures), "b n h w c -> (b n) h w c")
     if data.turns:
       pictures = jax.vmap(image_transforms.rotate_or_flip)(jax.random.split(key_turn, len(pictures)), pictures)
     return {"x0": pictures[..., : self.channels], "cond": pictures[..., self.channels :]}
