@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from docs.make import fields, reference
+from docs.make import fields, notebooks, reference
 from retree_jax.cli import config_files
 from tests import small
 
@@ -38,4 +38,18 @@ def test_the_api_pages_hold_every_module_once():
 def test_every_document_has_a_place_in_the_menu():
   menu = (small.ROOT / "properdocs.yml").read_text()
   documents = {str(path.relative_to(small.ROOT / "docs")) for path in (small.ROOT / "docs").rglob("*.md")}
+  documents |= {name for name in notebooks.pages() if name.endswith(".md")}
   assert {name for name in documents - {"guide/README.md"} if f": {name}\n" not in menu} == set()
+
+
+def test_the_pages_of_notebooks_show_what_their_cells_drew():
+  pages = notebooks.pages()
+  for path in notebooks.FOLDER.glob("*.ipynb"):
+    text = pages[f"notebooks/{path.stem}.md"]
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+    assert shown and all(len(pages[f"notebooks/{name}"]) > 1000 for name in shown), path.stem
+
+
+def test_comments_become_cells_without_markup():
+  made = fields._cell('"A"; joined by "+", each with "*W", x * y <z>|')
+  assert made == '`"A"`; joined by `"+"`, each with `"*W"`, x \\* y &lt;z>\\|'

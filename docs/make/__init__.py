@@ -1,1 +1,1 @@
-"""What the documentation site makes while it is built: the page of all config fields, the API pages, formulas, a gallery."""
+"""What the documentation site makes while it is built: pages of config fields, API and notebooks, formulas, a gallery."""

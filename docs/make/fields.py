@@ -152,8 +152,8 @@ def _table(found: list[Group], heading: str = "default") -> list[str]:
 
 def _cell(text: str) -> str:
   """A comment as a table cell: with its quoted words as code, and without anything that Markdown would take for markup."""
-  text = text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
-  return re.sub(r'(?<![\w`])"([^"`]*)"', lambda m: f'`"{m[1]}"`' if m[1] else '`""`', text)
+  quoted = re.split(r'((?<![\w`])"[^"`]*")', text.replace("|", "\\|"))
+  return "".join(f"`{part}`" if i % 2 else part.replace("<", "&lt;").replace("*", "\\*") for i, part in enumerate(quoted))
 
 
 def _variants(stage: str) -> list[str]:

@@ -12,13 +12,14 @@ if str(ROOT) not in sys.path:
 
 from properdocs.structure.files import File  # noqa: E402
 
-from docs.make import fields, formulas, gallery, reference  # noqa: E402
+from docs.make import fields, formulas, gallery, notebooks, reference  # noqa: E402
 
 # Pages of the site whose source stands elsewhere in the repository.
 ELSEWHERE = {
   "index.md": "docs/guide/README.md",
   "report_with_pictures.html": "docs/report.html",  # beside report.md, which becomes report.html
   **{name: name for name in ("DATA.md", "MODEL_CARD.md", "AGENTS.md", "CONTRIBUTING.md", "CHANGELOG.md")},
+  "site.css": "docs/make/site.css",
   **{name: name for name in ("experiments/benchmarks/RESULTS.md", "experiments/launch/README.md")},
 }
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|mailto:|#)([^)\s]+)\)")
@@ -28,8 +29,9 @@ def on_files(files, config):
   """Adds the pages from elsewhere, and those that are made."""
   for path, source in ELSEWHERE.items():
     files.append(File.generated(config, path, abs_src_path=str(ROOT / source)))
-  for path, text in {"fields.md": fields.page(), "gallery.md": gallery.PAGE, **reference.pages()}.items():
-    files.append(File.generated(config, path, content=text))
+  made = {"fields.md": fields.page(), "gallery.md": gallery.PAGE, **reference.pages(), **notebooks.pages()}
+  for path, content in made.items():
+    files.append(File.generated(config, path, content=content))
   cache = pathlib.Path(os.environ.get("RETREE_JAX_DOCS_CACHE", ROOT / ".cache" / "docs"))
   for path, picture in gallery.pictures(cache).items():
     files.append(File.generated(config, path, abs_src_path=str(picture)))
@@ -41,6 +43,7 @@ def on_page_markdown(markdown, page, config, files):
   here = page.file.src_uri
   repository = posixpath.dirname(ELSEWHERE.get(here, f"docs/{here}"))
   pages = {source: path for path, source in ELSEWHERE.items()} | {"README.md": "index.md"}
+  pages |= {f"experiments/notebooks/{path.name}": f"notebooks/{path.stem}.md" for path in notebooks.FOLDER.glob("*.ipynb")}
 
   def site_link(match: re.Match) -> str:
     picture, text, link = match.groups()
