@@ -86,9 +86,15 @@ def _mean(values, form: str) -> str:
   return form.format(np.mean(known)) if known else "–"
 
 
-def main() -> None:
-  """Runs the command line."""
-  p = argparse.ArgumentParser(prog="python -m experiments.by_outline", description=__doc__.split("\n\n")[0])
+def compare(name: str, description: str, table) -> None:
+  """The command line of a comparison of generated with real eyes.
+
+  Args:
+    name: of the module in `experiments`.
+    description: for --help.
+    table: function of the two sets, as `fitted` returns them, to a Markdown table.
+  """
+  p = argparse.ArgumentParser(prog=f"python -m experiments.{name}", description=description)
   p.add_argument("--generated", required=True, help="folder of generated pairs")
   p.add_argument("--real", required=True, help="source of real pairs (its test split)")
   p.add_argument("--size", type=int, default=512, help="side at which eyes are compared")
@@ -98,6 +104,11 @@ def main() -> None:
   print(text)
   if args.out:
     writing.write_text(args.out, text)
+
+
+def main() -> None:
+  """Runs the command line."""
+  compare("by_outline", __doc__.split("\n\n")[0], table)
 
 
 if __name__ == "__main__":

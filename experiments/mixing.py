@@ -20,7 +20,10 @@ def ratio(arm: str) -> float | None:
   """The ratio of an arm: 0 for `real`, None for an arm that is no mixture."""
   if arm == "real":
     return 0.0
-  return float(arm[len(_PREFIX) :]) if arm.startswith(_PREFIX) else None
+  try:
+    return float(arm[len(_PREFIX) :]) if arm.startswith(_PREFIX) else None
+  except ValueError:
+    return None
 
 
 def arms(ratios: Sequence[str]) -> tuple[str, ...]:

@@ -9,15 +9,14 @@ of real photographs, below 1 they are blurred, above 1 grainy. Brackets hold 95 
 of --real is used.
 """
 
-import argparse
 import sys
 
 import numpy as np
 from einops import rearrange
 
-from experiments.by_outline import LEAST, OUTLINES, fitted
+from experiments.by_outline import LEAST, OUTLINES, compare
 from retree_jax.cli import errors
-from retree_jax.data import attributes, writing
+from retree_jax.data import attributes
 
 WINDOW = 64
 OCTAVES = ("2–4 px", "4–8 px", "8–16 px")
@@ -93,16 +92,7 @@ def table(generated: dict[str, np.ndarray], real: dict[str, np.ndarray]) -> str:
 
 def main() -> None:
   """Runs the command line."""
-  p = argparse.ArgumentParser(prog="python -m experiments.octaves", description=__doc__.split("\n\n")[0])
-  p.add_argument("--generated", required=True, help="folder of generated pairs")
-  p.add_argument("--real", required=True, help="source of real pairs (its test split)")
-  p.add_argument("--size", type=int, default=512, help="side at which eyes are compared")
-  p.add_argument("--out", help="file to write the table to; the table is always printed")
-  args = p.parse_args()
-  text = table(fitted(f"folder:{args.generated}", "all", args.size), fitted(args.real, "test", args.size))
-  print(text)
-  if args.out:
-    writing.write_text(args.out, text)
+  compare("octaves", __doc__.split("\n\n")[0], table)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import pathlib
 import sys
 import tempfile
 
+from retree_jax.cli import errors
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -43,6 +45,8 @@ def main(paths: list[str]) -> None:
   """Writes the outputs of notebooks into them: what is displayed and printed, without warnings and logs."""
   import nbformat
 
+  if lost := [path for path in paths if not os.path.isfile(path)]:
+    raise ValueError(f"{lost[0]} is not a file: name notebooks")
   for path in map(pathlib.Path, paths):
     with tempfile.TemporaryDirectory() as folder:
       notebook = execute(path, pathlib.Path(folder), timeout=3600)
@@ -55,4 +59,4 @@ def main(paths: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv[1:])
+  sys.exit(errors.run(lambda: main(sys.argv[1:])))

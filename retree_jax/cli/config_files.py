@@ -25,10 +25,7 @@ def variants(name: str) -> tuple[str, ...]:
   """Variants of a built-in config; "" is the default one."""
   from retree_jax.config import defaults
 
-  spec = importlib.util.spec_from_file_location(f"retree_jax_config_{name}", folder() / f"{name}.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return getattr(module, "VARIANTS", defaults.VARIANTS)
+  return getattr(_module(folder() / f"{name}.py"), "VARIANTS", defaults.VARIANTS)
 
 
 def find(config: str) -> str:
@@ -60,10 +57,14 @@ def load(config: str):
     ValueError: there is no such config or variant.
   """
   path, _, variant = find(config).partition(":")
+  return _module(path).get_config(variant)
+
+
+def _module(path):
   spec = importlib.util.spec_from_file_location("retree_jax_config", path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config(variant)
+  return module
 
 
 def resolve(argv: list[str]) -> list[str]:

@@ -21,7 +21,7 @@ def mend(mask, speck: int | None = None, gap: float | None = None) -> tuple[np.n
 
   A gap is closed from a vessel's free end to the nearest pixel of another piece within `gap`, if that lies ahead: less than 40°
   off the vessel's direction there. The bridge is as wide as the vessel's end. Ends that lie beside another vessel stay apart.
-  A hole is filled if its area is below that of a disc inscribed in one of the vessels around it. A spur is a branch that ends
+  A hole is filled if it is no larger than a disc inscribed in one of the vessels around it. A spur is a branch that ends
   freely within `SPUR` radii of its junction; a junction keeps at least two branches.
 
   Args:

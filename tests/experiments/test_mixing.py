@@ -14,7 +14,7 @@ from tests.experiments.test_validation import plan_of, sets, small  # noqa: F401
 
 def test_ratios_become_arms():
   assert mixing.arms(["0", "2", "0.5", "2.0"]) == ("real", "mix_0.5", "mix_2")
-  assert [mixing.ratio(arm) for arm in ("real", "mix_0.5", "both")] == [0.0, 0.5, None]
+  assert [mixing.ratio(arm) for arm in ("real", "mix_0.5", "both", "mix_x")] == [0.0, 0.5, None, None]
   for wrong, message in ((["0"], "at least one number above 0"), (["-1"], "'-1' is no ratio"), (["x"], "'x' is no ratio")):
     with pytest.raises(ValueError, match=message):
       mixing.arms(wrong)
