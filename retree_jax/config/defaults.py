@@ -184,7 +184,8 @@ def add_diffusion(c: ConfigDict) -> None:
   # "dpmpp_2m", "heun", "ddim" or "ddpm"; and its number of steps.
   c.sampler.name = "dpmpp_2m"
   c.sampler.num_steps = 20
-  # Spacing of the steps in time: "trailing", "logsnr", "karras", or "full" (the paper's, every time step).
+  # Spacing of the steps in time: "trailing", "trailing_fine" (which keeps fine texture with few steps), "logsnr", "karras", or
+  # "full" (the paper's, every time step).
   c.sampler.spacing = "trailing"
   # Noise that ddim adds: 0 = none, 1 = as much as ddpm.
   c.sampler.eta = 0.0

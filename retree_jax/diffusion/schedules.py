@@ -111,7 +111,8 @@ def _from_alpha_bar(alpha_bar: np.ndarray, max_beta: float) -> np.ndarray:
 
 _BETAS = {"paper": _paper_beta, "linear": _linear_beta, "cosine": _cosine_beta, "sigmoid": _sigmoid_beta}
 NAMES = tuple(_BETAS)
-SPACINGS = ("full", "trailing", "logsnr", "karras")
+SPACINGS = ("full", "trailing", "trailing_fine", "logsnr", "karras")
+_FINEST = 0.01  # sigma / alpha of the last level of "trailing_fine": a grey level and a quarter
 
 
 def make(name: str, num_steps: int, zero_terminal_snr: bool = False, shift: float = 1.0, **options: float) -> Schedule:
@@ -203,6 +204,15 @@ class Grid:
     return np.divide(self.sigma, self.alpha, out=np.full_like(self.sigma, np.inf), where=self.alpha > 0)
 
 
+def _trailing(schedule: Schedule, steps: int) -> np.ndarray:
+  """`steps` whole timesteps, evenly spaced down from the last one."""
+  if steps > schedule.num_steps:
+    raise ValueError(
+      f"{steps} sampling steps are more than the schedule's {schedule.num_steps} timesteps; write fewer, or spacing='logsnr'."
+    )
+  return np.round(np.linspace(schedule.num_steps, 0, steps + 1))[:-1] - 1
+
+
 def time_grid(
   schedule: Schedule,
   num_steps: int | None = None,
@@ -219,11 +229,13 @@ def time_grid(
     num_steps: n; `predict_x0` is called n times (2 n - 1 times by `heun`). Must be omitted for "full".
     spacing: "full", the paper's: every timestep from T - 1 to 1, T - 1 steps, ending at the level of timestep 0, which the
       paper treats as the image. The others end at the clean image, alpha = 1 and sigma = 0: "trailing", n whole timesteps,
-      evenly spaced down from T - 1 (Lin et al., arXiv 2305.08891, table 2); "logsnr", evenly spaced in log(sigma / alpha) (Lu
+      evenly spaced down from T - 1 (Lin et al., arXiv 2305.08891, table 2); "trailing_fine", the same for three quarters of the
+      steps, then evenly in log(sigma / alpha) to sigma_min: with few steps "trailing" ends in one from a level at which fine
+      texture drowns in noise, and blurs it; "logsnr", evenly spaced in log(sigma / alpha) (Lu
       et al., arXiv 2211.01095, section 6); "karras", evenly spaced in (sigma / alpha)**(1 / rho) (Karras et al., arXiv
       2206.00364, eq. 5).
     sigma_min, sigma_max: bounds of sigma / alpha for "logsnr" and "karras"; by default EDM's 0.002 and 80, and within the range
-      of the schedule. At sigma_max the image is treated as pure noise.
+      of the schedule. At sigma_max the image is treated as pure noise. "trailing_fine" has no upper bound, and 0.01 by default.
     rho: as above; larger values place more steps near the image.
 
   Raises:
@@ -246,11 +258,14 @@ def time_grid(
   if steps < 1:
     raise ValueError(f"the number of sampling steps must be a whole number, at least 1, not {num_steps!r}.")
   if spacing == "trailing":
-    if steps > schedule.num_steps:
-      raise ValueError(
-        f"{steps} sampling steps are more than the schedule's {schedule.num_steps} timesteps; write fewer, or spacing='logsnr'."
-      )
-    t = np.round(np.linspace(schedule.num_steps, 0, steps + 1))[:-1] - 1
+    t = _trailing(schedule, steps)
+  elif spacing == "trailing_fine":
+    fine = max(0, min(-(-steps // 4), steps - 2))  # the first level can be pure noise, from which no ratio falls
+    t = _trailing(schedule, steps - fine)
+    if fine:
+      alpha, sigma = schedule.levels(np.array([0.0, t[-1]]))
+      low = max(_FINEST if sigma_min is None else sigma_min, sigma[0] / alpha[0])
+      t = np.append(t, schedule.time_of(np.geomspace(sigma[1] / alpha[1], low, fine + 1)[1:]))
   else:
     alpha, sigma = schedule.levels(np.array([0.0, last]))
     low = max(0.002 if sigma_min is None else sigma_min, sigma[0] / alpha[0])

@@ -230,7 +230,8 @@ class Generator:
       indices: [N] numbers of the pairs.
       seed: root of the randomness.
       tilts: degrees by which the eyes are turned counter-clockwise, from the records of `trees`. Stages learn from turned
-        eyes; cameras take upright ones, so finished pairs are turned back. None leaves them.
+        eyes; cameras take upright ones, so they are turned back: refined trees before they are painted, which keeps
+        photographs sharp, others with their photographs. None leaves them.
 
     Returns:
       "image", "tree" and "fov", uint8 [N, H, W, C]; without a fundus stage, the fields as they are. Where trees were refined,
@@ -240,6 +241,9 @@ class Generator:
       return fields | {"fov": transforms.binarise(fields["fov"])}
     sampler, started = self.samplers["fundus"], time.monotonic()
     size = sampler.size
+    refined = "vessels" in fields
+    if refined and tilts is not None:
+      fields, tilts = _upright(fields, tilts), None
     vessels = fields.get("vessels")
     # A refined tree is painted from its mask: from drawn coverage, photographs lack contrast (docs/refinement.md).
     given = {"tree": fields["tree"] if vessels is None else vessels, "fov": fields["fov"]}
@@ -255,8 +259,9 @@ class Generator:
       # With the disc's coverage, for a rim without steps and without what enlarging would make of a noisy edge.
       out = self._enlarger(self.models.superres.params, out | {"image": field_of_view.soft_rim(out["image"], out["fov"])})
       self.seconds["superres"] += time.monotonic() - started
-    if vessels is not None:
-      return _with_masks(out, vessels, fields["tree"], tilts)
+    if refined:
+      masks = [reduction.render(*tree, out["image"].shape[1:3])[..., None] for tree in zip(vessels, fields["tree"], strict=True)]
+      return out | {"tree": np.where(out["fov"] >= 128, np.stack(masks), 0).astype(np.uint8)}
     return out if tilts is None else field_of_view.upright(out, tilts)
 
 
@@ -305,17 +310,14 @@ def tilts(records: Sequence[dict]) -> list[float]:
   return [record.get("tilt", 0) for record in records]
 
 
-def _with_masks(pairs: dict[str, np.ndarray], vessels: np.ndarray, coverage: np.ndarray, tilts) -> dict[str, np.ndarray]:
-  """Pairs turned upright, with the refined masks, uint8 0/255 [N, h, w, 1], as their "tree" at the photographs' size."""
-  size = pairs["image"].shape[1:3]
-  masks = [reduction.render(*tree, size)[..., None] for tree in zip(vessels, coverage, strict=True)]
-  if tilts is not None:
-    pairs = field_of_view.upright({name: pairs[name] for name in ("image", "fov")}, tilts)
-    masks = [
-      reduction.turn_mask(mask, -tilt, transforms.area_resize(tree, size)) if tilt else mask
-      for mask, tilt, tree in zip(masks, tilts, coverage, strict=True)
-    ]
-  return pairs | {"tree": np.where(pairs["fov"] >= 128, np.stack(masks), 0).astype(np.uint8)}
+def _upright(fields: dict[str, np.ndarray], tilts: Sequence[float]) -> dict[str, np.ndarray]:
+  """Refined trees, uint8 [N, H, W, 1] each of "vessels", "tree" and "fov", turned clockwise by their tilts."""
+  turned = field_of_view.upright({name: fields[name] for name in ("fov", "tree")}, tilts)
+  masks = [
+    reduction.turn_mask(mask, -tilt, coverage) if tilt else mask
+    for mask, coverage, tilt in zip(fields["vessels"], fields["tree"], tilts, strict=True)
+  ]
+  return turned | {"vessels": np.where(turned["fov"] >= 128, np.stack(masks), 0).astype(np.uint8)}
 
 
 def record_attempt(record: dict, verdict) -> bool:

@@ -120,6 +120,17 @@ def test_trailing_grid_is_lins():
   assert time_grid(make("linear", 1000), 1).t[0] == 999
 
 
+def test_trailing_fine_grid_ends_evenly_in_log_snr():
+  schedule = make("cosine", 1000, True)
+  grid = time_grid(schedule, 11, "trailing_fine")
+  np.testing.assert_array_equal(grid.t[:8], time_grid(schedule, 8).t[:8])
+  np.testing.assert_allclose(np.diff(np.log(grid.ratio[7:11])), np.log(0.01 / grid.ratio[7]) / 3, rtol=1e-6)
+  assert grid.ratio[10] == pytest.approx(0.01) and grid.ratio[11] == 0
+  assert time_grid(schedule, 6, "trailing_fine", sigma_min=0.05).ratio[5] == pytest.approx(0.05)
+  for steps in (1, 2):  # too few to share
+    np.testing.assert_array_equal(time_grid(schedule, steps, "trailing_fine").t, time_grid(schedule, steps).t)
+
+
 @pytest.mark.parametrize("zero", [False, True])
 def test_logsnr_and_karras_grids(zero):
   schedule = make("cosine", 1000, zero)
