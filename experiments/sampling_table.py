@@ -7,7 +7,9 @@ Trees are sampled from noise. Photographs are generated for the held-out trees o
 photographs in which those trees were traced. Distances are unbiased kernel distances to the held-out eyes over scattering
 features; these need no weights, and are not comparable with published distances. The floor is the distance between two halves
 of the real eyes. Separation measures how well the green channel of the photograph predicts the tree
-(`retree_jax.metrics.fidelity`); 0.5 is chance. Each row is written when it is finished, and a rerun skips finished rows.
+(`retree_jax.metrics.fidelity`); 0.5 is chance. Power is that of photographs over that of real ones in details of 2 to 4, 4 to 8
+and 8 to 16 pixels away from the optic disc (`experiments.octaves`). Each row is written when it is finished, and a rerun skips
+finished rows.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import numpy as np
 from retree_jax import checkpoint
 from retree_jax.cli import errors
 from retree_jax.data import pipeline, sources, writing
+from retree_jax.diffusion import schedules
 from retree_jax.inference.sampler import Sampler
 from retree_jax.metrics import features, fidelity, images, vessels
 
@@ -34,18 +37,27 @@ def heldout(source: str, size, fields) -> dict[str, np.ndarray]:
   return next(iter(pipeline.evaluation_batches(opened, size=tuple(size), batch_size=len(opened), fields=fields)))
 
 
-def settings(steps: str) -> list[tuple[str, dict]]:
-  """(sampler, config fields) for a list such as "5,10,full"; "full" is the ancestral sampler over every time step.
+def settings(steps: str, names: str = ",".join(SAMPLERS), spacings: str = "trailing") -> list[tuple[str, dict]]:
+  """(title, config fields) for lists such as "5,10,full", "dpmpp_2m,heun" and "trailing,karras"; "full" is the ancestral
+  sampler over every time step.
 
   Raises:
-    ValueError: an entry is neither a number of steps nor "full".
+    ValueError: an entry is neither a number of steps nor "full", or no sampler or spacing.
   """
+  for flag, given, known in (("samplers", names, SAMPLERS), ("spacings", spacings, schedules.SPACINGS[1:])):
+    for part in given.split(","):
+      if part not in known:
+        raise ValueError(f"--{flag}: {part!r} is unknown: write some of {', '.join(known)}")
   found = []
   for part in filter(None, steps.split(",")):
     if part == "full":
       found.append(("ddpm", {"name": "ddpm", "spacing": "full"}))
     elif part.isdigit() and int(part) > 0:
-      found += [(name, {"name": name, "spacing": "trailing", "num_steps": int(part)}) for name in SAMPLERS]
+      found += [
+        (name if spacing == "trailing" else f"{name} {spacing}", {"name": name, "spacing": spacing, "num_steps": int(part)})
+        for name in names.split(",")
+        for spacing in spacings.split(",")
+      ]
     else:
       raise ValueError(f"--steps: {part!r} is neither a number of steps nor 'full'")
   return found
@@ -124,7 +136,22 @@ def fundus_row(loaded, changes, real, count) -> dict:
     "separation": float(np.nanmean([m["separation"] for m in own])),
     "separation_shuffled": float(np.nanmean([m["separation"] for m in other])),
     "contrast": float(np.nanmean([m["contrast"] for m in own])),
+    "power": _power(made["image"], trees, fovs, real),
   }
+
+
+def _power(pictures, trees, fovs, real) -> list[float] | None:
+  """Power of photographs over that of real ones in each of `octaves.OCTAVES`; None where they are too small to tell."""
+  from experiments import octaves  # here, because it compares by what is above
+
+  elsewhere = octaves.PLACES.index("elsewhere")
+  if min(fovs.shape[1:3]) < 4 * octaves.WINDOW:  # hardly a window lies in the field of view
+    return None
+  made, known = (
+    np.nanmean([octaves.eye_power(*eye)[elsewhere] for eye in zip(*eyes, strict=True)], axis=0)
+    for eyes in ((pictures, trees, fovs), (real["image"], real["tree"], real["fov"]))
+  )
+  return [float(x) for x in made / known]
 
 
 def _mean_colour(pictures, fov):
@@ -138,7 +165,7 @@ def tables(args, say=print) -> dict:
     raise ValueError("no stage to sample from: give --tree, --fundus or both")
   if args.num < 2:
     raise ValueError(f"--num={args.num} is too small for a comparison: use 2 or more")
-  rows, guidance = settings(args.steps), scales(args.guidance)
+  rows, guidance = settings(args.steps, args.samplers, args.spacings), scales(args.guidance)
   path = pathlib.Path(args.out) / "sampling.json"
   found = json.loads(path.read_text()) if path.exists() else {}
   tree = checkpoint.load(args.tree, stage="tree") if args.tree else None
@@ -192,7 +219,7 @@ def markdown(found: dict) -> str:
       for k, v in found.items()
       if k.startswith("tree ") and "seconds" in v
     ]
-  head = "| s / photograph | kernel distance | separation (shuffled) | contrast | mean colour error, R G B |"
+  head = "| s / photograph | kernel distance | separation (shuffled) | contrast | mean colour error, R G B | power |"
   for prefix, title in (("fundus ", "photographs"), ("guidance ", "guidance scale")):
     rows = [(k, v) for k, v in found.items() if k.startswith(prefix) and "seconds" in v]
     if rows:
@@ -200,12 +227,13 @@ def markdown(found: dict) -> str:
       lines += [
         "",
         f"| {title} {head}",
-        "|---|---|---|---|---|---|",
-        f"| real | | {interval(found['fundus floor'])} (floor) | {r['separation']:.3f} | {r['contrast']:.3f} | |",
+        "|---|---|---|---|---|---|---|",
+        f"| real | | {interval(found['fundus floor'])} (floor) | {r['separation']:.3f} | {r['contrast']:.3f} | | |",
       ]
       lines += [
         f"| {k.removeprefix(prefix)} | {v['seconds']:.2f} | {interval(v['distance'])} | {v['separation']:.3f} "
-        f"({v['separation_shuffled']:.3f}) | {v['contrast']:.3f} | {' '.join(f'{c:.1f}' for c in v['colour_error'])} |"
+        f"({v['separation_shuffled']:.3f}) | {v['contrast']:.3f} | {' '.join(f'{c:.1f}' for c in v['colour_error'])} | "
+        f"{' '.join(f'{p:.2f}' for p in v.get('power') or ())} |"
         for k, v in rows
       ]
   return "\n".join(lines) + "\n"
@@ -229,6 +257,8 @@ def main() -> None:
   p.add_argument("--fundus", help="workdir or name of the fundus stage")
   p.add_argument("--real", required=True, help="source of real pairs (its test split)")
   p.add_argument("--steps", default="5,10,20,50,full", help="numbers of steps; 'full' = the ancestral sampler")
+  p.add_argument("--samplers", default=",".join(SAMPLERS), help="samplers")
+  p.add_argument("--spacings", default="trailing", help=f"spacings of the steps, some of {', '.join(schedules.SPACINGS[1:])}")
   p.add_argument("--guidance", default="1,1.5,2,3", help="guidance scales")
   p.add_argument("--num", type=int, default=32, help="number of trees in a row, and largest number of photographs")
   p.add_argument("--out", required=True, help="folder to write")

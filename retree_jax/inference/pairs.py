@@ -260,7 +260,8 @@ class Generator:
       out = self._enlarger(self.models.superres.params, out | {"image": field_of_view.soft_rim(out["image"], out["fov"])})
       self.seconds["superres"] += time.monotonic() - started
     if refined:
-      masks = [reduction.render(*tree, out["image"].shape[1:3])[..., None] for tree in zip(vessels, fields["tree"], strict=True)]
+      size = out["image"].shape[1:3]
+      masks = [reduction.render(*tree, size)[..., None] for tree in zip(vessels, fields["tree"], strict=True)]
       return out | {"tree": np.where(out["fov"] >= 128, np.stack(masks), 0).astype(np.uint8)}
     return out if tilts is None else field_of_view.upright(out, tilts)
 

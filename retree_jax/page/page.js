@@ -29,6 +29,10 @@ function choose(name) {
     else tab.removeAttribute("aria-current");
   }
   for (const section of document.querySelectorAll("[data-for]")) section.hidden = section.dataset.for !== name;
+  for (const field of document.querySelectorAll("[data-only]")) {
+    field.hidden = field.dataset.only !== name;
+    for (const input of field.querySelectorAll("input, select")) input.disabled = field.hidden; // is not sent
+  }
   $("settings").hidden = name === "segment";
   $("start").textContent = WORDS[name];
   complain("");

@@ -40,6 +40,7 @@ class Control:
     default: its value if nothing is set; None leaves it to the models.
     own: what the models use then, as a text.
     words: {word: value}, what can be chosen in place of a number.
+    only: the one action that it is for; "" for all.
   """
 
   name: str
@@ -51,6 +52,7 @@ class Control:
   default: float | None = None
   own: str = ""
   words: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  only: str = ""
 
   def read(self, text: str | None) -> float | None:
     """The value that a request gives, or the default.
@@ -140,7 +142,9 @@ class Studio:
   def facts(self) -> dict:
     """What the page says about the models: {"stages": {name: checkpoint and training step}, "train": whether nearest eyes are
     shown}."""
-    loaded = {name: getattr(self._models, name) for name in ("tree", "fundus", "superres")}
+    models = self._models
+    loaded = {"tree": models.tree} | {f"refinement {i}": stage for i, stage in enumerate(models.refine, 1)}
+    loaded |= {"fundus": models.fundus, "superres": models.superres}
     stages = {name: f"{stage.identity()}, step {stage.step}" for name, stage in loaded.items() if stage is not None}
     return {"stages": stages, "train": self._eyes is not None}
 
@@ -271,7 +275,7 @@ def controls(generator: pairs.Generator) -> list[Control]:
     low, high = (
       (min(words.values()), max(words.values())) if words else (round(centre - 3 * scale, 4), round(centre + 3 * scale, 4))
     )
-    found.append(Control(name, name.replace("_", " "), hint, low, high, 0.001, own="open", words=words))
+    found.append(Control(name, name.replace("_", " "), hint, low, high, 0.001, own="open", words=words, only="generate"))
   return found
 
 

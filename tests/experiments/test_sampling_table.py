@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from scipy import ndimage
 
 from configs import tree
 from experiments import sampling_table
@@ -88,3 +89,28 @@ def test_every_row_is_a_sampler_that_a_config_may_ask_for(steps):
     config = tree.get_config("tiny")
     config.sampler.update(changes)
     assert Sampler(config, tasks.make(config).network).config.sampler.name == name
+
+
+def test_spacings_are_rows_of_their_own():
+  rows = sampling_table.settings("10,full", "dpmpp_2m", "trailing,trailing_fine")
+  assert [name for name, _ in rows] == ["dpmpp_2m", "dpmpp_2m trailing_fine", "ddpm"]
+  assert rows[1][1] == {"name": "dpmpp_2m", "spacing": "trailing_fine", "num_steps": 10}
+  for arguments in (("5", "euler"), ("5", "ddim", "full")):
+    with pytest.raises(ValueError, match="is unknown: write some of"):
+      sampling_table.settings(*arguments)
+
+
+def test_power_of_photographs_is_one_for_the_real_ones_and_less_for_blurred_ones():
+  rng = np.random.default_rng(0)
+  real = {
+    "image": rng.integers(0, 256, (2, 256, 256, 3), np.uint8),
+    "tree": np.zeros((2, 256, 256, 1), np.uint8),
+    "fov": np.full((2, 256, 256, 1), 255, np.uint8),
+  }
+  real["tree"][:, 100:104] = 255
+  np.testing.assert_allclose(sampling_table._power(real["image"], real["tree"], real["fov"], real), 1)
+  soft = ndimage.gaussian_filter(real["image"], (0, 1, 1, 0))
+  finest, middle, coarse = sampling_table._power(soft, real["tree"], real["fov"], real)
+  assert finest < 0.1 and finest < middle < coarse < 1
+  small = {name: pixels[:, :64, :64] for name, pixels in real.items()}
+  assert sampling_table._power(small["image"], small["tree"], small["fov"], small) is None

@@ -2,11 +2,13 @@
 
 import io
 import json
+import types
 import zipfile
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from retree_jax import checkpoint, generate, sharding
@@ -179,3 +181,23 @@ def test_trees_can_be_asked_for_where_the_stage_knows_attributes(loaded, paths, 
   loaded.generate(loaded.settings({"side": "right"}), lambda text, share: None)
   loaded.generate(loaded.settings({}), lambda text, share: None)
   assert asked == [{"side": 1.0}, {}]
+
+
+def test_the_page_names_every_stage_of_the_generator():
+  stage = types.SimpleNamespace(identity=lambda: "abc", step=7)
+  page = object.__new__(studio.Studio)
+  page._models, page._eyes = studio.pairs.Models(tree=stage, refine=(stage, stage), fundus=stage), None
+  assert list(page.facts()["stages"]) == ["tree", "refinement 1", "refinement 2", "fundus"]
+  assert set(page.facts()["stages"].values()) == {"abc, step 7"}
+
+
+def test_attributes_are_asked_for_where_trees_are_drawn_alone():
+  sampler = types.SimpleNamespace(config=ConfigDict({"sampler": {"num_steps": 4, "spacing": "trailing"}}))
+  generator = types.SimpleNamespace(samplers={"tree": sampler}, attributes=("density", "side"))
+  assert {c.name: c.only for c in studio.controls(generator)} == {
+    "seed": "",
+    "num": "",
+    "steps": "",
+    "density": "generate",
+    "side": "generate",
+  }

@@ -64,7 +64,7 @@ def build(config, name: str, devices) -> Program:
   abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
   if name == "train":
     sharding.check_batch(config.train.batch_size, mesh, config.train.accumulate)
-    given = _placed(mesh, batch_shapes(config, task))
+    given = _placed(mesh, _batch(config, task))
     function = jax.jit(
       task.train_step,
       donate_argnums=0,
@@ -96,7 +96,7 @@ def _placed(mesh, arrays):
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), arrays)
 
 
-def batch_shapes(config, task) -> dict:
+def _batch(config, task) -> dict:
   """Shapes of what the loop gives the training step."""
   number, size, batch = config.train.batch_size, tuple(config.data.image_size), {}
   for field in task.fields:

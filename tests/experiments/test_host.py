@@ -1,0 +1,26 @@
+"""The benchmark of host work, on tiny stages with random weights."""
+
+import numpy as np
+import pytest
+
+from experiments.benchmarks import host
+from tests import stages
+
+
+def test_a_tape_returns_what_was_recorded_in_the_same_order():
+  tape = host.Tape(lambda n: {"x": np.arange(n)})
+  first, second = tape(2), tape(3)
+  first["x"][:] = 7  # what a caller does with it does not reach the tape
+  tape.replays = True
+  np.testing.assert_array_equal(tape("anything")["x"], [0, 1])
+  np.testing.assert_array_equal(tape()["x"], second["x"])
+  with pytest.raises(IndexError):
+    tape()
+
+
+def test_host_work_is_measured_without_the_networks(tmp_path):
+  made = stages.chain(tmp_path)
+  row = host.measure(2, {name: str(made[name]) for name in ("tree", "fundus")})
+  assert row["pairs"] == 2 and 0 < row["core_seconds"] < 60 and row["wall"] > 0
+  assert set(row["stages"]) >= {"tree", "fundus"}
+  assert len(host.table(row).splitlines()) == 3
