@@ -31,10 +31,18 @@ MARKS = {
 LEAST = 4  # smallest number of eyes on either side for a comparison
 
 
-def fitted(source: str, split: str, side: int) -> dict[str, np.ndarray]:
-  """All eyes of a source as `evaluate` measures them, uint8 [N, side, side, C] each of "image", "tree" and "fov"."""
+def fitted(source: str, split: str, side: int, resample: bool = True) -> dict[str, np.ndarray]:
+  """All eyes of a source as `evaluate` measures them, uint8 [N, side, side, C] each of "image", "tree" and "fov".
+
+  Args:
+    source, split: see `sources.open_source`.
+    side: in pixels.
+    resample: False leaves eyes of that size as they are, whether or not their disc fills the frame.
+  """
   opened = sources.open_source(source, split=split, fields=("image", "tree"), size=(side, side))
-  eyes = list(measure.fitted(opened, range(len(opened)), (side, side)))
+  eyes = [opened[i] for i in range(0 if resample else len(opened))]
+  if not eyes or any(eye["image"].shape[:2] != (side, side) for eye in eyes):
+    eyes = list(measure.fitted(opened, range(len(opened)), (side, side)))
   return {field: np.stack([eye[field] for eye in eyes]) for field in ("image", "tree", "fov")}
 
 
@@ -86,13 +94,14 @@ def _mean(values, form: str) -> str:
   return form.format(np.mean(known)) if known else "–"
 
 
-def compare(name: str, description: str, table) -> None:
+def compare(name: str, description: str, table, resample: bool = True) -> None:
   """The command line of a comparison of generated with real eyes.
 
   Args:
     name: of the module in `experiments`.
     description: for --help.
     table: function of the two sets, as `fitted` returns them, to a Markdown table.
+    resample: see `fitted`; of the generated set.
   """
   p = argparse.ArgumentParser(prog=f"python -m experiments.{name}", description=description)
   p.add_argument("--generated", required=True, help="folder of generated pairs")
@@ -100,7 +109,7 @@ def compare(name: str, description: str, table) -> None:
   p.add_argument("--size", type=int, default=512, help="side at which eyes are compared")
   p.add_argument("--out", help="file to write the table to; the table is always printed")
   args = p.parse_args()
-  text = table(fitted(f"folder:{args.generated}", "all", args.size), fitted(args.real, "test", args.size))
+  text = table(fitted(f"folder:{args.generated}", "all", args.size, resample), fitted(args.real, "test", args.size))
   print(text)
   if args.out:
     writing.write_text(args.out, text)

@@ -92,7 +92,7 @@ def table(generated: dict[str, np.ndarray], real: dict[str, np.ndarray]) -> str:
 
 def main() -> None:
   """Runs the command line."""
-  compare("octaves", __doc__.split("\n\n")[0], table)
+  compare("octaves", __doc__.split("\n\n")[0], table, resample=False)
 
 
 if __name__ == "__main__":

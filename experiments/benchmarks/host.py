@@ -67,8 +67,11 @@ def processor_seconds() -> float:
 
 
 def measure(num: int, stages: dict[str, str]) -> dict:
-  """{"pairs", "cores", "core_seconds" and "wall" per pair, "stages" {name: wall seconds per pair}} of a generator's stages, given
-  as `pairs.load_models` takes them."""
+  """Measures a generator of `stages`, as `pairs.load_models` takes them.
+
+  Returns:
+    {"pairs", "cores", "core_seconds" and "wall" per pair, "stages" {name: wall seconds per pair}}.
+  """
   models = pairs.load_models(**stages)
   generator = pairs.Generator(models)
   tapes = taped(generator)
