@@ -41,6 +41,8 @@ def get_config(variant: str = ""):
   defaults.set_denoiser(c, variant)
   c.diffusion.condition_dropout = 0.1
   c.loss.outside_fov = 0.1
+  # The last steps of "trailing" are wide, and blur fine texture (docs/sampling.md).
+  c.sampler.spacing = "trailing_fine"
   if variant == "cpu":
     c.model.update(middle=2, detail=12)
   return defaults.complete(c)

@@ -109,6 +109,26 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, REPLICATED)
 
 
+def replicate(tree, mesh: Mesh):
+  """Arrays that every process holds, as arrays with a copy on every device of the mesh.
+
+  Args:
+    tree: pytree of NumPy arrays, or of `jax.Array`s that each process can read as a whole.
+    mesh: of this process's devices or of all processes'.
+  """
+  where = replicated(mesh)
+  if jax.process_count() == 1:
+    return jax.device_put(tree, where)
+
+  def put(x):
+    if getattr(x, "sharding", None) == where:
+      return x
+    host = np.asarray(x)  # `jax.device_put` would send what lies on a device to the other hosts, which few backends can
+    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+  return jax.tree.map(put, tree)
+
+
 def infer_shardings(abstract_tree, mesh: Mesh, min_size: int = 2**16):
   """Shardings of a state: every large array split along its largest axis that `fsdp` divides, the rest replicated.
 

@@ -191,7 +191,7 @@ def evaluate(loaded: checkpoint.Loaded, source: str | None = None, devices=None)
   config.data.update(source=source or config.data.source, heldout="test")
   data = examples.Examples(config, None, tasks.fields(config))
   evaluator = Evaluator(tasks.make(config), data, mesh, config.train.batch_size, num=None)
-  return evaluator(jax.device_put(loaded.params, sharding.replicated(mesh)))
+  return evaluator(sharding.replicate(loaded.params, mesh))
 
 
 def _start_from(config, fresh: TrainState, shardings) -> TrainState:

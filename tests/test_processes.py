@@ -11,26 +11,19 @@ from PIL import Image
 
 from retree_jax import checkpoint
 from retree_jax.data import lease
-from tests import small
+from tests import small, stages
 
-FLAGS = (
-  "-m",
-  "retree_jax.main",
-  "--config",
-  "configs/tree.py:tiny",
-  *small.FLAGS,
-  "--config.evaluate.num=3",
-  "--config.preview.num=3",
-)
+COMMAND = ("-m", "retree_jax.main", "--config", "configs/tree.py:tiny")
+FLAGS = (*COMMAND, *small.FLAGS, "--config.evaluate.num=3", "--config.preview.num=3")
 
 
-def start_both(workdir, *flags):
+def start_both(workdir, *flags, command=FLAGS):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
   return [
     small.start(
-      *FLAGS, f"--workdir={workdir}", f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={rank}", *flags
+      *command, f"--workdir={workdir}", f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={rank}", *flags
     )
     for rank in range(2)
   ]
@@ -87,6 +80,18 @@ def test_two_processes_are_one_run(tmp_path):
       previews.append((scores["heldout_loss"], np.asarray(picture, np.int32)))
   assert np.isclose(previews[0][0], previews[1][0], rtol=2e-3)
   assert np.abs(previews[0][1] - previews[1][1]).mean() < 4
+
+  # Samples that both draw are those of one process, byte for byte.
+  sampling = ("--mode=sample", "--num=5", "--seed=3")
+  processes = start_both(both, *sampling, f"--out={tmp_path / 'of_both'}", command=COMMAND)
+  try:
+    for process in processes:
+      small.finish(process)
+  finally:
+    small.stop(*processes)
+  small.finish(small.start(*COMMAND, f"--workdir={both}", *sampling, f"--out={tmp_path / 'of_one'}"))
+  drawn = stages.files(tmp_path / "of_both")
+  assert sum(name.endswith(".png") for name in drawn) >= 5 and drawn == stages.files(tmp_path / "of_one")
 
 
 def test_a_folder_that_is_refused_leaves_no_process_waiting(tmp_path):

@@ -148,7 +148,7 @@ def _diffuse(loaded, out, num, seed, inputs) -> None:
   seed = config.sampler.seed if seed is None else seed
   mesh = sharding.make_mesh()
   sampler = Sampler(config, loaded.network, mesh)
-  params = jax.device_put(loaded.params, sharding.replicated(mesh))
+  params = sharding.replicate(loaded.params, mesh)
   source, names, wanted = _conditions(config, inputs), None, num or 16
   if source is not None:
     names = [name.replace("/", "_") for name in source.names]
@@ -257,7 +257,7 @@ def _enlarge(loaded, inputs, out, num) -> None:
 
   mesh = sharding.make_mesh()
   enlarger = superres.Enlarger(loaded.config, loaded.network, mesh)
-  params = jax.device_put(loaded.params, sharding.replicated(mesh))
+  params = sharding.replicate(loaded.params, mesh)
   source = folders.FolderSource(inputs, ("image", "tree"))
   names = source.names
   run = _identity(loaded, sampler=dict(loaded.config.get("sampler", {})), inputs=fingerprint.of_source(source))

@@ -87,7 +87,7 @@ class Segmenter:
         f"{len(photographs)} photographs and {len(fovs)} fields of view do not go together: give one "
         "of each, or None in place of a field of view"
       )
-    params = jax.device_put(params, sharding.replicated(self.mesh))
+    params = sharding.replicate(params, self.mesh)
     eyes = [self._eye(*pair) for pair in zip(photographs, fovs, strict=True)]
     probabilities = []
     for start in range(0, len(eyes), self.batch_size):
@@ -170,7 +170,7 @@ def label_folder(loaded, input_folder, out_folder, threshold: float | None = Non
   source = folders.FolderSource(input_folder, ("image",))
   out = pathlib.Path(out_folder).expanduser()
   segmenter = Segmenter(loaded.config, loaded.network, sharding.make_mesh(devices=jax.local_devices()))
-  params = jax.device_put(loaded.params, sharding.replicated(segmenter.mesh))
+  params = sharding.replicate(loaded.params, segmenter.mesh)
   threshold = segmenter.threshold if threshold is None else float(threshold)
   if not 0.0 <= threshold < 1.0:
     raise ValueError(f"the threshold {threshold} would label nothing or is not a probability: give one from 0 to below 1")
@@ -249,7 +249,7 @@ def score_source(loaded, source, protocols: Sequence[str] = PROTOCOLS) -> dict:
   if not len(source):
     raise ValueError("there are no photographs to score: give a source with at least one labelled eye")
   segmenter = Segmenter(loaded.config, loaded.network, sharding.make_mesh(devices=jax.local_devices()))
-  params = jax.device_put(loaded.params, sharding.replicated(segmenter.mesh))
+  params = sharding.replicate(loaded.params, segmenter.mesh)
   cases = []
   for start in range(0, len(source), segmenter.batch_size):
     eyes = [source[i] for i in range(start, min(start + segmenter.batch_size, len(source)))]

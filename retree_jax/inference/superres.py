@@ -76,7 +76,7 @@ class Enlarger:
     self._check(fields)
     names = [name for name in _FIELDS if name in fields]
     pixels = np.concatenate([fields[name] for name in names], axis=-1)
-    params = jax.device_put(params, sharding.replicated(self.mesh))
+    params = sharding.replicate(params, self.mesh)
     parts = [self._batch(params, pixels[i : i + self.batch_size]) for i in range(0, len(pixels), self.batch_size)]
     whole = np.concatenate(parts) if parts else np.zeros((0, *self.size, pixels.shape[-1]), np.uint8)
     return split_channels(whole, names)

@@ -162,47 +162,49 @@ def _chains(pixels: np.ndarray, radius: np.ndarray):
   node_radii = np.zeros(num_nodes)
   np.maximum.at(node_radii, label, radius.ravel()[fork_pixels])
 
-  # Every other pixel has at most two links. The chains are followed in plain Python: a tree has a few thousand pixels.
-  offsets = np.array([dy * width + dx for dy, dx in _STEPS])
+  # Every other pixel has at most two links, to its like or to forks. The chains are followed in plain Python, a pixel being its
+  # place in `path_pixels`: a tree has a few thousand.
   path_pixels = flat[~fork]
-  links = {}
+  offsets = np.array([dy * width + dx for dy, dx in _STEPS])
+  place = np.full(on.size, -1)
+  place[path_pixels] = np.arange(path_pixels.size)
   order, direction = np.nonzero(linked[~fork])
-  for pixel, other in zip(path_pixels[order].tolist(), (path_pixels[order] + offsets[direction]).tolist(), strict=True):
-    links.setdefault(pixel, []).append(other)
-  nodes = dict(zip(fork_pixels.tolist(), label.tolist(), strict=True))
-  visited = set()
+  other = path_pixels[order] + offsets[direction]
+  second = np.diff(order, prepend=-1) == 0
+  links, beside = np.full((2, path_pixels.size), -1), np.full((2, path_pixels.size), -1)
+  links[second.astype(int), order] = place[other]
+  beside[second.astype(int), order] = node_of[other]
+  is_end = (degree[~fork] < 2) | (beside >= 0).any(0)
+  (one, two), (node_one, node_two) = links.tolist(), beside.tolist()
+  visited = bytearray(path_pixels.size)
   chains = []
 
-  def walk(first, previous):
-    chain, pixel = [], first
+  def walk(pixel):
+    chain = []
     while True:
       chain.append(pixel)
-      visited.add(pixel)
-      for other in links.get(pixel, ()):
-        if other != previous and other not in nodes and other not in visited:
-          previous, pixel = pixel, other
-          break
-      else:
-        return chain
+      visited[pixel] = 1
+      if (following := one[pixel]) < 0 or visited[following]:
+        following = two[pixel]
+        if following < 0 or visited[following]:
+          return chain
+      pixel = following
 
-  def node_beside(pixel, but=None):
-    adjacent = [nodes[other] for other in links.get(pixel, ()) if other in nodes]
-    if but is not None:
-      adjacent.remove(but)
-    return adjacent[0] if adjacent else -1
-
-  ends = [p for p in path_pixels.tolist() if len(links.get(p, ())) < 2 or any(q in nodes for q in links[p])]
-  for first in ends:
-    if first in visited:
+  for first in np.flatnonzero(is_end).tolist():
+    if visited[first]:
       continue
-    chain = walk(first, None)
-    start = node_beside(first)
+    chain = walk(first)
+    last = chain[-1]
+    start = node_one[first] if node_one[first] >= 0 else node_two[first]
     # A single pixel between two forks has both of them beside it.
-    end = node_beside(chain[-1], start if len(chain) == 1 and start >= 0 else None)
-    chains.append((np.array(chain), start, end, False))
-  for first in path_pixels.tolist():
-    if first not in visited:
-      chains.append((np.array(walk(first, None)), -1, -1, True))
+    alone = len(chain) == 1 and node_one[first] >= 0
+    end = node_two[first] if alone else node_one[last] if node_one[last] >= 0 else node_two[last]
+    if len(chain) == 1 and not alone:
+      end = -1 if start >= 0 else end
+    chains.append((path_pixels[chain], start, end, False))
+  for first in np.flatnonzero(~is_end).tolist():
+    if not visited[first]:
+      chains.append((path_pixels[walk(first)], -1, -1, True))
   return chains, node_of, node_radii
 
 
