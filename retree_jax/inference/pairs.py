@@ -28,7 +28,8 @@ class Generator:
     num_steps: sampler steps of the diffusion stages; None keeps their configs'.
     ask: {attribute: value} that trees are asked to have (`retree_jax.data.attributes`); the others are left open.
     ask_guidance: guidance scale of the tree stage, by which what is asked for is exaggerated; None keeps its config's.
-    cut_share: share of trees in a disc that the camera cuts above and below, 0 to 1; None keeps the tree stage's config's.
+    cut_share: share of trees in a disc that the camera cuts above and below, 0 to 1. None takes the tree stage's config's where
+      nothing is asked for, and otherwise leaves the outline to the model, with which other attributes go.
 
   Attributes:
     samplers: {"tree": ..., "fundus": ...}, the `retree_jax.inference.sampler.Sampler` of each diffusion stage there is;
@@ -53,6 +54,7 @@ class Generator:
 
     stages.check_fit(models)
     self.models, self.samplers, self.seconds, self.ask = models, {}, collections.Counter(), dict(ask or {})
+    self._share_is_given = cut_share is not None
     if self.ask and models.tree is None:
       raise ValueError(f"there is no tree stage to ask for {next(iter(self.ask))!r}: give one, or leave --ask out")
     if cut_share is not None:
@@ -159,9 +161,9 @@ class Generator:
     return fields, records
 
   def _asked(self, index: int, seed: int) -> dict[str, float]:
-    """What the tree of a pair is asked to have: what the user asks for, and an outline in the shares of the training eyes."""
+    """What the tree of a pair is asked for: what the user asks, or else an outline in the shares of the training eyes."""
     share = self.samplers["tree"].config.sampler.get("cut_share", -1.0)
-    if share < 0 or "outline" in self.ask:
+    if share < 0 or "outline" in self.ask or (self.ask and not self._share_is_given):
       return self.ask
     return {"outline": float(np.random.default_rng([seed, int(index)]).random() < share), **self.ask}
 
