@@ -23,3 +23,10 @@ def test_outlines_are_drawn_in_the_share_that_is_asked_for():
       generate.Generator(shipped, **options)
   with pytest.raises(ValueError, match="knows outlines: leave it out"):
     generate.Generator(models(), cut_share=0.5)
+
+
+def test_what_else_is_asked_for_chooses_the_outline_unless_a_share_is_given():
+  shipped = generate.Models(checkpoint.load("tree"))
+  assert "outline" in generate.Generator(shipped)._asked(0, 0)
+  assert generate.Generator(shipped, ask={"width": 3.0})._asked(0, 0) == {"width": 3.0}
+  assert set(generate.Generator(shipped, ask={"width": 3.0}, cut_share=0.5)._asked(0, 0)) == {"width", "outline"}
