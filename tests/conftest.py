@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -11,6 +12,10 @@ import pytest
 from absl import flags
 
 flags.FLAGS.mark_as_parsed()
+
+# A shell starts what runs in the background with Ctrl-C ignored, and the commands that tests interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
