@@ -40,7 +40,7 @@ def fitted(source: str, split: str, side: int, resample: bool = True) -> dict[st
     resample: False leaves eyes of that size as they are, whether or not their disc fills the frame.
   """
   opened = sources.open_source(source, split=split, fields=("image", "tree"), size=(side, side))
-  eyes = [opened[i] for i in range(0 if resample else len(opened))]
+  eyes = [] if resample else [opened[i] for i in range(len(opened))]
   if not eyes or any(eye["image"].shape[:2] != (side, side) for eye in eyes):
     eyes = list(measure.fitted(opened, range(len(opened)), (side, side)))
   return {field: np.stack([eye[field] for eye in eyes]) for field in ("image", "tree", "fov")}

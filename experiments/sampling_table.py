@@ -142,7 +142,7 @@ def fundus_row(loaded, changes, real, count) -> dict:
 
 def _power(pictures, trees, fovs, real) -> list[float] | None:
   """Power of photographs over that of real ones in each of `octaves.OCTAVES`; None where they are too small to tell."""
-  from experiments import octaves  # here, because it compares by what is above
+  from experiments import octaves  # here, because it imports this module
 
   elsewhere = octaves.PLACES.index("elsewhere")
   if min(fovs.shape[1:3]) < 4 * octaves.WINDOW:  # hardly a window lies in the field of view

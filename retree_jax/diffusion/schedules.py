@@ -260,7 +260,7 @@ def time_grid(
   if spacing == "trailing":
     t = _trailing(schedule, steps)
   elif spacing == "trailing_fine":
-    fine = max(0, min(-(-steps // 4), steps - 2))  # the first level can be pure noise, from which no ratio falls
+    fine = max(0, min(-(-steps // 4), steps - 2))  # two stay: the first level can be pure noise, whose ratio is infinite
     t = _trailing(schedule, steps - fine)
     if fine:
       alpha, sigma = schedule.levels(np.array([0.0, t[-1]]))

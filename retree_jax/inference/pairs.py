@@ -246,9 +246,8 @@ class Generator:
     refined = "vessels" in fields
     if refined and tilts is not None:
       fields, tilts = _upright(fields, tilts), None
-    vessels = fields.get("vessels")
     # A refined tree is painted from its mask: from drawn coverage, photographs lack contrast (docs/refinement.md).
-    given = {"tree": fields["tree"] if vessels is None else vessels, "fov": fields["fov"]}
+    given = {"tree": fields["vessels" if refined else "tree"], "fov": fields["fov"]}
     sized = {name: np.stack([transforms.area_resize(p, size) for p in pixels]) for name, pixels in given.items()}
     hard = transforms.binarise(sized["fov"])
     condition = {name: {**sized, "fov": hard}[name] for name in sampler.condition}
@@ -263,7 +262,7 @@ class Generator:
       self.seconds["superres"] += time.monotonic() - started
     if refined:
       size = out["image"].shape[1:3]
-      masks = [reduction.render(*tree, size)[..., None] for tree in zip(vessels, fields["tree"], strict=True)]
+      masks = [reduction.render(*tree, size)[..., None] for tree in zip(fields["vessels"], fields["tree"], strict=True)]
       return out | {"tree": np.where(out["fov"] >= 128, np.stack(masks), 0).astype(np.uint8)}
     return out if tilts is None else field_of_view.upright(out, tilts)
 

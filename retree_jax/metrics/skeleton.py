@@ -190,17 +190,16 @@ def _chains(pixels: np.ndarray, radius: np.ndarray):
           return chain
       pixel = following
 
+  def forks_beside(pixel):
+    return [node for node in (node_one[pixel], node_two[pixel]) if node >= 0]
+
   for first in np.flatnonzero(is_end).tolist():
     if visited[first]:
       continue
     chain = walk(first)
-    last = chain[-1]
-    start = node_one[first] if node_one[first] >= 0 else node_two[first]
     # A single pixel between two forks has both of them beside it.
-    alone = len(chain) == 1 and node_one[first] >= 0
-    end = node_two[first] if alone else node_one[last] if node_one[last] >= 0 else node_two[last]
-    if len(chain) == 1 and not alone:
-      end = -1 if start >= 0 else end
+    beside_ends = forks_beside(first), forks_beside(chain[-1])[len(chain) == 1 :]
+    start, end = (found[0] if found else -1 for found in beside_ends)
     chains.append((path_pixels[chain], start, end, False))
   for first in np.flatnonzero(~is_end).tolist():
     if not visited[first]:
