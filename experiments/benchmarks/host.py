@@ -56,8 +56,8 @@ def taped(generator: pairs.Generator) -> list[Tape]:
     generator._enlarger = Tape(generator._enlarger)
     others.append(generator._enlarger)
   if (tree_filter := generator.models.tree_filter) is not None:
-    tree_filter._score = Tape(tree_filter._score)
-    others.append(tree_filter._score)
+    tree_filter.filter._score = Tape(tree_filter.filter._score)
+    others.append(tree_filter.filter._score)
   return [*tapes.values(), *others]
 
 

@@ -113,7 +113,7 @@ def write(
       _say(f"{out} is finished: {num} pairs")
       return summary
     if models.tree_filter is not None:
-      _say(f"trees are kept from a score of {models.tree_filter.threshold:.4f} on: {models.tree_filter.how}")
+      _say(f"trees are kept from a score of {models.tree_filter.bounds.threshold:.4f} on: {models.tree_filter.bounds.how}")
     summary |= _make(generator, journal, lease, facts_of(identity), given, seed, layout, num)
     sharding.wait_for_all("pairs made")
     if jax.process_index() == 0:
@@ -260,9 +260,9 @@ def identity_of(generator, seed, form, given) -> dict:
       "checkpoint": tree_filter.loaded.identity(),
       "step": tree_filter.loaded.step,
       "config": stored.digest(tree_filter.loaded.config),
-      "threshold": tree_filter.threshold,
-      "how": tree_filter.how,
-      "ranges": tree_filter.ranges,
+      "threshold": tree_filter.bounds.threshold,
+      "how": tree_filter.bounds.how,
+      "ranges": tree_filter.bounds.ranges,
     }
   identity = {
     "format": form,

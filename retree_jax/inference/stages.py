@@ -9,7 +9,7 @@ class Models:
 
   Attributes:
     tree, fundus, superres: `retree_jax.checkpoint.Loaded`.
-    tree_filter: `retree_jax.inference.tree_filter.Filter` that scores trees.
+    tree_filter: `retree_jax.inference.tree_filter.LoadedFilter` that scores trees.
     refine: `retree_jax.checkpoint.Loaded`s that are used one after the other, each doubling the trees' size.
   """
 

@@ -6,6 +6,7 @@ writes the file where it is missing or belongs to another checkpoint.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 
@@ -22,6 +23,7 @@ from retree_jax.metrics import topology
 from retree_jax.models import scaling
 
 _EIGHT = np.ones((3, 3), bool)
+_ACCELERATOR_BLOCK = 64  # trees that an accelerator sees at once
 _MARGIN = 0.25  # extends each range on both sides, as a fraction of its width: a few dozen trees do not cover all eyes
 # name -> (definition, whether it has a lower bound, whether it has an upper bound)
 MEASURES = {
@@ -52,41 +54,78 @@ class Verdict:
   reason: str
 
 
-class Filter:
-  """A trained discriminator with its bounds.
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+  """What trees must reach.
 
-  Args:
-    loaded: `checkpoint.Loaded` of the filter stage.
+  Attributes:
     threshold: least accepted score.
     ranges: {name of `MEASURES`: (low, high)}, None for no bound; {} checks no measures.
     how: how the threshold was chosen, for logs and data cards.
   """
 
-  def __init__(self, loaded, threshold: float, ranges: Mapping[str, tuple], how: str):
-    self.loaded, self.threshold, self.ranges, self.how = loaded, float(threshold), dict(ranges), how
-    self.size = tuple(loaded.config.data.image_size)
-    self._score = jax.jit(lambda params, x: jnp.mean(loaded.network.apply(params, scaling.to_signed(x))))
+  threshold: float
+  ranges: Mapping[str, tuple]
+  how: str
 
-  def __call__(self, tree: np.ndarray, fov: np.ndarray) -> list[Verdict]:
+
+class Filter:
+  """Decides about trees, with the filter stage's network and bounds.
+
+  Args:
+    config: the filter stage's config.
+    network: `retree_jax.models.Network`.
+    bounds: what trees must reach.
+
+  Attributes:
+    size: (height, width) in pixels that the network works at.
+  """
+
+  def __init__(self, config, network, bounds: Bounds):
+    self.bounds, self.size = bounds, tuple(config.data.image_size)
+    # A score must not depend on the batch: on CPUs, where only a batch of one gives the same bits for any number of trees, one
+    # tree is scored at a time; elsewhere all batches have the same size.
+    self._block = 1 if jax.default_backend() == "cpu" else _ACCELERATOR_BLOCK
+    self._score = jax.jit(lambda params, x: jnp.mean(network.apply(params, scaling.to_signed(x)), axis=(1, 2, 3)))
+
+  def __call__(self, params, tree: np.ndarray, fov: np.ndarray) -> list[Verdict]:
     """Decides about trees.
 
     Args:
+      params: the network's parameters.
       tree: coverage, uint8 [N, H, W, 1], of any size with the filter's aspect ratio.
       fov: uint8 0/255 [N, H, W, 1].
 
     Returns:
       N verdicts, each a function of its own tree alone.
     """
-    verdicts = []
+    verdicts, n = [], len(tree)
     sized = [[transforms.area_resize(p, self.size) for p in pair] for pair in zip(tree, fov, strict=True)]
-    # One tree at a time, so that a score does not depend on the batch; all are dispatched before the first is read.
-    scores = [self._score(self.loaded.params, pixels[None]) for pixels, _ in sized]
+    rows = [np.minimum(np.arange(start, start + self._block), n - 1) for start in range(0, n, self._block)]
+    # All are dispatched before the first is read.
+    blocks = [self._score(params, np.stack([sized[i][0] for i in block])) for block in rows]
+    scores = np.concatenate([np.asarray(block) for block in blocks])[:n] if blocks else []
     for score, (pixels, disc) in zip(scores, sized, strict=True):
-      score, reason = float(score), outside(measures(pixels, disc), self.ranges)
-      if not reason and not score >= self.threshold:
-        reason = f"score {score:.4f} is below {self.threshold:.4f}"
+      score, reason = float(score), outside(measures(pixels, disc), self.bounds.ranges)
+      if not reason and not score >= self.bounds.threshold:
+        reason = f"score {score:.4f} is below {self.bounds.threshold:.4f}"
       verdicts.append(Verdict(not reason, score, reason))
     return verdicts
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedFilter:
+  """A filter with its parameters: `loaded` (`checkpoint.Loaded`) and `bounds`; called with trees and fields of view."""
+
+  loaded: checkpoint.Loaded
+  bounds: Bounds
+
+  @functools.cached_property
+  def filter(self) -> Filter:
+    return Filter(self.loaded.config, self.loaded.network, self.bounds)
+
+  def __call__(self, tree: np.ndarray, fov: np.ndarray) -> list[Verdict]:
+    return self.filter(self.loaded.params, tree, fov)
 
 
 def measures(tree: np.ndarray, fov: np.ndarray) -> dict[str, float]:
@@ -155,15 +194,15 @@ def calibrate(loaded) -> dict:
   config = loaded.config
   training, validation = (_real(config, split) for split in ("fit", "validation"))
   ranges = ranges_of([measures(t, f) for t, f in zip(*training, strict=True)])
-  scores = np.array([v.score for v in Filter(loaded, 0.0, {}, "")(*validation)])
+  scores = np.array([v.score for v in LoadedFilter(loaded, Bounds(0.0, {}, ""))(*validation)])
   if config.filter.threshold:
     threshold, how = float(config.filter.threshold), "config.filter.threshold"
   else:
     threshold = float(np.quantile(scores, 1.0 - config.filter.pass_rate, method="lower"))
     how = f"the score that {config.filter.pass_rate:.0%} of {len(scores)} held-out real trees reach"
-  tree_filter, share = Filter(loaded, threshold, ranges, how), None
+  tree_filter, share = LoadedFilter(loaded, Bounds(threshold, ranges, how)), None
   try:
-    generated = [generated_trees.read(config.data.generated, tree_filter.size, kind)[1] for kind in ("coverage", "fov")]
+    generated = [generated_trees.read(config.data.generated, tree_filter.filter.size, kind)[1] for kind in ("coverage", "fov")]
     share = float(np.mean([v.accepted for v in tree_filter(*generated)]))
   except ValueError:
     pass  # the bounds need only real trees
@@ -179,7 +218,7 @@ def calibrate(loaded) -> dict:
   }
 
 
-def load(path, threshold: float | None = None) -> Filter:
+def load(path, threshold: float | None = None) -> LoadedFilter:
   """Loads a filter and its bounds; chooses the bounds where they are not stored yet.
 
   Args:
@@ -201,7 +240,7 @@ def load(path, threshold: float | None = None) -> Filter:
           "--filter_threshold, or load it once on a machine that has config.data.source"
         ) from error
       logging.warning("The filter checks no anatomy: its data cannot be read (%s)", error)
-      return Filter(loaded, threshold, {}, "given by hand; no anatomy is checked")
+      return LoadedFilter(loaded, Bounds(threshold, {}, "given by hand; no anatomy is checked"))
     _write_bounds(loaded, bounds)
   if threshold is not None:
     bounds = {**bounds, "threshold": threshold, "how": "given by hand"}
@@ -211,7 +250,8 @@ def load(path, threshold: float | None = None) -> Filter:
     bounds["how"],
     ", ".join(f"{k} {low} to {high}" for k, (low, high) in bounds["ranges"].items()),
   )
-  return Filter(loaded, bounds["threshold"], {k: tuple(v) for k, v in bounds["ranges"].items()}, bounds["how"])
+  ranges = {k: tuple(v) for k, v in bounds["ranges"].items()}
+  return LoadedFilter(loaded, Bounds(float(bounds["threshold"]), ranges, bounds["how"]))
 
 
 def export(path, out) -> None:

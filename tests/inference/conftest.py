@@ -3,6 +3,7 @@
 import pytest
 
 from retree_jax import generate
+from retree_jax.inference import tree_filter
 from tests.inference import test_generate
 
 ALL = {"tree": "t", "fundus": "f", "superres": None, "filter_path": "d"}
@@ -11,7 +12,7 @@ ALL = {"tree": "t", "fundus": "f", "superres": None, "filter_path": "d"}
 class Judge:
   """A filter with the real one's face: keeps trees that are dark enough."""
 
-  threshold, how, ranges = 0.5, "by hand, for a test", {"density": (0.1, None)}
+  bounds = tree_filter.Bounds(0.5, {"density": (0.1, None)}, "by hand, for a test")
   loaded = test_generate.loaded("filter", test_generate.Draws(), ("tree",))
 
   def __call__(self, tree, fov):

@@ -116,13 +116,13 @@ def test_it_learns_to_tell_trees_from_dots_and_the_threshold_is_chosen_on_held_o
     judge = tree_filter.load(trained)
   bounds = json.loads((trained / "threshold.json").read_text())
   assert f"score at least {bounds['threshold']:.4f}" in caplog.text  # never silent
-  assert bounds["checkpoint"] == judge.loaded.identity() and "held-out real trees" in judge.how
+  assert bounds["checkpoint"] == judge.loaded.identity() and "held-out real trees" in judge.bounds.how
   assert bounds["num_training"] == 6 and bounds["num_validation"] >= 1
   # The bounds are those of the real trees: all trained on lie in the ranges, the held-out ones reach the threshold.
   tree, fov = tree_filter._real(judge.loaded.config, "fit")
-  assert not any(tree_filter.outside(tree_filter.measures(*pair), judge.ranges) for pair in zip(tree, fov, strict=True))
+  assert not any(tree_filter.outside(tree_filter.measures(*pair), judge.bounds.ranges) for pair in zip(tree, fov, strict=True))
   held = judge(*tree_filter._real(judge.loaded.config, "validation"))
-  assert min(v.score for v in held) == pytest.approx(judge.threshold) == bounds["threshold"]
+  assert min(v.score for v in held) == pytest.approx(judge.bounds.threshold) == bounds["threshold"]
   dots, rest = generated_trees.read(judge.loaded.config.data.generated, SIZE)
   assert len(dots) + len(rest) == 10 and len(rest) >= 1
   for verdict in judge(dots, np.full_like(dots, 255)):
@@ -132,7 +132,7 @@ def test_it_learns_to_tell_trees_from_dots_and_the_threshold_is_chosen_on_held_o
 
 def test_verdicts_do_not_depend_on_neighbours_and_any_size_will_do(trained):
   judge = tree_filter.load(trained, threshold=0.0)
-  assert judge.how == "given by hand" and judge.threshold == 0.0
+  assert judge.bounds.how == "given by hand" and judge.bounds.threshold == 0.0
   tree, fov = tree_filter._real(judge.loaded.config, "fit")
   together = judge(tree, fov)
   assert together == [judge(tree[i : i + 1], fov[i : i + 1])[0] for i in range(len(tree))]
@@ -148,9 +148,9 @@ def test_bounds_are_made_once_and_again_for_other_weights(trained, tmp_path):
   tree_filter.load(trained)
   bounds = json.loads(path.read_text())
   path.write_text(json.dumps(bounds | {"threshold": 0.123}))
-  assert tree_filter.load(trained).threshold == 0.123  # read, not made again
+  assert tree_filter.load(trained).bounds.threshold == 0.123  # read, not made again
   path.write_text(json.dumps(bounds | {"threshold": 0.123, "checkpoint": "another"}))
-  assert tree_filter.load(trained).threshold == bounds["threshold"]
+  assert tree_filter.load(trained).bounds.threshold == bounds["threshold"]
   path.write_text("{")
   with pytest.raises(ValueError, match="threshold.json is damaged"):
     tree_filter.load(trained)
@@ -158,13 +158,13 @@ def test_bounds_are_made_once_and_again_for_other_weights(trained, tmp_path):
   # Exported weights are rounded, so that their bounds are their own.
   tree_filter.export(trained, tmp_path / "small")
   small = tree_filter.load(tmp_path / "small")
-  assert small.threshold == pytest.approx(tree_filter.load(trained).threshold, abs=0.02)
+  assert small.bounds.threshold == pytest.approx(tree_filter.load(trained).bounds.threshold, abs=0.02)
   assert json.loads((tmp_path / "small/threshold.json").read_text())["checkpoint"] == small.loaded.identity()
 
 
 def test_without_its_data_it_asks_for_a_threshold(tmp_path, caplog):
   stages.tree_filter(tmp_path / "filter", 0.4, ranges={"density": (0.01, 0.5)})
-  assert tree_filter.load(tmp_path / "filter").ranges == {"density": (0.01, 0.5)}
+  assert tree_filter.load(tmp_path / "filter").bounds.ranges == {"density": (0.01, 0.5)}
   (tmp_path / "filter/threshold.json").unlink()
   loaded = checkpoint.load(tmp_path / "filter")
   loaded.config.data.source = f"folder:{tmp_path / 'gone'}"
@@ -172,7 +172,7 @@ def test_without_its_data_it_asks_for_a_threshold(tmp_path, caplog):
   with pytest.raises(ValueError, match="has no threshold yet, .*gone does not exist.*--filter_threshold"):
     tree_filter.load(tmp_path / "moved")
   judge = tree_filter.load(tmp_path / "moved", threshold=0.3)
-  assert judge.threshold == 0.3 and judge.ranges == {} and "checks no anatomy" in caplog.text
+  assert judge.bounds.threshold == 0.3 and judge.bounds.ranges == {} and "checks no anatomy" in caplog.text
 
 
 def test_generated_trees_are_asked_for(tmp_path):
