@@ -1,5 +1,8 @@
 """Small repairs of drawn vessel trees: gaps are closed, holes filled, spurs and specks removed; each is counted."""
 
+import collections
+import itertools
+
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
@@ -9,10 +12,16 @@ from retree_jax.metrics import skeleton
 from retree_jax.metrics.masks import as_mask
 
 SPECK = 0.0002  # of the picture's area: 13 pixels of 256x256, 52 of 512x512
-GAP = 0.014  # of the picture's height: 3.6 pixels of 256, 7 of 512
+GAP = 0.014  # between two ends, of the picture's height: 3.6 pixels of 256, 7 of 512
+# Between an end and the side of another vessel, as a share of `gap`. Wider ones made forks and joined pieces that are apart in
+# real trees (docs/refinement.md).
+SIDE_GAP = 0.36
 # Radii of the vessel that it leaves, from the middle of their junction. Drawn trees have two to ten times as many free branches
-# of 4 to 8 radii as real ones (docs/refinement.md).
-SPUR = 8.0
+# of 4 to 8 radii as real ones.
+SPUR = 12.0
+# Cosine of the sharpest bend, 26°, of the vessel that a spur leaves. Where it bends more, the branch belongs to a fork, and
+# a kink would stay.
+BEND = 0.9
 _EIGHT = np.ones((3, 3), bool)
 
 
@@ -20,14 +29,15 @@ def mend(mask, speck: int | None = None, gap: float | None = None) -> tuple[np.n
   """Closes gaps in vessels, fills holes in them, and removes spurs and pieces that are too small for a vessel.
 
   A gap is closed from a vessel's free end to the nearest pixel of another piece within `gap`, if that lies ahead: less than 40°
-  off the vessel's direction there. The bridge is as wide as the vessel's end. Ends that lie beside another vessel stay apart.
-  A hole is filled if it is no larger than a disc inscribed in one of the vessels around it. A spur is a branch that ends
-  freely within `SPUR` radii of its junction; a junction keeps at least two branches.
+  off the vessel's direction there. To the side of another vessel only `SIDE_GAP` of that is bridged. The bridge is as wide as
+  the vessel's end. Ends that lie beside another vessel stay apart. A hole is filled if it is no larger than a disc inscribed in
+  one of the vessels around it. A spur is a branch that ends freely within `SPUR` radii of its junction, where two other
+  branches run straight on.
 
   Args:
     mask: [H, W] or [H, W, 1]; bool, {0, 1} or {0, 255}.
     speck: pieces of fewer pixels are removed; `SPECK` of the picture's area by default.
-    gap: the widest gap that is closed, pixels between the pixels' middles; `GAP` of the height by default.
+    gap: the widest gap between two ends that is closed, pixels between the pixels' middles; `GAP` of the height by default.
 
   Returns:
     uint8 0/255 of the mask's shape, and {"gaps": closed, "holes": filled, "spurs": removed, "specks": removed}.
@@ -55,7 +65,11 @@ def _bridge(mask: np.ndarray, gap: float) -> int:
   piece = labels[mask]
   tree = KDTree(pixels)
   found = []
-  for tip, direction, width in _free_ends(mask):
+  ends = list(_free_ends(mask))
+  if not ends:
+    return 0
+  tips, tip_widths = KDTree([tip for tip, _, _ in ends]), [width for _, _, width in ends]
+  for tip, direction, width in ends:
     own = piece[tree.query(tip)[1]]
     # A centreline ends half a width before the vessel does.
     near = np.array(tree.query_ball_point(tip, gap + width / 2), int)
@@ -67,6 +81,9 @@ def _bridge(mask: np.ndarray, gap: float) -> int:
     ahead = away @ direction > 0.75 * distance
     if ahead.any():
       best = np.flatnonzero(ahead)[np.argmin(distance[ahead])]
+      from_tip, closest = tips.query(pixels[near[best]])
+      if from_tip > tip_widths[closest] / 2 + 1.5 and distance[best] > SIDE_GAP * gap + width / 2:
+        continue
       found.append((distance[best], own, piece[near[best]], tip, pixels[near[best]], width))
   # The shortest first; two pieces are joined once.
   joined, group, closed = np.zeros_like(mask), np.arange(pieces + 1), 0
@@ -106,14 +123,19 @@ def _cut_spurs(mask: np.ndarray) -> int:
   """Removes spurs in place; returns how many."""
   found = skeleton.trace(mask)
   left = np.bincount([node for s in found.segments for node in (s.start, s.end) if node >= 0], minlength=len(found.nodes))
-  free = []
+  free, leaving = [], collections.defaultdict(dict)  # node -> {segment: its direction from there}
   for number, segment in enumerate(found.segments):
+    for node, path in ((segment.start, segment.points), (segment.end, segment.points[::-1])):
+      along = path[min(len(path) - 1, 6)] - path[0]
+      leaving[node][number] = along / max(1e-6, np.hypot(*along))
     node = max(segment.start, segment.end)
     if node >= 0 > min(segment.start, segment.end) and segment.length() < SPUR * found.node_radii[node]:
       free.append((segment.length(), number, node))
   spurs = {}
   for _, number, node in sorted(free):
-    if left[node] > 2:
+    others = [direction for other, direction in leaving[node].items() if other != number and other not in spurs]
+    straight = any(a @ b <= -BEND for a, b in itertools.combinations(others, 2))
+    if left[node] > 2 and straight:
       left[node] -= 1
       spurs[number] = node
   if not spurs:
