@@ -77,6 +77,13 @@ def define_flags() -> flags.FlagValues:
     "one of copies, near, heldout, label_fit, label_shift, label_f1 (docs/gate.md).",
     flag_values=f,
   )
+  flags.DEFINE_integer(
+    "workers",
+    None,
+    "Processes that measure vessels beside the command (default: all cores but one).",
+    lower_bound=0,
+    flag_values=f,
+  )
   flags.DEFINE_string("out", "report", "Folder to write to, on a disk or in a bucket.", flag_values=f)
   return f
 
@@ -94,6 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     )
   if pathlib.Path(f.out).is_file():
     raise ValueError(f"--out={f.out} is a file: name a folder to write to")
+  from retree_jax.data.workers import spare_cores
   from retree_jax.report import evaluation, files, gate, sets
 
   bounds = gate.parse(f.gate)
@@ -107,6 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     seed=f.seed,
     pictures=f.pictures,
     log=lambda text: print(text, file=sys.stderr, flush=True),
+    workers=spare_cores() if f.workers is None else f.workers,
   )
   if bounds:
     result["gate"] = gate.check(result, bounds)

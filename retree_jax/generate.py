@@ -85,6 +85,13 @@ def define_flags() -> flags.FlagValues:
     flag_values=f,
   )
   flags.DEFINE_integer("steps", None, "Sampler steps of the diffusion stages.", lower_bound=1, flag_values=f)
+  flags.DEFINE_integer(
+    "workers",
+    None,
+    "Processes that mend and turn trees beside the devices (default: all cores but one with an accelerator, none on CPUs).",
+    lower_bound=0,
+    flag_values=f,
+  )
   flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "Join the processes of a multi-host job.", flag_values=f)
   flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.", flag_values=f)
   flags.DEFINE_integer("process_id", None, "With --coordinator: rank of this process.", flag_values=f)
@@ -133,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ask=attributes.parse(f.ask),
     ask_guidance=f.ask_guidance,
     cut_share=f.cut_share,
+    workers=f.workers,
   )
 
 

@@ -61,18 +61,17 @@ def _bridge(mask: np.ndarray, gap: float) -> int:
   labels, pieces = ndimage.label(mask, _EIGHT)
   if pieces < 2:
     return 0
-  pixels = np.argwhere(mask)
-  piece = labels[mask]
-  tree = KDTree(pixels)
-  found = []
   ends = list(_free_ends(mask))
   if not ends:
     return 0
-  tips, tip_widths = KDTree([tip for tip, _, _ in ends]), [width for _, _, width in ends]
-  for tip, direction, width in ends:
-    own = piece[tree.query(tip)[1]]
-    # A centreline ends half a width before the vessel does.
-    near = np.array(tree.query_ball_point(tip, gap + width / 2), int)
+  pixels, piece = np.argwhere(mask), labels[mask]
+  tree, found = KDTree(pixels), []
+  tips, directions, widths = (np.array(column) for column in zip(*ends, strict=True))
+  ends_of_pieces, owners = KDTree(tips), piece[tree.query(tips)[1]]
+  # A centreline ends half a width before the vessel does.
+  around = tree.query_ball_point(tips, gap + widths / 2)
+  for tip, direction, width, own, near in zip(tips, directions, widths, owners, around, strict=True):
+    near = np.array(near, int)
     near = near[piece[near] != own]
     if not near.size:
       continue
@@ -81,21 +80,25 @@ def _bridge(mask: np.ndarray, gap: float) -> int:
     ahead = away @ direction > 0.75 * distance
     if ahead.any():
       best = np.flatnonzero(ahead)[np.argmin(distance[ahead])]
-      from_tip, closest = tips.query(pixels[near[best]])
-      if from_tip > tip_widths[closest] / 2 + 1.5 and distance[best] > SIDE_GAP * gap + width / 2:
+      target = pixels[near[best]]
+      from_end, end = ends_of_pieces.query(target)
+      if from_end > widths[end] / 2 + 1.5 and distance[best] > SIDE_GAP * gap + width / 2:
         continue
-      found.append((distance[best], own, piece[near[best]], tip, pixels[near[best]], width))
+      found.append((distance[best], own, piece[near[best]], tip, target, width))
   # The shortest first; two pieces are joined once.
   joined, group, closed = np.zeros_like(mask), np.arange(pieces + 1), 0
   for _, own, other, tip, target, width in sorted(found, key=lambda item: item[0]):
     if group[own] == group[other]:
       continue
     group[group == group[own]] = group[other]
-    path = Centreline(np.array([tip, target], np.float32) + 0.5, np.array([2]))
-    line = draw(path, mask.shape)[0]
+    reach = int(np.ceil(width / 2)) + 1
+    low = np.maximum(np.floor(np.minimum(tip, target)).astype(int) - reach, 0)
+    high = np.minimum(np.ceil(np.maximum(tip, target)).astype(int) + reach + 1, mask.shape)
+    path = Centreline((np.array([tip, target]) - low).astype(np.float32) + 0.5, np.array([2]))
+    line = draw(path, tuple(high - low))[0]
     if width > 1.5:  # half of the vessel's width to either side
       line = ndimage.distance_transform_edt(~line) <= width / 2 - 0.5
-    joined |= line
+    joined[low[0] : high[0], low[1] : high[1]] |= line
     closed += 1
   mask |= joined
   return closed

@@ -22,8 +22,10 @@ import numpy as np
 from retree_jax import checkpoint, sharding
 from retree_jax.config import stored
 from retree_jax.data import claim, fingerprint, folders, formats, manifest, provenance, reduction, transforms
+from retree_jax.data.workers import Workers, spare_cores
 from retree_jax.inference import data_card, pairs
 
+_AT_ONCE = 2  # chunks that are made at a time where worker processes take part
 _IN_FLIGHT = 2  # chunks that may wait for the disk while the devices work on the next
 _CHECKED_AT_ONCE = 256  # given masks that are checked before the first is painted
 _SHIPPED = {
@@ -65,6 +67,7 @@ def write(
   ask: dict[str, float] | None = None,
   ask_guidance: float | None = None,
   cut_share: float | None = None,
+  workers: int | None = 0,
 ) -> dict:
   """Generates a data set into a folder, or continues one.
 
@@ -81,6 +84,8 @@ def write(
     threshold: least filter score, in place of the one chosen on validation data.
     mesh: devices of this host; all of them by default.
     ask, ask_guidance, cut_share: what trees are asked to have, see `pairs.Generator`.
+    workers: processes that mend and turn trees while the devices draw the next, see `retree_jax.data.workers`; None for all
+      cores but one with an accelerator, and none on CPUs, where the networks need the cores.
 
   Returns:
     {"pairs": in the set, "made": by this host now, "wall": seconds, "waited": of them for the disk, "stages": seconds by
@@ -97,7 +102,16 @@ def write(
   models = pairs.load_models(**paths, threshold=threshold, mesh=mesh)
   if ask and given is not None:
     raise ValueError("--ask is for sampling trees, but --trees gives them: leave one of the two out")
-  generator = pairs.Generator(models, mesh, guidance, num_steps, ask, ask_guidance, cut_share)
+  if workers is None:
+    workers = 0 if mesh.devices.flat[0].platform == "cpu" else spare_cores()
+  with Workers(workers) as workers:
+    generator = pairs.Generator(models, mesh, guidance, num_steps, ask, ask_guidance, cut_share, workers)
+    return _write(generator, given, out, num, seed, trees, form)
+
+
+def _write(generator, given, out, num, seed, trees, form) -> dict:
+  """`write`, once the models are loaded."""
+  models = generator.models
   if given is None and models.tree is None:
     raise ValueError("there are no trees to paint: give --tree to draw some, or --trees with a folder of masks")
   if given is not None and num is not None and num > len(given):
@@ -198,8 +212,7 @@ def _make(generator, journal, lease, facts, given, seed, layout, num) -> dict:
     progress(len(rows))
 
   try:
-    for a, b in pieces:
-      rows, fields = make_chunk(generator, facts, given, seed, range(a, b))
+    for a, (rows, fields) in _chunks(generator, pieces, lambda a, b: make_chunk(generator, facts, given, seed, range(a, b))):
       in_flight.append((a, rows, [pool.submit(job) for job in layout.jobs(journal.out, a, rows, fields)]))
       if len(in_flight) > _IN_FLIGHT:
         settle()
@@ -209,6 +222,27 @@ def _make(generator, journal, lease, facts, given, seed, layout, num) -> dict:
     pool.shutdown(wait=True, cancel_futures=True)
     progress.close()
   return {"made": made, "wall": time.monotonic() - began, "waited": waited, "stages": dict(generator.seconds)}
+
+
+def _chunks(generator, pieces, make):
+  """(start, what `make` returns) of each piece in order.
+
+  With worker processes, two pieces are made at a time: while one waits for them, the devices work on the other.
+  """
+  if not generator.workers:
+    yield from ((a, make(a, b)) for a, b in pieces)
+    return
+  ahead: collections.deque = collections.deque()
+  with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as makers:
+    try:
+      for a, b in pieces:
+        ahead.append((a, makers.submit(make, a, b)))
+        if len(ahead) > _AT_ONCE:
+          yield ahead[0][0], ahead.popleft()[1].result()
+      while ahead:
+        yield ahead[0][0], ahead.popleft()[1].result()
+    finally:
+      makers.shutdown(wait=True, cancel_futures=True)
 
 
 def make_chunk(generator, facts, given, seed, indices: range) -> tuple[list[dict], dict[str, np.ndarray]]:

@@ -9,10 +9,10 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage
 
-from retree_jax.data import field_of_view, mending, reduction, transforms
-from retree_jax.inference import stages
+from retree_jax.data import field_of_view, reduction, transforms
+from retree_jax.data.workers import Workers
+from retree_jax.inference import host_work, stages
 from retree_jax.inference.stages import Models, load_models  # noqa: F401
 
 MAX_ATTEMPTS = 20  # trees drawn for one pair before the best of them is taken and marked as not accepted
@@ -30,11 +30,12 @@ class Generator:
     ask_guidance: guidance scale of the tree stage, by which what is asked for is exaggerated; None keeps its config's.
     cut_share: share of trees in a disc that the camera cuts above and below, 0 to 1. None takes the tree stage's config's where
       nothing is asked for, and otherwise leaves the outline to the model, with which other attributes go.
+    workers: processes that mend and turn trees; None does it in the calling thread.
 
   Attributes:
     samplers: {"tree": ..., "fundus": ...}, the `retree_jax.inference.sampler.Sampler` of each diffusion stage there is;
       "refine_256" and so on for those that refine trees, by the height that they refine to.
-    seconds: {"tree", "refine", "filter", "fundus", "superres"}: time spent in each stage so far.
+    seconds: {"tree", "refine", "filter", "mend", "turn", "fundus", "superres"}: time spent in each stage so far.
 
   Raises:
     ValueError: stages that do not fit each other.
@@ -49,12 +50,14 @@ class Generator:
     ask: dict[str, float] | None = None,
     ask_guidance: float | None = None,
     cut_share: float | None = None,
+    workers: Workers | None = None,
   ):
     from retree_jax.inference.sampler import Sampler
 
     stages.check_fit(models)
     self.models, self.samplers, self.seconds, self.ask = models, {}, collections.Counter(), dict(ask or {})
     self._share_is_given = cut_share is not None
+    self._workers = Workers() if workers is None else workers
     if self.ask and models.tree is None:
       raise ValueError(f"there is no tree stage to ask for {next(iter(self.ask))!r}: give one, or leave --ask out")
     if cut_share is not None:
@@ -90,6 +93,11 @@ class Generator:
   def attributes(self) -> tuple[str, ...]:
     """The attributes that trees can be asked to have."""
     return self.samplers["tree"].attributes if "tree" in self.samplers else ()
+
+  @property
+  def workers(self) -> int:
+    """Processes that mend and turn trees; 0 where the calling thread does."""
+    return self._workers.count
 
   @property
   def batch_size(self) -> int:
@@ -182,14 +190,11 @@ class Generator:
   def _mend(self, fields, records) -> None:
     """Mends the drawn masks, and the coverage with them, and records what was done; in place."""
     started = time.monotonic()
-    for i, drawn in enumerate(transforms.binarise(fields["vessels"])):
-      mask, counts = mending.mend(drawn)
-      fields["vessels"][i] = mask
-      added, removed = (mask > 0) & (drawn == 0), (drawn > 0) & (mask == 0)
-      around = ndimage.binary_dilation(removed[..., 0], np.ones((3, 3)))[..., None] & (mask == 0)
-      fields["tree"][i] = np.where(added, 255, np.where(around, 0, fields["tree"][i]))
+    mended = self._workers.map(host_work.mend, transforms.binarise(fields["vessels"]), fields["tree"])
+    for i, (mask, coverage, counts) in enumerate(mended):
+      fields["vessels"][i], fields["tree"][i] = mask, coverage
       records[i].update(counts)
-    self.seconds["refine"] += time.monotonic() - started
+    self.seconds["mend"] += time.monotonic() - started
 
   def given(self, trees: Sequence[np.ndarray], fovs: Sequence[np.ndarray] | None = None) -> dict[str, np.ndarray]:
     """Brings trees that a user has to the size and framing that the fundus stage was trained on.
@@ -245,7 +250,10 @@ class Generator:
     size = sampler.size
     refined = "vessels" in fields
     if refined and tilts is not None:
-      fields, tilts = _upright(fields, tilts), None
+      turned = self._workers.map(host_work.turn_upright, *(fields[name] for name in ("vessels", "tree", "fov")), tilts)
+      fields, tilts = {name: np.stack([tree[name] for tree in turned]) for name in turned[0]}, None
+      self.seconds["turn"] += time.monotonic() - started
+      started = time.monotonic()
     # A refined tree is painted from its mask: from drawn coverage, photographs lack contrast (docs/refinement.md).
     given = {"tree": fields["vessels" if refined else "tree"], "fov": fields["fov"]}
     sized = {name: np.stack([transforms.area_resize(p, size) for p in pixels]) for name, pixels in given.items()}
@@ -310,16 +318,6 @@ def pairs(
 def tilts(records: Sequence[dict]) -> list[float]:
   """What `Generator.photographs` turns back, from the records of `Generator.trees`; 0 for trees that a user gave."""
   return [record.get("tilt", 0) for record in records]
-
-
-def _upright(fields: dict[str, np.ndarray], tilts: Sequence[float]) -> dict[str, np.ndarray]:
-  """Refined trees, uint8 [N, H, W, 1] each of "vessels", "tree" and "fov", turned clockwise by their tilts."""
-  turned = field_of_view.upright({name: fields[name] for name in ("fov", "tree")}, tilts)
-  masks = [
-    reduction.turn_mask(mask, -tilt, coverage) if tilt else mask
-    for mask, coverage, tilt in zip(fields["vessels"], fields["tree"], tilts, strict=True)
-  ]
-  return turned | {"vessels": np.where(turned["fov"] >= 128, np.stack(masks), 0).astype(np.uint8)}
 
 
 def record_attempt(record: dict, verdict) -> bool:

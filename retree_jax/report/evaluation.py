@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from retree_jax.data import provenance, reduction
+from retree_jax.data.workers import Workers
 from retree_jax.metrics import features as feature_metrics
 from retree_jax.metrics import fidelity, images, two_sample, vessels
 from retree_jax.metrics.intervals import mean_with_interval
@@ -30,6 +31,7 @@ def evaluate(
   seed: int = 0,
   pictures: bool = True,
   log: Callable[[str], None] = lambda text: None,
+  workers: int = 0,
 ) -> dict:
   """Compares generated pairs with real ones.
 
@@ -48,6 +50,7 @@ def evaluate(
     seed: of every random choice.
     pictures: whether the result holds pictures and names of eyes. Without them it can be shown where those may not be.
     log: receives lines about the progress.
+    workers: processes that measure vessels beside this one, see `retree_jax.data.workers`.
 
   Returns:
     The dict that `report.files` describes, with NaN where something is not defined, and "pictures": arrays for the page.
@@ -82,9 +85,10 @@ def evaluate(
   ]
   chosen = {side: measure.draw(source, num, seed) for side, source in sources.items()}
   log(f"comparing at {size[0]}x{size[1]} pixels, features: {extractor.name}")
-  measured = {
-    side: measure.pairs(sources[side], chosen[side], size, extractors, predict, log) for side in ("generated", "real")
-  }
+  with Workers(workers) as shared:
+    measured = {
+      side: measure.pairs(sources[side], chosen[side], size, extractors, predict, log, shared) for side in ("generated", "real")
+    }
   if not pictures:
     for part in measured.values():
       part.names = [str(i) for i in range(len(part))]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from retree_jax.data import reduction, sources, transforms
+from retree_jax.data.workers import Workers
 from retree_jax.metrics import features, fidelity, segmentation, vessels
 
 SIZES = (512, 256, 128, 64)  # sides in pixels from which `common_size` chooses
@@ -129,6 +130,7 @@ def pairs(
   extractors: dict[str, features.Extractor],
   predict: Callable[[list[dict]], list[tuple]] | None = None,
   log: Callable[[str], None] = lambda text: None,
+  workers: Workers | None = None,
 ) -> MeasuredSet:
   """Measures a set of pairs.
 
@@ -140,6 +142,7 @@ def pairs(
       photographs.
     predict: fitted examples -> arguments of `segmentation.scores` for each, see `segmenter_parts`.
     log: receives lines about the progress.
+    workers: processes that measure the vessels; None does it in the calling thread.
 
   Raises:
     ValueError: a pair without tree or with an empty field of view.
@@ -147,6 +150,7 @@ def pairs(
   measured, thumbnails = MeasuredSet(_title(source)), _Thumbnails()
   vectors: dict[str, list] = {space: [] for space in extractors}
   batch, first, previous_tree = [], None, None
+  workers, waiting = Workers() if workers is None else workers, collections.deque()
 
   def measure_batch():
     for space, extractor in extractors.items():
@@ -169,7 +173,9 @@ def pairs(
       )
     _add_photograph(measured, example)
     thumbnails.add(example)
-    measured.biomarkers.append(vessels.biomarkers(tree, fov))
+    waiting.append(workers.submit(vessels.biomarkers, tree, fov))
+    if len(waiting) > 4 * workers.count:
+      measured.biomarkers.append(waiting.popleft().result())
     measured.own.append(fidelity.measures(image, tree, fov))
     measured.shifts.append(fidelity.shift_map(image, tree, fov))
     if previous_tree is None:
@@ -184,6 +190,7 @@ def pairs(
       log(f"{measured.title}: {done} of {len(indices)} pairs")
   if batch:
     measure_batch()
+  measured.biomarkers += [future.result() for future in waiting]
   if len(measured) > 1:  # the first photograph gets the last tree, so that each has exactly one tree of another eye
     measured.shuffled.insert(0, fidelity.measures(first[0], previous_tree, first[1]))
   measured.thumbnails = thumbnails.stacked()

@@ -1,6 +1,7 @@
 """Refinement in the chain: what is judged, painted and labelled is the refined tree, the same in any batch on any devices."""
 
 import json
+import multiprocessing
 
 import jax.numpy as jnp
 import numpy as np
@@ -106,3 +107,17 @@ def test_the_command_writes_the_masks_and_says_how_they_were_made(tmp_path, monk
   monkeypatch.setattr(pairs, "load_models", lambda **options: models())
   dataset_writer.write({"tree": "t", "fundus": "f"}, out=tmp_path / "plain", num=1)
   assert "mask_rule" not in (tmp_path / "plain" / "run.json").read_text()
+
+
+def test_worker_processes_change_no_byte(tmp_path, monkeypatch):
+  from retree_jax.inference import pairs
+
+  monkeypatch.setattr(pairs, "load_models", lambda **options: refined())
+  contents = []
+  for workers in (0, 2):
+    out = tmp_path / str(workers)
+    dataset_writer.write({"tree": "t", "refine": "r", "fundus": "f"}, out=out, num=9, workers=workers)
+    contents.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.suffix in (".png", ".jsonl")})
+  assert contents[0] == contents[1] and len(contents[0]) > 27
+  assert [row["index"] for row in stages.manifest(tmp_path / "2")] == list(range(9))
+  assert not multiprocessing.active_children()

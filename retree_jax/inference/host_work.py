@@ -1,0 +1,43 @@
+"""What processors do to drawn trees beside the networks: they are mended and turned upright, one at a time.
+
+All of it can run in other processes (`retree_jax.data.workers`), several trees at once and while the devices draw the next.
+This module does not import JAX, so that those processes start fast and leave the devices alone.
+"""
+
+import numpy as np
+from scipy import ndimage
+
+from retree_jax.data import field_of_view, mending, reduction
+
+
+def mend(vessels: np.ndarray, coverage: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+  """Mends the mask of a drawn tree, and its coverage with it.
+
+  Args:
+    vessels: mask, uint8 0/255 [H, W, 1].
+    coverage: uint8 0..255 [H, W, 1].
+
+  Returns:
+    The two, mended, and the counts of `mending.mend`.
+  """
+  mask, counts = mending.mend(vessels)
+  added, removed = (mask > 0) & (vessels == 0), (vessels > 0) & (mask == 0)
+  around = ndimage.binary_dilation(removed[..., 0], np.ones((3, 3)))[..., None] & (mask == 0)
+  return mask, np.where(added, 255, np.where(around, 0, coverage)).astype(np.uint8), counts
+
+
+def turn_upright(vessels: np.ndarray, coverage: np.ndarray, fov: np.ndarray, tilt: float) -> dict[str, np.ndarray]:
+  """Turns a refined tree clockwise by `tilt` degrees.
+
+  Args:
+    vessels: mask, uint8 0/255 [H, W, 1].
+    coverage, fov: uint8 0..255 [H, W, 1].
+    tilt: degrees by which the eye is turned counter-clockwise.
+
+  Returns:
+    "vessels", "tree" (coverage) and "fov", likewise.
+  """
+  turned = field_of_view.upright({"fov": fov[None], "tree": coverage[None]}, [tilt])
+  mask = reduction.turn_mask(vessels, -tilt, coverage) if tilt else vessels
+  out = {name: pixels[0] for name, pixels in turned.items()}
+  return out | {"vessels": np.where(out["fov"] >= 128, mask, 0).astype(np.uint8)}
