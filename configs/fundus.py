@@ -43,6 +43,7 @@ def get_config(variant: str = ""):
   c.loss.outside_fov = 0.1
   # The last steps of "trailing" are wide, and blur fine texture (docs/sampling.md).
   c.sampler.spacing = "trailing_fine"
+  c.sampler.time_shift = 0.93
   if variant == "cpu":
     c.model.update(middle=2, detail=12)
   return defaults.complete(c)

@@ -193,6 +193,9 @@ def add_diffusion(c: ConfigDict) -> None:
   c.sampler.clip = "static"
   # Classifier-free guidance scale; 1 = none.
   c.sampler.guidance = 1.0
+  # Factor of the time step that the network is told in the last steps, where sigma / alpha is below 0.45. Below 1 it takes some
+  # of the noise that is left for texture, and keeps it (Li et al., arXiv 2305.15583, shift time steps likewise); 1 = none.
+  c.sampler.time_shift = 1.0
   # Samples per device and compiled call, and how many of them the network sees at once (0 = a CPU's best, all elsewhere).
   c.sampler.batch_size = 16
   c.sampler.block = 0

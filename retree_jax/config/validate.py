@@ -77,6 +77,7 @@ _FIELDS = {
     "num_steps": "at least 1",
     "eta": "from 0 to 1",
     "guidance": "at least 0",
+    "time_shift": "from 0 to 1",
     "condition_level": "from 0 to 1",
     "condition_haze": _SHARE,
     "cut_share": "at most 1",

