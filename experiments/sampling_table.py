@@ -63,8 +63,8 @@ def settings(steps: str, names: str = ",".join(SAMPLERS), spacings: str = "trail
   return found
 
 
-def scales(guidance: str) -> list[str]:
-  """The guidance scales in a list such as "1,1.5,2".
+def scales(guidance: str, flag: str = "guidance") -> list[str]:
+  """The factors in a list such as "1,1.5,2".
 
   Raises:
     ValueError: an entry is not a finite number of at least 0.
@@ -76,7 +76,7 @@ def scales(guidance: str) -> list[str]:
     except ValueError:
       good = False
     if not good:
-      raise ValueError(f"--guidance: {part!r} is not a guidance scale: write numbers of at least 0, e.g. 1,1.5,2")
+      raise ValueError(f"--{flag}: {part!r} is not a number of at least 0: write e.g. 1,1.5,2")
   return found
 
 
@@ -165,7 +165,8 @@ def tables(args, say=print) -> dict:
     raise ValueError("no stage to sample from: give --tree, --fundus or both")
   if args.num < 2:
     raise ValueError(f"--num={args.num} is too small for a comparison: use 2 or more")
-  rows, guidance = settings(args.steps, args.samplers, args.spacings), scales(args.guidance)
+  rows = settings(args.steps, args.samplers, args.spacings)
+  guidance, shifts = scales(args.guidance), scales(args.time_shift, "time_shift")
   path = pathlib.Path(args.out) / "sampling.json"
   found = json.loads(path.read_text()) if path.exists() else {}
   tree = checkpoint.load(args.tree, stage="tree") if args.tree else None
@@ -192,7 +193,9 @@ def tables(args, say=print) -> dict:
       (f"fundus {name} {c.get('num_steps', 'full')}", lambda c=c: fundus_row(fundus, c, pairs, count)) for name, c in rows
     ]
     jobs += [
-      (f"guidance {scale}", lambda s=scale: fundus_row(fundus, {"guidance": float(s)}, pairs, count)) for scale in guidance
+      (f"{title} {value}", lambda f=field, v=value: fundus_row(fundus, {f: float(v)}, pairs, count))
+      for title, field, values in (("guidance", "guidance", guidance), ("shift", "time_shift", shifts))
+      for value in values
     ]
   for name, job in jobs:
     if name not in found:
@@ -220,7 +223,7 @@ def markdown(found: dict) -> str:
       if k.startswith("tree ") and "seconds" in v
     ]
   head = "| s / photograph | kernel distance | separation (shuffled) | contrast | mean colour error, R G B | power |"
-  for prefix, title in (("fundus ", "photographs"), ("guidance ", "guidance scale")):
+  for prefix, title in (("fundus ", "photographs"), ("guidance ", "guidance scale"), ("shift ", "time shift")):
     rows = [(k, v) for k, v in found.items() if k.startswith(prefix) and "seconds" in v]
     if rows:
       r = found["fundus real"]
@@ -260,6 +263,7 @@ def main() -> None:
   p.add_argument("--samplers", default=",".join(SAMPLERS), help="samplers")
   p.add_argument("--spacings", default="trailing", help=f"spacings of the steps, some of {', '.join(schedules.SPACINGS[1:])}")
   p.add_argument("--guidance", default="1,1.5,2,3", help="guidance scales")
+  p.add_argument("--time_shift", default="", help="factors of the last steps' time, e.g. 1,0.93,0.9")
   p.add_argument("--num", type=int, default=32, help="number of trees in a row, and largest number of photographs")
   p.add_argument("--out", required=True, help="folder to write")
   tables(p.parse_args())

@@ -11,7 +11,7 @@ import sys
 from typing import NamedTuple
 
 import retree_jax
-from retree_jax.cli import cpu, errors
+from retree_jax.cli import compile_cache, cpu, errors
 
 
 class Command(NamedTuple):
@@ -50,6 +50,7 @@ _EXIT_CODES = """Exit codes:
   130  stopped with Ctrl-C
   143  stopped by SIGTERM (129: SIGHUP) before the run was complete; rerun the same command to resume
 
+--nocompile_cache, with any command, neither reads nor writes the cache of compiled programs (~/.cache/retree_jax).
 RETREE_JAX_TRACEBACK=1 shows where an error was raised."""
 
 
@@ -64,6 +65,7 @@ def usage() -> str:
 
 def main() -> int:
   """Runs the command that the command line names; returns the exit code."""
+  compile_cache.take_flag()
   name, *rest = sys.argv[1:] or [""]
   if name in ("-h", "--help", "help"):
     print(usage())

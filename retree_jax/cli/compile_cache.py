@@ -1,8 +1,8 @@
 """JAX's persistent compilation cache, on by default for every command: what one run has compiled, the next one reads.
 
 The cache lies in the user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`), in a folder for this kind of machine, since code
-for one CPU may not run on another. JAX's own variables come first: JAX_ENABLE_COMPILATION_CACHE=0 turns the cache off,
-JAX_COMPILATION_CACHE_DIR moves it.
+for one CPU may not run on another. `--nocompile_cache`, a flag of every command, turns the cache off. JAX's own variables come
+first: JAX_ENABLE_COMPILATION_CACHE=0 turns it off too, JAX_COMPILATION_CACHE_DIR moves it.
 """
 
 import contextlib
@@ -10,9 +10,18 @@ import hashlib
 import os
 import pathlib
 import platform
+import sys
 import time
 
+FLAG = "--nocompile_cache"
 _DAYS = 30  # after which a compiled program is removed
+
+
+def take_flag() -> None:
+  """Takes `FLAG`, which no command defines, out of the command line, and turns the cache off where it was there."""
+  if FLAG in sys.argv[1:]:
+    sys.argv.remove(FLAG)
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 
 
 def use() -> None:

@@ -16,6 +16,7 @@ def run(function: Callable[[], int | None]) -> int:
 
   Set RETREE_JAX_TRACEBACK=1 to see where an error was raised.
   """
+  compile_cache.take_flag()
   sys.argv[1:] = expand_home(sys.argv[1:])
   compile_cache.use()
   try:

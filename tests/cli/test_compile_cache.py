@@ -41,6 +41,16 @@ def test_jax_variables_come_first(environment, monkeypatch, name, value):
   assert not list(environment.iterdir())
 
 
+def test_a_flag_of_every_command_turns_it_off(environment, monkeypatch):
+  for command in (["retree-jax", "info", "--nocompile_cache", "--json"], ["main.py", "--nocompile_cache"]):
+    monkeypatch.delenv("JAX_ENABLE_COMPILATION_CACHE", raising=False)
+    monkeypatch.setattr(sys, "argv", list(command))
+    compile_cache.take_flag()
+    assert compile_cache.FLAG not in sys.argv and len(sys.argv) == len(command) - 1
+    compile_cache.use()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
 def test_a_folder_that_cannot_be_made_leaves_the_cache_off(environment, monkeypatch):
   (environment / "file").touch()
   monkeypatch.setenv("XDG_CACHE_HOME", str(environment / "file"))

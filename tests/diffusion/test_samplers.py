@@ -360,6 +360,27 @@ def test_guidance_is_the_published_mixture_and_counts_its_calls():
   assert sorted(map(float, ran)) == [t for t in sorted(grid.t[:-1]) if 30 <= t <= 60]
 
 
+def test_a_shifted_time_step_leaves_more_texture():
+  """White noise of standard deviation 0.1 as data, with its exact denoiser."""
+  schedule = make("cosine", 1000, zero_terminal_snr=True)
+  told = []
+
+  def denoise(x, t):
+    told.append(t)
+    alpha, sigma = (level[:, None, None, None] for level in schedule.alpha_sigma(t))
+    return alpha * 0.01 / (alpha**2 * 0.01 + sigma**2) * x
+
+  t = jnp.array([900.0, 300.0, 200.0])
+  samplers.shifted(denoise, 0.9, 300.0)(jnp.ones((3, 1, 1, 1)), t)
+  np.testing.assert_allclose(told[0], [900, 270, 180], rtol=1e-6)
+  x, grid = jnp.asarray(noise()), time_grid(schedule, 10, spacing="trailing_fine")
+  spread = [float(jnp.std(samplers.dpmpp_2m(samplers.shifted(denoise, f, 300.0), x, grid))) for f in (1.0, 0.95, 0.9)]
+  assert spread[0] < 1.02 * spread[1] < 1.04 * spread[2]
+  np.testing.assert_array_equal(
+    samplers.dpmpp_2m(samplers.shifted(denoise, 1.0, 300.0), x, grid), samplers.dpmpp_2m(denoise, x, grid)
+  )
+
+
 def test_guiding_x0_is_guiding_the_noise():
   alpha, sigma, scale = 0.6, 0.8, 2.5
   x, a, b = noise(), noise(1), noise(2)

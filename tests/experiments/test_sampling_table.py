@@ -60,7 +60,7 @@ def test_steps_are_read():
     sampling_table.settings("many")
   assert sampling_table.scales("1, 1.5,") == ["1", "1.5"]
   for wrong in ("1,x", "-1", "nan", "inf"):
-    with pytest.raises(ValueError, match="is not a guidance scale"):
+    with pytest.raises(ValueError, match="is not a number of at least 0"):
       sampling_table.scales(wrong)
 
 
@@ -69,7 +69,7 @@ def test_steps_are_read():
   [
     ((), "no stage to sample from: give --tree"),
     (("--tree", "tree", "--num", "1"), "--num=1 is too small for a comparison"),
-    (("--tree", "tree", "--guidance", "x"), "'x' is not a guidance scale"),
+    (("--tree", "tree", "--guidance", "x"), "'x' is not a number of at least 0"),
   ],
 )
 def test_bad_arguments_get_one_sentence(arguments, sentence, tmp_path, monkeypatch, capsys):
