@@ -42,8 +42,10 @@ def base(stage: str, variant: str = "") -> ConfigDict:
   # Number of augmented views that are prepared before the first step, kept in memory and drawn from; 0 = every view is new. For
   # accelerators, which learn faster than a host augments: 100 views of each eye differ little from new ones.
   c.data.views = 0
-  # Threads that read and augment examples.
-  c.data.num_threads = 4
+  # Threads that read and augment examples; -1 = as many as cores, but 16 at most; 0 = none, examples are made when needed.
+  c.data.num_threads = -1
+  # Memory in GiB for examples that were read and fitted to the size, so that they are read from disk only once.
+  c.data.cache_gib = 1.0
   # Batches kept ready on the devices.
   c.data.prefetch = 2
 

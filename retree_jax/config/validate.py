@@ -11,6 +11,7 @@ from retree_jax.diffusion import samplers, schedules
 # Conditions on numbers, by the words of the message.
 _SHARE, _OPEN_SHARE = "at least 0 and below 1", "above 0 and below 1"
 _KINDS = {
+  "at least -1": lambda v: v >= -1,
   "at least 0": lambda v: v >= 0,
   "at least 1": lambda v: v >= 1,
   "above 0": lambda v: v > 0,
@@ -36,7 +37,8 @@ _FIELDS = {
   "data": {
     "fit": transforms.MODES,
     "views": "at least 0",
-    "num_threads": "at least 0",
+    "num_threads": "at least -1",
+    "cache_gib": "at least 0",
     "prefetch": "at least 1",
     "crop": "at least 0",
     "crops": "at least 1",

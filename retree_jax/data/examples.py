@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import jax
 import numpy as np
 
-from retree_jax.data import fingerprint, pipeline, provenance, sources, transforms
+from retree_jax.data import fingerprint, pipeline, provenance, sources, transforms, workers
 
 _AT_ONCE = 16  # views of `config.data.views` in a batch
 
@@ -85,7 +85,8 @@ class Examples:
       size=tuple(c.data.image_size),
       fit=c.data.fit,
       fields=self.fields,
-      num_threads=c.data.num_threads,
+      num_threads=c.data.num_threads if c.data.num_threads >= 0 else min(16, 1 + workers.spare_cores()),
+      cache_bytes=round(c.data.get("cache_gib", 1.0) * 2**30),
       **common,
     )
     if not views:
