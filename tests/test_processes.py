@@ -1,4 +1,4 @@
-"""Two processes over loopback train, preview, stop at one's signal, save, restore and sample as one process does."""
+"""Two processes over loopback train, preview, stop at one's signal, save, restore, sample and evaluate as one process does."""
 
 import json
 import signal
@@ -92,6 +92,23 @@ def test_two_processes_are_one_run(tmp_path):
   small.finish(small.start(*COMMAND, f"--workdir={both}", *sampling, f"--out={tmp_path / 'of_one'}"))
   drawn = stages.files(tmp_path / "of_both")
   assert sum(name.endswith(".png") for name in drawn) >= 5 and drawn == stages.files(tmp_path / "of_one")
+
+  # Scores of all test examples by both are those of one.
+  evaluation = (*COMMAND, f"--workdir={both}", "--mode=evaluate")
+  found = []
+  processes = start_both(both, "--mode=evaluate", command=COMMAND)
+  try:
+    for process in processes:
+      small.finish(process)
+    found.append(json.loads((both / "evaluation.json").read_text()))
+  finally:
+    small.stop(*processes)
+  (both / "evaluation.json").unlink()
+  small.finish(small.start(*evaluation))
+  found.append(json.loads((both / "evaluation.json").read_text()))
+  assert found[0]["step"] == found[1]["step"] == last and found[0]["scores"].keys() == found[1]["scores"].keys()
+  for name, score in found[1]["scores"].items():
+    np.testing.assert_allclose(found[0]["scores"][name], score, rtol=2e-3, err_msg=name)
 
 
 def test_a_folder_that_is_refused_leaves_no_process_waiting(tmp_path):
