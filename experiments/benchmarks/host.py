@@ -3,8 +3,8 @@
     python -m experiments.benchmarks.host --num 32 --out experiments/benchmarks/host
 
 Pairs of the shipped models are made and written twice. The first time what the networks return is recorded; the second time the
-recorded arrays take their place, and the processor time of all threads and child processes is measured. Writes PATH.json and
-PATH.md.
+recorded arrays take their place, and the processor time of all threads and child processes is measured. Then the drawn masks
+are mended again by growing numbers of worker processes. Writes PATH.json and PATH.md.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from unittest import mock
 import numpy as np
 
 from retree_jax.cli import cpu, errors
-from retree_jax.data import writing
-from retree_jax.inference import dataset_writer, pairs
+from retree_jax.data import workers, writing
+from retree_jax.inference import dataset_writer, host_work, pairs
 
 STAGES = {"tree": "tree", "fundus": "fundus", "superres": "superres", "filter_path": "filter", "refine": "refine,refine_512"}
 
@@ -70,16 +70,23 @@ def measure(num: int, stages: dict[str, str]) -> dict:
   """Measures a generator of `stages`, as `pairs.load_models` takes them.
 
   Returns:
-    {"pairs", "cores", "core_seconds" and "wall" per pair, "stages" {name: wall seconds per pair}}.
+    {"pairs", "cores", "core_seconds" and "wall" per pair, "stages" {name: wall seconds per pair}, "mended" {worker processes:
+    trees per second}}, the last one empty without refinement.
   """
   models = pairs.load_models(**stages)
   generator = pairs.Generator(models)
-  tapes = taped(generator)
+  tapes, drawn, mend = taped(generator), [], host_work.mend
+
+  def recorded_mend(*tree):
+    drawn.append([np.array(field) for field in tree])
+    return mend(*tree)
+
   with (
     tempfile.TemporaryDirectory() as folder,
     mock.patch.multiple(pairs, load_models=lambda **unused: models, Generator=lambda *unused: generator),
   ):
-    dataset_writer.write(stages, f"{folder}/recorded", num=num)
+    with mock.patch.object(host_work, "mend", recorded_mend):
+      dataset_writer.write(stages, f"{folder}/recorded", num=num)
     for tape in tapes:
       tape.replays = True
     generator.seconds.clear()
@@ -95,18 +102,28 @@ def measure(num: int, stages: dict[str, str]) -> dict:
     "core_seconds": used / num,
     "wall": wall / num,
     "stages": {name: seconds / num for name, seconds in generator.seconds.items()},
+    "mended": {str(count): mended_per_second(drawn, count) for count in range((os.cpu_count() or 1) + 1) if drawn},
   }
+
+
+def mended_per_second(drawn: list, count: int) -> float:
+  """Trees (mask, coverage) that `count` worker processes mend in a second, once they have started; 0 for the calling thread."""
+  with workers.Workers(count) as pool:
+    pool.map(host_work.mend, *zip(*drawn[: max(1, count)], strict=True))
+    began = time.monotonic()
+    pool.map(host_work.mend, *zip(*drawn, strict=True))
+    return len(drawn) / (time.monotonic() - began)
 
 
 def table(row: dict) -> str:
   """The result as Markdown."""
-  stages = sorted(row["stages"])
+  stages, mended = sorted(row["stages"]), [f"| {count} | {speed:.1f} |\n" for count, speed in row["mended"].items()]
   return (
     f"| pairs | cores | core-seconds per pair | seconds per pair | {' | '.join(f'{s}, s' for s in stages)} |\n"
     f"|{'---|' * (4 + len(stages))}\n"
     f"| {row['pairs']} | {row['cores']} | {row['core_seconds']:.3f} | {row['wall']:.3f} | "
     f"{' | '.join(format(row['stages'][s], '.3f') for s in stages)} |\n"
-  )
+  ) + "".join(["\n| worker processes | trees mended per second |\n|---|---|\n", *mended] if mended else [])
 
 
 def main() -> None:

@@ -24,3 +24,11 @@ def test_host_work_is_measured_without_the_networks(tmp_path):
   assert row["pairs"] == 2 and 0 < row["core_seconds"] < 60 and row["wall"] > 0
   assert set(row["stages"]) >= {"tree", "fundus"}
   assert len(host.table(row).splitlines()) == 3
+
+
+def test_mending_by_processes_is_timed():
+  tree = np.zeros((32, 32, 1), np.uint8)
+  tree[16, 4:28] = 255
+  assert all(host.mended_per_second([[tree, tree]] * 3, count) > 0 for count in (0, 1))
+  row = {"pairs": 1, "cores": 2, "core_seconds": 1.0, "wall": 1.0, "stages": {}, "mended": {"0": 3.0, "1": 2.5}}
+  assert host.table(row).splitlines()[-2:] == ["| 0 | 3.0 |", "| 1 | 2.5 |"]
