@@ -18,7 +18,7 @@ from retree_jax import keys, sharding
 from retree_jax.config import validate
 from retree_jax.data import attributes
 from retree_jax.data.fields import CHANNELS, num_channels, split_channels
-from retree_jax.diffusion import process, samplers, schedules
+from retree_jax.diffusion import guidance, process, samplers, schedules
 from retree_jax.models import scaling
 
 _SHIFTED_BELOW = 0.45  # sigma / alpha of the steps that `config.sampler.time_shift` changes
@@ -193,9 +193,9 @@ class Sampler:
         blank = jnp.concatenate(
           [(jnp.zeros_like if f == "tree" else lambda c: c)(cond[..., i : i + 1]) for i, f in enumerate(self.condition)], -1
         )
-      predict = samplers.guided(predict_x0, lambda x, t: predict_x0(x, t, blank, {}), options.guidance)
+      predict = guidance.guided(predict_x0, lambda x, t: predict_x0(x, t, blank, {}), options.guidance)
     if (shift := options.get("time_shift", 1.0)) != 1.0:
-      predict = samplers.shifted(predict, shift, float(self._schedule.time_of(_SHIFTED_BELOW)))
+      predict = guidance.shifted(predict, shift, float(self._schedule.time_of(_SHIFTED_BELOW)))
     # Ho et al. 2020, section 3.2: beta over every time step, as the paper has it; over a few long steps it adds too much noise.
     extra = {"ddim": {"eta": options.eta}, "ddpm": {"variance": "beta" if options.spacing == "full" else "posterior"}}.get(
       options.name, {}
