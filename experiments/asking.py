@@ -55,13 +55,13 @@ def main() -> None:
   p.add_argument("--tree", default="tree")
   p.add_argument("--refine", default="refine,refine_512")
   p.add_argument("--num", type=int, default=24, help="trees for each attribute")
-  p.add_argument("--guidance", type=float, help="guidance scale of the tree stage")
+  p.add_argument("--guidance", type=float, help="guidance scale of the tree stage (default: as for `generate`)")
   p.add_argument("--out", default="asking", help="path without suffix")
   args = p.parse_args()
-  generator = pairs.Generator(pairs.load_models(tree=args.tree, refine=args.refine), ask_guidance=args.guidance)
-  rows = []
-  for place, name in enumerate(generator.attributes):
+  models, rows = pairs.load_models(tree=args.tree, refine=args.refine), []
+  for place, name in enumerate(pairs.Generator(models).attributes):
     asked, measured = asked_values(name, args.num), []
+    generator = pairs.Generator(models, ask={name: float(asked[0])}, ask_guidance=args.guidance)
     for i, value in enumerate(asked):
       generator.ask = {name: float(value)}
       fields, _ = generator.trees(np.array([place * args.num + i]), 0)

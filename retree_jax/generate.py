@@ -74,7 +74,7 @@ def define_flags() -> flags.FlagValues:
   flags.DEFINE_float(
     "ask_guidance",
     None,
-    "Guidance scale of the tree stage: above 1, what is asked for is exaggerated.",
+    "Guidance scale of the tree stage: above 1, what is asked for is exaggerated (default: 2 where a number is asked for).",
     lower_bound=0.0,
     flag_values=f,
   )

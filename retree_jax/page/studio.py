@@ -123,7 +123,7 @@ class Studio:
   def __init__(self, paths: Mapping, segmenter: str | None = None, train: str | None = None):
     self._models = pairs.load_models(**paths)
     first = pairs.Generator(self._models)
-    self._generators = collections.OrderedDict({(None, None): first})
+    self._generators = collections.OrderedDict({(None, None, False): first})
     loaded = None if segmenter is None else checkpoint.load(segmenter, stage="segmentation")
     self._segmenter = None if loaded is None else Segmenter(loaded.config, loaded.network)
     self._segmenter_params = None if loaded is None else jax.device_put(loaded.params)
@@ -195,20 +195,23 @@ class Studio:
     }
     return Outcome(writing.json_values({"eyes": [eye], "downloads": {}}), files)
 
-  def _generator(self, settings: Mapping) -> pairs.Generator:
-    """The compiled generator for these settings; the last few are kept."""
-    key = settings.get("steps"), settings.get("guidance")
+  def _generator(self, settings: Mapping, ask: Mapping | None = None) -> pairs.Generator:
+    """The compiled generator for these settings and what is asked for; the last few are kept."""
+    ask = dict(ask or {})
+    key = settings.get("steps"), settings.get("guidance"), bool(set(ask) - set(attributes.WORDS))
     if key not in self._generators:
-      self._generators[key] = pairs.Generator(self._models, num_steps=key[0], guidance=key[1])
+      self._generators[key] = pairs.Generator(self._models, num_steps=key[0], guidance=key[1], ask=ask)
       if len(self._generators) > _MAX_GENERATORS:
         self._generators.popitem(last=False)
     self._generators.move_to_end(key)
     return self._generators[key]
 
   def _make(self, settings: Mapping, given, say: Say) -> Outcome:
-    generator, num, seed = self._generator(settings), settings["num"], settings["seed"]
-    asked = {name: settings.get(name) for name in generator.attributes}
-    generator.ask = {} if given else {name: value for name, value in asked.items() if value is not None}
+    num, seed = settings["num"], settings["seed"]
+    asked = {name: settings.get(name) for name in attributes.ATTRIBUTES}
+    ask = {} if given else {name: value for name, value in asked.items() if value is not None}
+    generator = self._generator(settings, ask)
+    generator.ask = ask
     facts = dataset_writer.facts_of(dataset_writer.identity_of(generator, seed, "png", given))
     unit = max(sampler.block for sampler in generator.samplers.values())  # what the devices do at once
     rows, eyes, files = [], [], {}

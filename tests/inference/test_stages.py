@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from retree_jax import checkpoint, generate
+from retree_jax.inference import pairs
 from tests.inference.test_generate import models
 
 
@@ -30,3 +31,14 @@ def test_what_else_is_asked_for_chooses_the_outline_unless_a_share_is_given():
   assert "outline" in generate.Generator(shipped)._asked(0, 0)
   assert generate.Generator(shipped, ask={"width": 3.0})._asked(0, 0) == {"width": 3.0}
   assert set(generate.Generator(shipped, ask={"width": 3.0}, cut_share=0.5)._asked(0, 0)) == {"width", "outline"}
+
+
+def test_measures_that_are_asked_for_are_exaggerated_by_default():
+  shipped = generate.Models(checkpoint.load("tree"))
+  for options, scale in (
+    ({}, 1.0),
+    ({"ask": {"side": 1.0, "outline": 0.0}}, 1.0),
+    ({"ask": {"side": 1.0, "density": 0.1}}, pairs.ASK_GUIDANCE),
+    ({"ask": {"density": 0.1}, "ask_guidance": 1.5}, 1.5),
+  ):
+    assert generate.Generator(shipped, **options).samplers["tree"].config.sampler.guidance == scale

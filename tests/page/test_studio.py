@@ -173,7 +173,7 @@ def test_trees_can_be_asked_for_where_the_stage_knows_attributes(loaded, paths, 
   with pytest.raises(ValueError, match="density is '2': give a number from 0.03 to 0.15"):
     controls["density"].read("2")
   monkeypatch.setattr(loaded, "controls", list(controls.values()))
-  monkeypatch.setattr(loaded, "_generator", lambda settings: known)
+  monkeypatch.setattr(loaded, "_generator", lambda settings, ask: known)
   asked = []
   monkeypatch.setattr(
     studio.dataset_writer, "make_chunk", lambda generator, *rest: asked.append(dict(generator.ask)) or ([], {})
