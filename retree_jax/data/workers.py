@@ -4,6 +4,7 @@ import concurrent.futures
 import multiprocessing
 import os
 import signal
+import threading
 
 
 class Workers:
@@ -20,12 +21,7 @@ class Workers:
     self.count = count
     self._pool = None
     if count:
-      self._pool = concurrent.futures.ProcessPoolExecutor(
-        count,
-        multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for the process that they work for
-      )
+      self._pool = concurrent.futures.ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_prepare)
 
   def submit(self, function, *arguments) -> concurrent.futures.Future:
     """A future of function(*arguments); without processes it is done already."""
@@ -45,6 +41,17 @@ class Workers:
   def __exit__(self, *unused):
     if self._pool is not None:
       self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare() -> None:
+  """Leaves Ctrl-C to the process that this one works for, and ends with it, also where it is killed."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  multiprocessing.parent_process().join()
+  os._exit(1)
 
 
 def spare_cores() -> int:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -32,6 +33,32 @@ def test_processes_leave_ctrl_c_to_the_command_and_start_without_jax():
     assert workers.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
   code = "import retree_jax.inference.host_work, retree_jax.metrics.vessels, sys; print('jax' in sys.modules)"
   assert subprocess.run([sys.executable, "-c", code], cwd=small.ROOT, capture_output=True, text=True).stdout == "False\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_processes_end_with_a_command_that_is_killed(tmp_path):
+  script = tmp_path / "command.py"
+  script.write_text(
+    "import os, time\nfrom retree_jax.data.workers import Workers\n"
+    "if __name__ == '__main__':\n  with Workers(1) as workers:\n"
+    "    print(workers.submit(os.getpid).result(), flush=True)\n    time.sleep(600)\n"
+  )
+  environment = os.environ | {"PYTHONPATH": str(small.ROOT)}
+  with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment) as command:
+    worker = int(command.stdout.readline())
+    os.kill(worker, 0)  # it is there
+    command.kill()
+  small.wait_for(lambda: not alive(worker), 30)
+
+
+def alive(pid: int) -> bool:
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  # Where nobody collects it, a dead process keeps its entry.
+  state = pathlib.Path(f"/proc/{pid}/stat")
+  return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_one_core_is_left_to_the_command():
