@@ -55,6 +55,6 @@ def _end_with_parent() -> None:
 
 
 def spare_cores() -> int:
-  """How many processes suit this machine beside the one that asks: all cores that it may use but one."""
+  """How many processes suit this machine beside the one that asks: all cores that it may use but one, 32 at most."""
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-  return cores - 1
+  return min(32, cores - 1)
