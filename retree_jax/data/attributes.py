@@ -109,6 +109,11 @@ def mirrored(encoded: np.ndarray) -> np.ndarray:
   return np.where(np.array(list(ATTRIBUTES)) == "side", -encoded, encoded)
 
 
+def measures_in(asked: Mapping[str, float]) -> set[str]:
+  """The vessel measures among what is asked for; the other attributes have words."""
+  return set(asked) - set(WORDS)
+
+
 def parse(asked: Sequence[str]) -> dict[str, float]:
   """What a user asks for, from "NAME=VALUE" texts: numbers, or the words in `WORDS`.
 

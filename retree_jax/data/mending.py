@@ -22,6 +22,7 @@ SPUR = 12.0
 # Cosine of the sharpest bend, 26°, of the vessel that a spur leaves. Where it bends more, the branch belongs to a fork, and
 # a kink would stay.
 BEND = 0.9
+_ALONG = 6  # points of a centreline, a pixel apart, over which its direction is taken
 _EIGHT = np.ones((3, 3), bool)
 
 
@@ -67,7 +68,7 @@ def _bridge(mask: np.ndarray, gap: float) -> int:
   pixels, piece = np.argwhere(mask), labels[mask]
   tree, found = KDTree(pixels), []
   tips, directions, widths = (np.array(column) for column in zip(*ends, strict=True))
-  ends_of_pieces, owners = KDTree(tips), piece[tree.query(tips)[1]]
+  every_end, owners = KDTree(tips), piece[tree.query(tips)[1]]
   # A centreline ends half a width before the vessel does.
   around = tree.query_ball_point(tips, gap + widths / 2)
   for tip, direction, width, own, near in zip(tips, directions, widths, owners, around, strict=True):
@@ -81,8 +82,9 @@ def _bridge(mask: np.ndarray, gap: float) -> int:
     if ahead.any():
       best = np.flatnonzero(ahead)[np.argmin(distance[ahead])]
       target = pixels[near[best]]
-      from_end, end = ends_of_pieces.query(target)
-      if from_end > widths[end] / 2 + 1.5 and distance[best] > SIDE_GAP * gap + width / 2:
+      from_end, end = every_end.query(target)
+      beside = from_end > widths[end] / 2 + 1.5  # further from any tip than the round end of a vessel, and a pixel of slack
+      if beside and distance[best] > SIDE_GAP * gap + width / 2:
         continue
       found.append((distance[best], own, piece[near[best]], tip, target, width))
   # The shortest first; two pieces are joined once.
@@ -129,7 +131,7 @@ def _cut_spurs(mask: np.ndarray) -> int:
   free, leaving = [], collections.defaultdict(dict)  # node -> {segment: its direction from there}
   for number, segment in enumerate(found.segments):
     for node, path in ((segment.start, segment.points), (segment.end, segment.points[::-1])):
-      along = path[min(len(path) - 1, 6)] - path[0]
+      along = path[min(len(path) - 1, _ALONG)] - path[0]
       leaving[node][number] = along / max(1e-6, np.hypot(*along))
     node = max(segment.start, segment.end)
     if node >= 0 > min(segment.start, segment.end) and segment.length() < SPUR * found.node_radii[node]:
@@ -163,7 +165,7 @@ def _free_ends(mask: np.ndarray):
       if not free:
         continue
       path, width = points[order], 2.0 * float(np.median(half[order][-4:]))
-      back = path[max(0, len(path) - 6)]
+      back = path[max(0, len(path) - _ALONG)]
       along = path[-1] - back
       size = np.hypot(*along)
       if size > 0.5:

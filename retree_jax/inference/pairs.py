@@ -64,7 +64,7 @@ class Generator:
       raise ValueError(f"there is no tree stage to ask for {next(iter(self.ask))!r}: give one, or leave --ask out")
     if cut_share is not None:
       stages.check_share(cut_share, models.tree, self.ask)
-    if ask_guidance is None and set(self.ask) - set(attributes.WORDS):
+    if ask_guidance is None and attributes.measures_in(self.ask):
       ask_guidance = ASK_GUIDANCE
     if models.tree is not None:
       config = _changed(models.tree.config, num_steps=num_steps, guidance=ask_guidance, cut_share=cut_share)

@@ -115,16 +115,23 @@ class Filter:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedFilter:
-  """A filter with its parameters: `loaded` (`checkpoint.Loaded`) and `bounds`; called with trees and fields of view."""
+  """A filter with its parameters.
+
+  Attributes:
+    loaded: `checkpoint.Loaded` of the filter stage.
+    bounds: what trees must reach.
+  """
 
   loaded: checkpoint.Loaded
   bounds: Bounds
 
   @functools.cached_property
   def filter(self) -> Filter:
+    """The compiled filter."""
     return Filter(self.loaded.config, self.loaded.network, self.bounds)
 
   def __call__(self, tree: np.ndarray, fov: np.ndarray) -> list[Verdict]:
+    """`Filter.__call__` with the loaded parameters."""
     return self.filter(self.loaded.params, tree, fov)
 
 

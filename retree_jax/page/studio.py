@@ -198,7 +198,7 @@ class Studio:
   def _generator(self, settings: Mapping, ask: Mapping | None = None) -> pairs.Generator:
     """The compiled generator for these settings and what is asked for; the last few are kept."""
     ask = dict(ask or {})
-    key = settings.get("steps"), settings.get("guidance"), bool(set(ask) - set(attributes.WORDS))
+    key = settings.get("steps"), settings.get("guidance"), bool(attributes.measures_in(ask))
     if key not in self._generators:
       self._generators[key] = pairs.Generator(self._models, num_steps=key[0], guidance=key[1], ask=ask)
       if len(self._generators) > _MAX_GENERATORS:
