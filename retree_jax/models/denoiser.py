@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from retree_jax.models import layers
+from retree_jax.models import attention, layers
 from retree_jax.models.cpu import convolution
 
 _ZEROS = nn.initializers.zeros
@@ -237,7 +237,7 @@ class TransformerBlock(nn.Module):
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     q = layers.rotate(nn.RMSNorm(dtype=dtype, name="query_norm")(q), height, width)
     k = layers.rotate(nn.RMSNorm(dtype=dtype, name="key_norm")(k), height, width)
-    h = rearrange(jax.nn.dot_product_attention(q, k, v), "b (h w) heads d -> b h w (heads d)", h=height)
+    h = rearrange(attention.attend(q, k, v), "b (h w) heads d -> b h w (heads d)", h=height)
     x = x + nn.Dense(channels, dtype=dtype, kernel_init=_ZEROS, name="out")(h)
 
     h = _modulated(x, time, "norm_1")

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from retree_jax.models.attention import by_blocks
+
 _MANY_TOKENS = 4096  # with more, attention is computed row by row: the scores of 4 heads would take over 256 MB per image
 _MASKED = -1e30  # added to the scores that are excluded; finite, because a single token has no other token to attend to
 
@@ -92,7 +94,8 @@ def query_scaled_attention(q: jax.Array, k: jax.Array, v: jax.Array, scale: jax.
   q = (q * scale).astype(q.dtype)
   tokens = q.shape[1]
   if tokens <= _MANY_TOKENS:
-    return _keys_or_queries_first(q, k, v) if _CPU_PREFERS_KEYS_FIRST else _queries_first(q, k, v)
+    on_cpu = _keys_first if _CPU_PREFERS_KEYS_FIRST else _queries_first
+    return jax.lax.platform_dependent(q, k, v, cpu=on_cpu, default=_by_blocks)
   rows = rearrange(q, "b (h w) heads d -> h b w heads d", h=height)
   first = jnp.arange(height) * (tokens // height)
   k, v = _heads_tokens(k), _heads_tokens(v)
@@ -110,14 +113,21 @@ def score_scaled_attention(q: jax.Array, k: jax.Array, v: jax.Array, scale: jax.
   Returns:
     [B, T, heads, D], of the same dtype.
   """
-  scores = _product("bqhd,bkhd->bhqk", q, k) * scale
-  scores = jnp.where(jnp.eye(q.shape[1], dtype=bool), jnp.finfo(jnp.float32).min, scores)
-  return jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(scores).astype(v.dtype), v)
+
+  def block(q, k, v, first=0):
+    scores = _product("bqhd,bkhd->bhqk", q, k) * scale
+    own = (first + jnp.arange(q.shape[1]))[:, None] == jnp.arange(k.shape[1])
+    scores = jnp.where(own, jnp.finfo(jnp.float32).min, scores)
+    return jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(scores).astype(v.dtype), v)
+
+  return jax.lax.platform_dependent(q, k, v, cpu=block, default=lambda *whole: by_blocks(block, *whole))
 
 
-def _keys_or_queries_first(q, k, v):
-  """The form that is fastest on the platform that the computation is compiled for."""
-  return jax.lax.platform_dependent(q, k, v, cpu=_keys_first, default=_queries_first)
+def _by_blocks(q, k, v):
+  def block(q, k, v, first):
+    return _some_queries(q, _heads_tokens(k), _heads_tokens(v), first)
+
+  return by_blocks(block, q, k, v)
 
 
 def _diagonal_mask(first, count: int, tokens: int):

@@ -1,13 +1,23 @@
 """Locality self-attention: every form of it against the textbook's, in NumPy with double precision, and its gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from retree_jax.models import locality
+from retree_jax.models import attention, locality
 
-FORMS = {"keys first": locality._keys_first, "queries first": locality._queries_first}
+FORMS = {"keys first": locality._keys_first, "queries first": locality._queries_first, "blocks": locality._by_blocks}
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch):
+  """Twenty-four tokens make three blocks."""
+  monkeypatch.setattr(attention, "_FEW", 8)
+  monkeypatch.setattr(attention, "_BLOCK", 8)
+  monkeypatch.setattr(attention, "_LEAST", 4)
 
 
 def drawn(tokens: int, num: int = 3):
@@ -46,9 +56,10 @@ def test_the_form_is_chosen_for_the_platform_that_the_program_is_compiled_for(mo
     return gradient.trace(q, k, v).lower(lowering_platforms=(platform,)).as_text().count("stablehlo.dot_general")
 
   # Scores and their product with the values, and two gradients of each.
-  assert lowered(locality._keys_or_queries_first, "cpu") == lowered(locality._keys_first, "cpu") == 6
-  assert lowered(locality._keys_or_queries_first, "tpu") == lowered(locality._queries_first, "tpu")
-  chosen = jax.jit(jax.grad(lambda q: jnp.sum(locality._keys_or_queries_first(q, k, v) ** 2)))(q)
+  function = functools.partial(locality.query_scaled_attention, scale=1.0, height=4)
+  assert lowered(function, "cpu") == lowered(locality._keys_first, "cpu") == 6
+  assert lowered(function, "tpu") == lowered(locality._by_blocks, "tpu") == 8  # in a loop, which computes both once more
+  chosen = jax.jit(jax.grad(lambda q: jnp.sum(function(q, k, v) ** 2)))(q)
   plain = jax.jit(jax.grad(lambda q: jnp.sum(locality._keys_first(q, k, v) ** 2)))(q)
   np.testing.assert_allclose(chosen, plain, rtol=1e-5, atol=1e-6)
 
