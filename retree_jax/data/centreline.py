@@ -115,10 +115,7 @@ def centreline(mask) -> Centreline:
 
 
 def draw(line: Centreline, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-  """Draws every path as an 8-connected digital line, one pixel wide.
-
-  The pixels that a path passes are taken in order, and of every corner where the line can go on diagonally the
-  pixel is left out; otherwise lines would be up to twice as thick and parallel ones would touch too early.
+  """Draws every path as an 8-connected digital line, one pixel wide (`digital_lines`).
 
   Args:
     line: in pixels of the picture; parts outside it are cut off.
@@ -128,9 +125,29 @@ def draw(line: Centreline, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarra
     (pixels, ends), both [height, width] bool; `ends` are those of the first and last point of each path.
   """
   pixels, ends = np.zeros(size, bool), np.zeros(size, bool)
-  if not line.sizes.size:
-    return pixels, ends
+  cells, _, end, corner = digital_lines(line)
+  inside = ((cells >= 0) & (cells < size)).all(1)
+  pixels[tuple(cells[~corner & inside].T)] = True
+  ends[tuple(cells[end & inside].T)] = True
+  return pixels, ends
+
+
+def digital_lines(line: Centreline) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """The pixels that paths pass, in order, each path by itself.
+
+  Of every corner where the line can go on diagonally one pixel can be left out; otherwise lines would be up to twice as thick
+  and parallel ones would touch too early.
+
+  Args:
+    line: k paths, in pixels.
+
+  Returns:
+    (pixels [m, 2] int, the path of each [m] in 0..k - 1, whether it is the first or last of its path [m], whether it can be
+    left out [m]).
+  """
   points, path = line.points, np.repeat(np.arange(line.sizes.size), line.sizes)
+  if not path.size:
+    return np.zeros((0, 2), int), path, np.zeros(0, bool), np.zeros(0, bool)
   # No step may be longer than a pixel in either direction.
   follows = np.append(path[1:] == path[:-1], False)
   step = np.diff(points, axis=0, append=points[-1:]) * follows[:, None]
@@ -155,12 +172,8 @@ def draw(line: Centreline, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarra
   balance = np.bincount(run, stay[at] * (2 * odd - 1), minlength=int(begins.sum()))
   single = np.bincount(run, minlength=int(begins.sum())) == 1
   drop = np.where((balance < 0) & ~single, 1, 0)
-  keep = np.ones(len(cells), bool)
-  keep[at[odd == drop[run]]] = False
+  spare = np.zeros(len(cells), bool)
+  spare[at[odd == drop[run]]] = True
 
   change = path[1:] != path[:-1]
-  end = np.append(True, change) | np.append(change, True)
-  inside = ((cells >= 0) & (cells < size)).all(1)
-  pixels[tuple(cells[keep & inside].T)] = True
-  ends[tuple(cells[end & inside].T)] = True
-  return pixels, ends
+  return cells, path, np.append(True, change) | np.append(change, True), spare

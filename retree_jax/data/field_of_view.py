@@ -1,5 +1,6 @@
 """Field-of-view geometry: found in photographs, fitted to what a model drew, applied to finished pairs."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -238,11 +239,17 @@ def upright(fields: dict[str, np.ndarray], tilts: Sequence[float]) -> dict[str, 
   out = {name: pixels.copy() for name, pixels in fields.items()}
   for i in np.flatnonzero(tilts):
     pair = {name: turned(pixels[i], -tilts[i]) for name, pixels in fields.items()}
-    frame = turned(np.full_like(pair["fov"], 255), -tilts[i])[..., 0] >= 128
+    frame = _turned_frame(pair["fov"].shape[:2], -tilts[i])
     pair["fov"] = _without_ragged_rows(_cut_by_frame(_smoothed(pair["fov"]), frame))
     for name, pixels in pair.items():
       out[name][i] = np.where(pair["fov"] > 0, pixels, 0)
   return out
+
+
+@functools.lru_cache(maxsize=64)
+def _turned_frame(size: tuple[int, int], degrees: float) -> np.ndarray:
+  """[H, W] bool: pixels of a turned frame that come from within it."""
+  return turned(np.full((*size, 1), 255, np.uint8), degrees)[..., 0] >= 128
 
 
 def _smoothed(fov: np.ndarray) -> np.ndarray:

@@ -2,14 +2,15 @@
 
 import collections
 import itertools
+import statistics
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from retree_jax.data.centreline import Centreline, draw
+from retree_jax.data.centreline import Centreline, digital_lines
 from retree_jax.metrics import skeleton
-from retree_jax.metrics.masks import as_mask
+from retree_jax.metrics.masks import as_mask, distance_to_background
 
 SPECK = 0.0002  # of the picture's area: 13 pixels of 256x256, 52 of 512x512
 GAP = 0.014  # between two ends, of the picture's height: 3.6 pixels of 256, 7 of 512
@@ -62,63 +63,75 @@ def _bridge(mask: np.ndarray, gap: float) -> int:
   labels, pieces = ndimage.label(mask, _EIGHT)
   if pieces < 2:
     return 0
-  ends = list(_free_ends(mask))
-  if not ends:
+  tips, directions, widths = _free_ends(mask)
+  if not widths.size:
     return 0
   pixels, piece = np.argwhere(mask), labels[mask]
-  tree, found = KDTree(pixels), []
-  tips, directions, widths = (np.array(column) for column in zip(*ends, strict=True))
-  every_end, owners = KDTree(tips), piece[tree.query(tips)[1]]
+  tree = KDTree(pixels)
+  owners = piece[tree.query(tips)[1]]
   # A centreline ends half a width before the vessel does.
   around = tree.query_ball_point(tips, gap + widths / 2)
-  for tip, direction, width, own, near in zip(tips, directions, widths, owners, around, strict=True):
-    near = np.array(near, int)
-    near = near[piece[near] != own]
-    if not near.size:
-      continue
-    away = pixels[near] - tip
-    distance = np.hypot(*away.T)
-    ahead = away @ direction > 0.75 * distance
-    if ahead.any():
-      best = np.flatnonzero(ahead)[np.argmin(distance[ahead])]
-      target = pixels[near[best]]
-      from_end, end = every_end.query(target)
-      beside = from_end > widths[end] / 2 + 1.5  # further from any tip than the round end of a vessel, and a pixel of slack
-      if beside and distance[best] > SIDE_GAP * gap + width / 2:
-        continue
-      found.append((distance[best], own, piece[near[best]], tip, target, width))
+  tip, near = np.repeat(np.arange(len(tips)), [len(found) for found in around]), np.concatenate(around).astype(int)
+  other = piece[near] != owners[tip]
+  tip, near = tip[other], near[other]
+  away = pixels[near] - tips[tip]
+  distance = np.hypot(*away.T)
+  ahead = (away * directions[tip]).sum(axis=1) > 0.75 * distance
+  tip, near, distance = tip[ahead], near[ahead], distance[ahead]
+  # The nearest pixel ahead of each tip.
+  order = np.lexsort((distance, tip))
+  nearest = order[np.diff(tip[order], prepend=-1) > 0]
+  tip, near, distance = tip[nearest], near[nearest], distance[nearest]
+  targets = pixels[near]
+  from_end, end = KDTree(tips).query(targets)
+  beside = from_end > widths[end] / 2 + 1.5  # further from any tip than the round end of a vessel, and a pixel of slack
+  bridged = ~(beside & (distance > SIDE_GAP * gap + widths[tip] / 2))
+  group, chosen = np.arange(pieces + 1), []
   # The shortest first; two pieces are joined once.
-  joined, group, closed = np.zeros_like(mask), np.arange(pieces + 1), 0
-  for _, own, other, tip, target, width in sorted(found, key=lambda item: item[0]):
-    if group[own] == group[other]:
-      continue
-    group[group == group[own]] = group[other]
-    reach = int(np.ceil(width / 2)) + 1
-    low = np.maximum(np.floor(np.minimum(tip, target)).astype(int) - reach, 0)
-    high = np.minimum(np.ceil(np.maximum(tip, target)).astype(int) + reach + 1, mask.shape)
-    path = Centreline((np.array([tip, target]) - low).astype(np.float32) + 0.5, np.array([2]))
-    line = draw(path, tuple(high - low))[0]
-    if width > 1.5:  # half of the vessel's width to either side
-      line = ndimage.distance_transform_edt(~line) <= width / 2 - 0.5
-    joined[low[0] : high[0], low[1] : high[1]] |= line
-    closed += 1
-  mask |= joined
-  return closed
+  for i in np.flatnonzero(bridged)[np.argsort(distance[bridged], kind="stable")]:
+    own, other = group[owners[tip[i]]], group[piece[near[i]]]
+    if own != other:
+      group[group == own] = other
+      chosen.append(i)
+  _draw_bridges(mask, tips[tip[chosen]], targets[chosen], widths[tip[chosen]])
+  return len(chosen)
+
+
+def _draw_bridges(mask: np.ndarray, starts: np.ndarray, stops: np.ndarray, widths: np.ndarray) -> None:
+  """Draws n lines in place, from starts [n, 2] to stops [n, 2], widths [n] in pixels."""
+  reach = np.ceil(widths / 2).astype(int)[:, None] + 1
+  low = np.maximum(np.floor(np.minimum(starts, stops)).astype(int) - reach, 0)
+  high = np.minimum(np.ceil(np.maximum(starts, stops)).astype(int) + reach + 1, mask.shape)
+  points = (np.stack([starts, stops], 1) - low[:, None]).astype(np.float32) + 0.5
+  cells, path, _, spare = digital_lines(Centreline(points.reshape(-1, 2), np.full(len(points), 2)))
+  cells, path = cells[~spare], path[~spare]
+  inside = ((cells >= 0) & (cells < (high - low)[path])).all(1)
+  cells, path = cells[inside] + low[path[inside]], path[inside]
+  mask[tuple(cells.T)] = True
+  for i in np.flatnonzero(widths > 1.5):  # half of the vessel's width to either side
+    rows, columns = np.ogrid[low[i, 0] : high[i, 0], low[i, 1] : high[i, 1]]
+    line = cells[path == i]
+    near = np.min([(rows - y) ** 2 + (columns - x) ** 2 for y, x in line], axis=0) <= (widths[i] / 2 - 0.5) ** 2
+    mask[low[i, 0] : high[i, 0], low[i, 1] : high[i, 1]] |= near
 
 
 def _fill(mask: np.ndarray) -> int:
   """Fills, in place, holes smaller than the inscribed disc of a vessel beside them; returns how many."""
   labels, count = ndimage.label(~np.pad(mask, 1, constant_values=False))
   labels = labels[1:-1, 1:-1]  # label 1 is what reaches the margin
-  radius = ndimage.distance_transform_edt(mask) - 0.5
+  radius = distance_to_background(mask) - 0.5
   reach, filled = int(np.ceil(radius.max(initial=0))) + 1, 0
-  for label, place in enumerate(ndimage.find_objects(labels), 1):
-    if label == 1 or place is None:
-      continue
+  sizes = np.bincount(labels.ravel(), minlength=2)
+  small = sizes <= np.pi * max(0.0, radius.max(initial=0)) ** 2  # no other can be filled
+  places = ndimage.find_objects(labels)
+  for label in np.flatnonzero(small[2:] & (sizes[2:] > 0)) + 2:
+    place = places[label - 1]
     around = tuple(slice(max(0, side.start - reach), side.stop + reach) for side in place)
+    if sizes[label] > np.pi * max(0.0, radius[around].max()) ** 2:
+      continue
     hole = labels[around] == label
     touching = mask[around] & (radius[around] + 1.5 > ndimage.distance_transform_edt(~hole))
-    if hole.sum() <= np.pi * radius[around][touching].max(initial=0) ** 2:
+    if sizes[label] <= np.pi * radius[around][touching].max(initial=0) ** 2:
       mask[around] |= hole
       filled += 1
   return filled
@@ -128,14 +141,18 @@ def _cut_spurs(mask: np.ndarray) -> int:
   """Removes spurs in place; returns how many."""
   found = skeleton.trace(mask)
   left = np.bincount([node for s in found.segments for node in (s.start, s.end) if node >= 0], minlength=len(found.nodes))
-  free, leaving = [], collections.defaultdict(dict)  # node -> {segment: its direction from there}
+  free = []
   for number, segment in enumerate(found.segments):
-    for node, path in ((segment.start, segment.points), (segment.end, segment.points[::-1])):
-      along = path[min(len(path) - 1, _ALONG)] - path[0]
-      leaving[node][number] = along / max(1e-6, np.hypot(*along))
     node = max(segment.start, segment.end)
-    if node >= 0 > min(segment.start, segment.end) and segment.length() < SPUR * found.node_radii[node]:
-      free.append((segment.length(), number, node))
+    if node >= 0 > min(segment.start, segment.end) and (length := segment.length()) < SPUR * found.node_radii[node]:
+      free.append((length, number, node))
+  nodes, leaving = {node for _, _, node in free}, collections.defaultdict(dict)  # node -> {segment: its direction from there}
+  for number, segment in enumerate(found.segments):
+    for node, order in ((segment.start, 1), (segment.end, -1)):
+      if node in nodes:
+        path = segment.points[::order]
+        along = path[min(len(path) - 1, _ALONG)] - path[0]
+        leaving[node][number] = along / max(1e-6, np.hypot(*along))
   spurs = {}
   for _, number, node in sorted(free):
     others = [direction for other, direction in leaving[node].items() if other != number and other not in spurs]
@@ -155,18 +172,22 @@ def _cut_spurs(mask: np.ndarray) -> int:
   return len(spurs)
 
 
-def _free_ends(mask: np.ndarray):
-  """(tip, unit direction outwards, width) of every free end of the tree's centrelines; [2] float, [2] float, pixels."""
+def _free_ends(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Every free end of the tree's centrelines: (tips [n, 2], unit directions outwards [n, 2], widths [n] in pixels)."""
+  tips, backs, widths = [], [], []
   for segment in skeleton.trace(mask).segments:
-    if segment.closed:
-      continue
-    points, half = segment.points, segment.half_widths
-    for free, order in ((segment.start < 0, slice(None, None, -1)), (segment.end < 0, slice(None))):
-      if not free:
-        continue
-      path, width = points[order], 2.0 * float(np.median(half[order][-4:]))
-      back = path[max(0, len(path) - _ALONG)]
-      along = path[-1] - back
-      size = np.hypot(*along)
-      if size > 0.5:
-        yield path[-1], along / size, width
+    points = segment.points
+    far = min(len(points), _ALONG) - 1
+    if segment.start < 0 and not segment.closed:
+      tips.append(points[0])
+      backs.append(points[far])
+      widths.append(statistics.median(segment.half_widths[:4].tolist()))
+    if segment.end < 0 and not segment.closed:
+      tips.append(points[-1])
+      backs.append(points[-1 - far])
+      widths.append(statistics.median(segment.half_widths[-4:].tolist()))
+  tips, backs, widths = (np.array(column).reshape(-1, *shape) for column, shape in ((tips, (2,)), (backs, (2,)), (widths, ())))
+  along = tips - backs
+  length = np.hypot(*along.T)
+  known = length > 0.5
+  return tips[known], along[known] / length[known, None], 2.0 * widths[known]

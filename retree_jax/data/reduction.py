@@ -172,20 +172,20 @@ def render(mask, coverage: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   return threshold_coverage(transforms.area_resize(coverage, size)[..., 0], line)
 
 
-def turn_mask(mask, degrees: float, coverage: np.ndarray | None = None) -> np.ndarray:
+def turn_mask(mask, degrees: float, turned: np.ndarray | None = None) -> np.ndarray:
   """A vessel mask turned counter-clockwise about its middle, by `RULE`.
 
   Args:
     mask: [H, W] or [H, W, 1]; bool, {0, 1} or {0, 255}.
     degrees: how far.
-    coverage: of the same tree, uint8 [H, W, 1], 0..255, where there is one: vessels narrower than a pixel, which a mask shows
-      too wide, do not grow wider still.
+    turned: coverage of the same tree, turned already, uint8 [H, W, 1], 0..255, where there is one: vessels narrower than a
+      pixel, which a mask shows too wide, do not grow wider still. By default the turned mask.
 
   Returns:
     uint8 0/255 of the mask's shape; 0 where nothing comes from.
 
   Raises:
-    ValueError: if `mask` is not a two-valued map, or `coverage` is of another size.
+    ValueError: if `mask` is not a two-valued map, or `turned` is of another size.
   """
   shape, mask = np.shape(mask), as_mask(mask)
   line = centreline(mask)
@@ -193,7 +193,7 @@ def turn_mask(mask, degrees: float, coverage: np.ndarray | None = None) -> np.nd
   # Rows grow downwards: a counter-clockwise turn takes (row, column) to (cos row - sin column, sin row + cos column).
   turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
   points = ((line.points - middle) @ turn + middle).astype(np.float32)
-  coverage = mask[..., None] * np.uint8(255) if coverage is None else coverage
-  if coverage.shape[:2] != mask.shape:
-    raise ValueError(f"a coverage of {coverage.shape[:2]} pixels is not of a mask of {mask.shape}: give both at one size")
-  return threshold_coverage(field_of_view.turned(coverage, degrees), Centreline(points, line.sizes)).reshape(shape)
+  turned = field_of_view.turned(mask[..., None] * np.uint8(255), degrees) if turned is None else turned
+  if turned.shape[:2] != mask.shape:
+    raise ValueError(f"a coverage of {turned.shape[:2]} pixels is not of a mask of {mask.shape}: give both at one size")
+  return threshold_coverage(turned, Centreline(points, line.sizes)).reshape(shape)

@@ -22,8 +22,8 @@ def mend(vessels: np.ndarray, coverage: np.ndarray) -> tuple[np.ndarray, np.ndar
   """
   mask, counts = mending.mend(vessels)
   added, removed = (mask > 0) & (vessels == 0), (vessels > 0) & (mask == 0)
-  around = ndimage.binary_dilation(removed[..., 0], np.ones((3, 3)))[..., None] & (mask == 0)
-  return mask, np.where(added, 255, np.where(around, 0, coverage)).astype(np.uint8), counts
+  around = ndimage.maximum_filter(removed[..., 0].view(np.uint8), 3)[..., None] > 0
+  return mask, np.where(added, 255, np.where(around & (mask == 0), 0, coverage)).astype(np.uint8), counts
 
 
 def turn_upright(vessels: np.ndarray, coverage: np.ndarray, fov: np.ndarray, tilt: float) -> dict[str, np.ndarray]:
@@ -37,7 +37,13 @@ def turn_upright(vessels: np.ndarray, coverage: np.ndarray, fov: np.ndarray, til
   Returns:
     "vessels", "tree" (coverage) and "fov", likewise.
   """
-  turned = field_of_view.upright({"fov": fov[None], "tree": coverage[None]}, [tilt])
-  mask = reduction.turn_mask(vessels, -tilt, coverage) if tilt else vessels
-  out = {name: pixels[0] for name, pixels in turned.items()}
-  return out | {"vessels": np.where(out["fov"] >= 128, mask, 0).astype(np.uint8)}
+  if not tilt:
+    return {"vessels": np.where(fov >= 128, vessels, 0).astype(np.uint8), "tree": coverage, "fov": fov}
+  turned = field_of_view.turned(coverage, -tilt)
+  fov = field_of_view.upright({"fov": fov[None]}, [tilt])["fov"][0]
+  mask = reduction.turn_mask(vessels, -tilt, turned)
+  return {
+    "vessels": np.where(fov >= 128, mask, 0).astype(np.uint8),
+    "tree": np.where(fov > 0, turned, 0).astype(np.uint8),
+    "fov": fov,
+  }

@@ -20,7 +20,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from skimage import morphology
 
-from retree_jax.metrics.masks import as_mask
+from retree_jax.metrics.masks import as_mask, distance_to_background
 
 # (row, column) steps to the eight neighbours; step i and step 7 - i are opposite.
 _STEPS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
@@ -104,15 +104,15 @@ def trace(mask, *, prune: bool = True, sigma: float = _PATH_SIGMA) -> Skeleton:
     nothing = np.zeros((0, 2))
     return Skeleton(mask[2:-2, 2:-2], nothing, nothing[:, 0], [])
   # Distance to the wall, which lies half a pixel before the nearest background pixel's centre.
-  radius = ndimage.distance_transform_edt(mask) - 0.5
+  radius = distance_to_background(mask) - 0.5
   pixels = morphology.skeletonize(mask)
   chains, node_of, node_radii = _chains(pixels, radius)
   for _ in range(3 if prune else 0):
-    spurs = [chain for chain in chains if _is_spur(chain, node_radii, pixels.shape[1])]
-    if not spurs:
+    spurs = chains.spurs(node_radii, pixels.shape[1])
+    if not spurs.any():
       break
     # A blob of which every branch is a spur keeps its nodes, so that it does not vanish.
-    pixels.flat[np.concatenate([chain[0] for chain in spurs])] = False
+    pixels.flat[chains.pixels[np.repeat(spurs, chains.sizes)]] = False
     chains, node_of, node_radii = _chains(pixels, radius)
   flat = np.flatnonzero(node_of >= 0)
   which = node_of[flat]
@@ -128,11 +128,39 @@ def trace(mask, *, prune: bool = True, sigma: float = _PATH_SIGMA) -> Skeleton:
   return Skeleton(pixels[2:-2, 2:-2], nodes - 2, node_radii, segments)
 
 
-def _chains(pixels: np.ndarray, radius: np.ndarray):
+@dataclasses.dataclass(frozen=True)
+class _Chains:
+  """Chains of skeleton pixels between forks and ends, one after the other.
+
+  Attributes:
+    pixels: flat indices, those of each chain in order.
+    sizes: [k] pixels of each chain.
+    starts, ends: [k] node at either end, or -1.
+    closed: [k] bool.
+  """
+
+  pixels: np.ndarray
+  sizes: np.ndarray
+  starts: np.ndarray
+  ends: np.ndarray
+  closed: np.ndarray
+
+  def spurs(self, node_radii: np.ndarray, width: int) -> np.ndarray:
+    """[k] bool: branches that end freely close to their node, see `trace`; `width` of the picture in pixels."""
+    number, branch = np.repeat(np.arange(self.sizes.size), self.sizes), ~self.closed & ((self.starts < 0) != (self.ends < 0))
+    step = np.abs(np.diff(self.pixels))
+    diagonal = (number[1:] == number[:-1]) & (step != 1) & (step != width)
+    length = self.sizes + 0.414 * np.bincount(number[1:][diagonal], minlength=self.sizes.size)
+    limit = np.zeros(self.sizes.size)
+    limit[branch] = 1.5 * node_radii[np.maximum(self.starts, self.ends)[branch]] + 1
+    return branch & (length <= limit)
+
+
+def _chains(pixels: np.ndarray, radius: np.ndarray) -> tuple[_Chains, np.ndarray, np.ndarray]:
   """Cuts a skeleton (with an empty margin) at its forks.
 
   Returns:
-    chains: list of (flat pixel indices in order, start node or -1, end node or -1, closed).
+    chains: open ones by the number of their first pixel, the smaller of the two at their ends, then closed ones.
     node_of: [H * W] int, the node that a fork pixel belongs to, -1 elsewhere.
     node_radii: [m], the largest radius among each node's pixels.
   """
@@ -150,23 +178,22 @@ def _chains(pixels: np.ndarray, radius: np.ndarray):
 
   # Touching fork pixels (in the full 8-neighbourhood) are one node.
   fork_pixels = flat[fork]
-  number = np.full(on.size, -1)
+  number = np.full(on.size, -1, np.int32)
   number[fork_pixels] = np.arange(fork_pixels.size)
   pairs = [(np.arange(fork_pixels.size), number[fork_pixels + dy * width + dx]) for dy, dx in _STEPS[:4]]
   rows = np.concatenate([a[b >= 0] for a, b in pairs])
   columns = np.concatenate([b[b >= 0] for _, b in pairs])
   graph = coo_array((np.ones(rows.size, bool), (rows, columns)), shape=(fork_pixels.size,) * 2)
   num_nodes, label = connected_components(graph, directed=False) if fork_pixels.size else (0, number[:0])
-  node_of = np.full(on.size, -1)
+  node_of = np.full(on.size, -1, np.int32)
   node_of[fork_pixels] = label
   node_radii = np.zeros(num_nodes)
   np.maximum.at(node_radii, label, radius.ravel()[fork_pixels])
 
-  # Every other pixel has at most two links, to its like or to forks. The chains are followed in plain Python, a pixel being its
-  # place in `path_pixels`: a tree has a few thousand.
+  # Every other pixel has at most two links, to its like or to forks. A pixel is its place in `path_pixels` from here on.
   path_pixels = flat[~fork]
   offsets = np.array([dy * width + dx for dy, dx in _STEPS])
-  place = np.full(on.size, -1)
+  place = np.full(on.size, -1, np.int32)
   place[path_pixels] = np.arange(path_pixels.size)
   order, direction = np.nonzero(linked[~fork])
   other = path_pixels[order] + offsets[direction]
@@ -174,65 +201,73 @@ def _chains(pixels: np.ndarray, radius: np.ndarray):
   links, beside = np.full((2, path_pixels.size), -1), np.full((2, path_pixels.size), -1)
   links[second.astype(int), order] = place[other]
   beside[second.astype(int), order] = node_of[other]
-  is_end = (degree[~fork] < 2) | (beside >= 0).any(0)
-  (one, two), (node_one, node_two) = links.tolist(), beside.tolist()
-  visited = bytearray(path_pixels.size)
-  chains = []
+  joined, sizes, num_open = _follow(links)
+  first, last = joined[np.cumsum(sizes) - sizes], joined[np.cumsum(sizes) - 1]
+  # A single pixel between two forks has both beside it.
+  starts = np.where(beside[0, first] >= 0, beside[0, first], beside[1, first])
+  one, two = beside[:, last]
+  ends = np.where(sizes == 1, np.where(one >= 0, two, -1), np.where(one >= 0, one, two))
+  closed = np.arange(sizes.size) >= num_open
+  return _Chains(path_pixels[joined], sizes, starts, ends, closed), node_of, node_radii
 
-  def walk(pixel):
-    chain = []
-    while True:
-      chain.append(pixel)
-      visited[pixel] = 1
-      if (following := one[pixel]) < 0 or visited[following]:
-        following = two[pixel]
-        if following < 0 or visited[following]:
-          return chain
-      pixel = following
 
-  def forks_beside(pixel):
-    return [node for node in (node_one[pixel], node_two[pixel]) if node >= 0]
+def _follow(links: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+  """Puts the members of chains in order.
 
-  for first in np.flatnonzero(is_end).tolist():
-    if visited[first]:
+  Args:
+    links: [2, n], the neighbours of each of n members in its chain, -1 for none.
+
+  Returns:
+    The members of all chains one after the other, the sizes of these, and how many of them are open. Those come first: each
+    begins at its end with the smaller number, by which they are sorted; closed ones begin with their smallest number.
+  """
+  count = links.shape[1]
+  # An arc is a member and the link by which it is left: number + n * link. Jumps along arcs double until all ends are reached.
+  source = np.tile(np.arange(count), 2)
+  target = links.ravel()
+  inner = target >= 0
+  back = links[0, target] == source  # the target is entered by its link 0, and left by link 1
+  onward = np.where(inner, target + count * back, np.arange(2 * count))
+  steps = np.where(inner, 1, 0)
+  while True:
+    further = onward[onward]
+    if (further == onward).all() or steps.max(initial=0) > count:
+      break
+    steps, onward = steps + steps[onward], further
+  ends, far = (x.reshape(2, count) for x in (source[onward], steps))
+  loop = inner[onward].reshape(2, count).any(axis=0)
+  first = ends.min(axis=0)
+  rank = np.where(ends[0] <= ends[1], far[0], far[1])
+  members = np.flatnonzero(~loop)
+  members = members[np.lexsort((rank[members], first[members]))]
+  sizes = np.bincount(first[members], minlength=count)
+  sizes = sizes[sizes > 0]
+  loops, left = [], set(np.flatnonzero(loop).tolist())
+  for start in sorted(left):
+    if start not in left:
       continue
-    chain = walk(first)
-    # A single pixel between two forks has both of them beside it.
-    beside_ends = forks_beside(first), forks_beside(chain[-1])[len(chain) == 1 :]
-    start, end = (found[0] if found else -1 for found in beside_ends)
-    chains.append((path_pixels[chain], start, end, False))
-  for first in np.flatnonzero(~is_end).tolist():
-    if not visited[first]:
-      chains.append((path_pixels[walk(first)], -1, -1, True))
-  return chains, node_of, node_radii
+    chain, member = [], start
+    while member is not None:
+      chain.append(member)
+      left.discard(member)
+      member = next((int(m) for m in links[:, member] if m in left), None)
+    loops.append(chain)
+  members = np.concatenate([members, *(np.array(chain) for chain in loops)])
+  return members, np.concatenate([sizes, np.array([len(chain) for chain in loops], int)]), len(sizes)
 
 
-def _is_spur(chain, node_radii: np.ndarray, width: int) -> bool:
-  pixels, start, end, closed = chain
-  if closed or (start < 0) == (end < 0):
-    return False
-  limit = 1.5 * node_radii[max(start, end)] + 1
-  if pixels.size > limit:
-    return False
-  diagonal = ~np.isin(np.abs(np.diff(pixels)), (1, width))
-  return pixels.size + 0.414 * diagonal.sum() <= limit
-
-
-def _segments(chains, nodes, node_radii, mask, radius, sigma) -> list[Segment]:
+def _segments(chains: _Chains, nodes, node_radii, mask, radius, sigma) -> list[Segment]:
   """Converts pixel chains into smooth centred paths, all at once: concatenated in one array."""
   width = mask.shape[1]
-  paths = []
-  for pixels, start, end, _ in chains:
-    path = np.stack(np.divmod(pixels, width), 1).astype(float)
-    paths.append(
-      np.concatenate(
-        [nodes[start : start + 1] if start >= 0 else path[:0], path, nodes[end : end + 1] if end >= 0 else path[:0]]
-      )
-    )
-  closed = np.array([chain[3] for chain in chains], bool)
-  sizes = np.array([len(path) for path in paths])
+  closed, from_node, to_node = chains.closed, chains.starts >= 0, chains.ends >= 0
+  sizes = chains.sizes + from_node + to_node
   ends = np.cumsum(sizes)
-  points = smooth(np.concatenate(paths), sizes, closed, sigma)
+  points = np.empty((ends[-1], 2))
+  own = np.ones(len(points), bool)
+  own[(ends - sizes)[from_node]] = own[(ends - 1)[to_node]] = False
+  points[own] = np.stack(np.divmod(chains.pixels, width), 1)
+  points[(ends - sizes)[from_node]], points[(ends - 1)[to_node]] = nodes[chains.starts[from_node]], nodes[chains.ends[to_node]]
+  points = smooth(points, sizes, closed, sigma)
   whole = np.round(points).astype(int)
   at_radius = radius[whole[:, 0], whole[:, 1]]
   normal = _normals(points, sizes, closed)
@@ -246,12 +281,18 @@ def _segments(chains, nodes, node_radii, mask, radius, sigma) -> list[Segment]:
   points = smooth(points + shift[:, None] * normal, sizes, closed, sigma)
   # A path of one pixel has no direction to look across.
   half = np.where(np.repeat(sizes, sizes) > 1, (left + right) / 2, at_radius)
-  result = []
-  for (pixels, start, end, loop), last, size in zip(chains, ends, sizes, strict=True):
-    inside = slice(last - size, last)
-    tips = [float(node_radii[node]) if node >= 0 else float(radius.flat[pixels[i]]) for node, i in ((start, 0), (end, -1))]
-    result.append(Segment(points[inside] - 2, half[inside], start, end, *tips, loop))
-  return result
+  points = points - 2
+  lasts = np.cumsum(chains.sizes) - 1
+  tips = []
+  for known, node, pixel in ((from_node, chains.starts, lasts + 1 - chains.sizes), (to_node, chains.ends, lasts)):
+    tip = radius.flat[chains.pixels[pixel]]
+    tip[known] = node_radii[node[known]]
+    tips.append(tip.tolist())
+  columns = (ends.tolist(), sizes.tolist(), chains.starts.tolist(), chains.ends.tolist(), *tips, closed.tolist())
+  return [
+    Segment(points[last - size : last], half[last - size : last], start, end, start_radius, end_radius, loop)
+    for last, size, start, end, start_radius, end_radius, loop in zip(*columns, strict=True)
+  ]
 
 
 def smooth(points: np.ndarray, sizes: np.ndarray, closed: np.ndarray, sigma: float) -> np.ndarray:

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage import morphology
 
-from retree_jax.data import reduction, transforms
+from retree_jax.data import field_of_view, reduction, transforms
 from retree_jax.data.centreline import Centreline, centreline, draw
 from retree_jax.metrics import skeleton
 from retree_jax.metrics.topology import betti_numbers
@@ -257,7 +257,7 @@ def test_a_turned_mask_is_where_a_turned_picture_is_and_as_whole(degrees):
 def test_thin_vessels_keep_their_width_when_a_mask_is_turned_with_its_coverage():
   large = strokes([((20, 30), (105, 90))], 1.0)
   mask, coverage = reduction.reduce_mask(large, (64, 64)), transforms.area_resize(large[..., None] * np.uint8(255), (64, 64))
-  plain, told = (reduction.turn_mask(mask, 30, given) for given in (None, coverage))
+  plain, told = (reduction.turn_mask(mask, 30, given) for given in (None, field_of_view.turned(coverage, 30)))
   assert betti_numbers(told) == betti_numbers(plain) == (1, 0)
   assert traced(told) == pytest.approx(traced(mask), rel=0.05)
   # Half a pixel wide: the digital line alone. Turned as a mask it is a pixel wide, and pixels on its steps are added.

@@ -1,9 +1,10 @@
-"""What is a mask, what is none, and what the refusal says."""
+"""What is a mask, what is none, what the refusal says, and distances within masks."""
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from retree_jax.metrics.masks import as_mask
+from retree_jax.metrics.masks import as_mask, distance_to_background
 
 TRUTH = np.array([[False, True, True], [False, False, True]])
 
@@ -38,3 +39,15 @@ def test_others_are_refused_in_one_sentence(given, sentence):
   with pytest.raises(ValueError, match=sentence) as caught:
     as_mask(given, "the tracing")
   assert str(caught.value).startswith("the tracing") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (9, 1), (40, 30), (300, 200)])
+def test_distances_to_the_background_are_scipys(shape):
+  rng = np.random.default_rng(0)
+  given = [rng.random(shape) < share for share in (0.02, 0.5, 0.9, 0.999)]
+  given += [ndimage.binary_dilation(mask, iterations=2) for mask in given] + [np.zeros(shape, bool)]
+  wide = np.zeros(shape, bool)
+  wide[1:-1, 1:-1] = True  # 298 x 198: too wide for the quick way
+  for mask in (*given, wide):
+    if not mask.all():
+      np.testing.assert_array_equal(distance_to_background(mask), ndimage.distance_transform_edt(mask))
