@@ -78,6 +78,15 @@ def define_flags() -> flags.FlagValues:
     lower_bound=0.0,
     flag_values=f,
   )
+  flags.DEFINE_integer(
+    "ask_candidates",
+    None,
+    "Trees drawn for each pair, of which the one is taken that measures most like what is asked for, in as many times the time "
+    "(default: 8 where a tortuosity is asked for, else 1).",
+    lower_bound=1,
+    upper_bound=64,
+    flag_values=f,
+  )
   flags.DEFINE_float(
     "cut_share",
     None,
@@ -139,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     threshold=f.filter_threshold,
     ask=attributes.parse(f.ask),
     ask_guidance=f.ask_guidance,
+    ask_candidates=f.ask_candidates,
     cut_share=f.cut_share,
     workers=f.workers,
   )

@@ -6,7 +6,6 @@ each can be asked for or left open when sampling. They are measured on the train
 
 from collections.abc import Mapping, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
@@ -93,6 +92,8 @@ def encode(values: Mapping[str, float], names: Sequence[str] = tuple(ATTRIBUTES)
 def told(values):
   """What a network is told: values [B, A], NaN where unknown -> [B, 2A], the values (0 where unknown) and then whether each is
   known (1) or not (0). NumPy and JAX arrays."""
+  import jax.numpy as jnp  # here, so that processes that only measure trees start without JAX
+
   known = values == values  # not NaN
   return jnp.concatenate([jnp.where(known, values, 0.0), known.astype(jnp.float32)], axis=-1)
 

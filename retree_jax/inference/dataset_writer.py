@@ -68,6 +68,7 @@ def write(
   ask_guidance: float | None = None,
   cut_share: float | None = None,
   workers: int | None = 0,
+  ask_candidates: int | None = None,
 ) -> dict:
   """Generates a data set into a folder, or continues one.
 
@@ -86,6 +87,7 @@ def write(
     ask, ask_guidance, cut_share: what trees are asked to have, see `pairs.Generator`.
     workers: processes that mend and turn trees while the devices draw the next, see `retree_jax.data.workers`; None for all
       cores but one with an accelerator, and none on CPUs, where the networks need the cores.
+    ask_candidates: trees drawn for each pair, see `pairs.Generator`.
 
   Returns:
     {"pairs": in the set, "made": by this host now, "wall": seconds, "waited": of them for the disk, "stages": seconds by
@@ -102,10 +104,12 @@ def write(
   models = pairs.load_models(**paths, threshold=threshold, mesh=mesh)
   if ask and given is not None:
     raise ValueError("--ask is for sampling trees, but --trees gives them: leave one of the two out")
+  if ask_candidates is not None and not ask:
+    raise ValueError("--ask_candidates chooses by what is asked for, and nothing is: give --ask, or leave --ask_candidates out")
   if workers is None:
     workers = 0 if mesh.devices.flat[0].platform == "cpu" else spare_cores()
   with Workers(workers) as workers:
-    generator = pairs.Generator(models, mesh, guidance, num_steps, ask, ask_guidance, cut_share, workers)
+    generator = pairs.Generator(models, mesh, guidance, num_steps, ask, ask_guidance, cut_share, workers, ask_candidates)
     return _write(generator, given, out, num, seed, trees, form)
 
 
@@ -306,6 +310,8 @@ def identity_of(generator, seed, form, given) -> dict:
   }
   if generator.ask:
     identity["asked"] = generator.ask
+  if generator.candidates > 1:
+    identity["candidates"] = generator.candidates
   return identity | ({"mask_rule": reduction.RULE} if models.refine else {})
 
 

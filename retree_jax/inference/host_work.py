@@ -7,7 +7,7 @@ This module does not import JAX, so that those processes start fast and leave th
 import numpy as np
 from scipy import ndimage
 
-from retree_jax.data import field_of_view, mending, reduction
+from retree_jax.data import attributes, field_of_view, mending, reduction, transforms
 
 
 def mend(vessels: np.ndarray, coverage: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
@@ -47,3 +47,18 @@ def turn_upright(vessels: np.ndarray, coverage: np.ndarray, fov: np.ndarray, til
     "tree": np.where(fov > 0, turned, 0).astype(np.uint8),
     "fov": fov,
   }
+
+
+def measure(mask: np.ndarray, fov: np.ndarray) -> dict[str, float]:
+  """The attributes of a drawn tree as training trees are measured (`retree_jax.data.attributes`).
+
+  Args:
+    mask: vessels, uint8 0/255 [H, W, 1].
+    fov: coverage of the field of view, uint8 [h, w, 1], of any size.
+
+  Returns:
+    {name of `attributes.ATTRIBUTES`: value}, NaN where a tree has no such measure.
+  """
+  size = (attributes.SIZE, attributes.SIZE)
+  disc = transforms.binarise(transforms.area_resize(fov, size))
+  return attributes.measure(reduction.reduce_mask(mask, size)[..., None], disc)

@@ -6,7 +6,7 @@ Pair k is a function of (models, settings, seed, k): not of the batch, the numbe
 
 import collections
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from retree_jax.inference import host_work, stages
 from retree_jax.inference.stages import Models, load_models  # noqa: F401
 
 ASK_GUIDANCE = 2.0  # of the tree stage where a vessel measure is asked for
+CANDIDATES = 8  # trees drawn for each pair where a tortuosity is asked for
 MAX_ATTEMPTS = 20  # trees drawn for one pair before the best of them is taken and marked as not accepted
 
 
@@ -33,11 +34,14 @@ class Generator:
     cut_share: share of trees in a disc that the camera cuts above and below, 0 to 1. None takes the tree stage's config's where
       nothing is asked for, and otherwise leaves the outline to the model, with which other attributes go.
     workers: processes that mend and turn trees; None does it in the calling thread.
+    candidates: trees drawn for each pair, of which the one is taken that measures most like what is asked for, in as many times
+      the time. None takes `CANDIDATES` where a tortuosity is asked for, which the networks hardly follow, and otherwise 1.
 
   Attributes:
     samplers: {"tree": ..., "fundus": ...}, the `retree_jax.inference.sampler.Sampler` of each diffusion stage there is;
       "refine_256" and so on for those that refine trees, by the height that they refine to.
-    seconds: {"tree", "refine", "filter", "mend", "turn", "fundus", "superres"}: time spent in each stage so far.
+    candidates: trees drawn for each pair.
+    seconds: {"tree", "refine", "filter", "mend", "measure", "turn", "fundus", "superres"}: time spent in each stage so far.
 
   Raises:
     ValueError: stages that do not fit each other.
@@ -53,6 +57,7 @@ class Generator:
     ask_guidance: float | None = None,
     cut_share: float | None = None,
     workers: Workers | None = None,
+    candidates: int | None = None,
   ):
     from retree_jax.inference.sampler import Sampler
 
@@ -64,6 +69,7 @@ class Generator:
       raise ValueError(f"there is no tree stage to ask for {next(iter(self.ask))!r}: give one, or leave --ask out")
     if cut_share is not None:
       stages.check_share(cut_share, models.tree, self.ask)
+    self.candidates = candidates or (CANDIDATES if "tortuosity" in self.ask else 1)
     if ask_guidance is None and attributes.measures_in(self.ask):
       ask_guidance = ASK_GUIDANCE
     if models.tree is not None:
@@ -108,29 +114,61 @@ class Generator:
     """Pairs that keep all devices busy in one call."""
     return max(s.batch_size for s in self.samplers.values())
 
-  def trees(self, indices: np.ndarray, seed: int) -> tuple[dict[str, np.ndarray], list[dict]]:
-    """Trees that pass the filter, one for each index.
+  def trees(
+    self, indices: np.ndarray, seed: int, ask: Sequence[Mapping[str, float]] | None = None
+  ) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """Trees that pass the filter, one for each index; of several candidates, the one that measures most like what is asked for.
 
     Args:
       indices: [N] numbers of the pairs, below 2³² / MAX_ATTEMPTS.
       seed: root of the randomness.
+      ask: what each of the N trees is asked for, in place of the generator's.
 
     Returns:
       Fields "tree" and "fov" (coverage), uint8 [N, H, W, 1], where trees are refined also "vessels" (the mask, 0/255), and N
       records: "attempts" (trees drawn), "accepted" (False where none of MAX_ATTEMPTS passed; the one with the best score is
       taken), "filter_score" (None without a filter), "dropped" (why each of the others went), "tilt" (degrees
       counter-clockwise by which the cuts of its field of view are turned) and, where trees are refined, "gaps" closed,
-      "holes" filled, "spurs" and "specks" removed in its mask.
+      "holes" filled, "spurs" and "specks" removed in its mask. Where a tree was chosen from several candidates, "candidates"
+      is their number and "measured" what the chosen one measures of what was asked for; the rest is of the chosen one alone.
 
     Raises:
       ValueError: there is no tree stage.
     """
     if "tree" not in self.samplers:
       raise ValueError("there is no tree stage to draw trees with: give --tree, or trees to paint with --trees")
+    indices = np.asarray(indices, np.int64)
+    asked = [self._asked(k, seed) for k in indices] if ask is None else [dict(one) for one in ask]
+    fields, records = self._candidates(indices, seed, asked, "trees")
+    if self.candidates == 1 or not any(asked):
+      return fields, records
+    best = self._missed(fields, records, asked)
+    for number in range(1, self.candidates):
+      drawn, others = self._candidates(indices, seed, asked, f"trees, candidate {number}")
+      missed = self._missed(drawn, others, asked)
+      for i in np.flatnonzero(missed < best):
+        records[i], best[i] = others[i], missed[i]
+        for name, pixels in drawn.items():
+          fields[name][i] = pixels[i]
+    return fields, [record | {"candidates": self.candidates} for record in records]
+
+  def _missed(self, fields, records, asked) -> np.ndarray:
+    """How far trees are from what they are asked for: sums of squares, in standard deviations; notes what they measure."""
+    started = time.monotonic()
+    masks = fields["vessels"] if "vessels" in fields else transforms.binarise(fields["tree"])
+    missed = np.zeros(len(asked))
+    for i, values in enumerate(self._workers.map(host_work.measure, masks, fields["fov"])):
+      records[i]["measured"] = {name: round(values[name], 6) if np.isfinite(values[name]) else None for name in asked[i]}
+      off = [(values[name] - wanted) / attributes.ATTRIBUTES[name][1] for name, wanted in asked[i].items()]
+      missed[i] = np.nan_to_num(np.sum(np.square(off)), nan=np.inf)
+    self.seconds["measure"] += time.monotonic() - started
+    return missed
+
+  def _candidates(self, indices: np.ndarray, seed: int, asked: Sequence[Mapping], stream: str):
+    """One tree for each index, see `trees`."""
     sampler, tree_filter = self.samplers["tree"], self.models.tree_filter
-    n, indices = len(indices), np.asarray(indices, np.int64)
+    n = len(indices)
     records = [{"attempts": 0, "accepted": False, "filter_score": None, "dropped": [], "tilt": 0} for _ in range(n)]
-    asked = [self._asked(k, seed) for k in indices]
     fields: dict[str, np.ndarray] = {}
     waiting, drawn_before = np.arange(n), 0
     while len(waiting) and drawn_before < (1 if tree_filter is None else MAX_ATTEMPTS):
@@ -142,17 +180,12 @@ class Generator:
       started = time.monotonic()
       numbers = indices[rows] * MAX_ATTEMPTS + attempts
       drawn = sampler(
-        self.models.tree.params,
-        numbers,
-        seed=seed,
-        stream="trees",
-        slots=indices[rows] + attempts,
-        ask=[asked[i] for i in rows],
+        self.models.tree.params, numbers, seed=seed, stream=stream, slots=indices[rows] + attempts, ask=[asked[i] for i in rows]
       )
       drawn, tilts = field_of_view.with_fov(drawn, sampler.config.data.fit == "fov")
       self.seconds["tree"] += time.monotonic() - started
       # The filter judges refined trees; what follows the first refinement is done for those alone that are taken.
-      drawn = self._refined(drawn, self._refiners[:1], numbers, seed, indices[rows] + attempts)
+      drawn = self._refined(drawn, self._refiners[:1], numbers, seed, indices[rows] + attempts, stream)
       started = time.monotonic()
       verdicts = [None] * len(rows) if tree_filter is None else tree_filter(drawn["tree"], drawn["fov"])
       self.seconds["filter"] += time.monotonic() - started
@@ -167,7 +200,7 @@ class Generator:
       drawn_before += ahead
       waiting = np.array([i for i in waiting if not records[i]["accepted"]], int)
     taken = np.array([record.pop("attempt") for record in records])
-    fields = self._refined(fields, self._refiners[1:], indices * MAX_ATTEMPTS + taken, seed, indices + taken)
+    fields = self._refined(fields, self._refiners[1:], indices * MAX_ATTEMPTS + taken, seed, indices + taken, stream)
     if self._refiners:
       self._mend(fields, records)
     return fields, records
@@ -179,13 +212,13 @@ class Generator:
       return self.ask
     return {"outline": float(np.random.default_rng([seed, int(index)]).random() < share), **self.ask}
 
-  def _refined(self, fields, refiners, numbers, seed, slots):
+  def _refined(self, fields, refiners, numbers, seed, slots, stream):
     """Trees at twice the size, once for each of `refiners`; beside "tree" and "fov" the drawn mask, "vessels"."""
     started = time.monotonic()
     for name, refiner, params in refiners:
       fov = np.stack([transforms.area_resize(p, refiner.size) for p in fields["fov"]])
       given = {"tree": fields["tree"], "fov": transforms.binarise(fov)}
-      drawn = refiner(params, numbers, given, seed=seed, stream=f"trees {name}", slots=slots)
+      drawn = refiner(params, numbers, given, seed=seed, stream=f"{stream} {name}", slots=slots)
       inside = given["fov"] > 0
       fields = {"fov": fov, **{key: np.where(inside, drawn[key], 0).astype(np.uint8) for key in ("tree", "vessels")}}
     self.seconds["refine"] += time.monotonic() - started

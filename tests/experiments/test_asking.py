@@ -4,6 +4,7 @@ import numpy as np
 
 from experiments import asking
 from retree_jax.data import attributes, transforms
+from retree_jax.inference import host_work
 from tests.data.test_attributes import eye
 
 
@@ -19,13 +20,13 @@ def test_agreement_of_words_is_the_share_of_right_ones():
 
 def test_values_spread_over_the_range():
   density = asking.asked_values("density", 5)
-  np.testing.assert_allclose(density, [0.07, 0.08, 0.09, 0.1, 0.11])
+  np.testing.assert_allclose(density, [0.084, 0.092, 0.1, 0.108, 0.116])
   np.testing.assert_array_equal(asking.asked_values("side", 5), [-1, 1, -1, 1, -1])
 
 
 def test_drawn_trees_are_measured_as_training_trees():
   tree, fov = eye(120)
-  small = {name: transforms.area_resize(pixels, (256, 256))[None] for name, pixels in (("vessels", tree), ("fov", fov))}
-  (found,), whole = asking.measure(small), attributes.measure(tree, fov)
+  small = [transforms.area_resize(pixels, (256, 256)) for pixels in (tree, fov)]
+  found, whole = host_work.measure(transforms.binarise(small[0]), small[1]), attributes.measure(tree, fov)
   assert found["side"] == whole["side"] == -1
   assert abs(found["density"] / whole["density"] - 1) < 0.15
