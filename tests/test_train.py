@@ -166,6 +166,7 @@ def test_fine_tuning_starts_from_the_average_of_another_run(toy, tmp_path, monke
     (dict(sampler__num_steps=2000), r"2000 sampling steps are more than"),
     (dict(sampler__guidance=2.0), r"guidance=2.0 needs a model trained with config.diffusion.condition_dropout"),
     (dict(sampler__eta=1.5), r"eta=1.5 is invalid: it must be from 0 to 1"),
+    (dict(sampler__time_shift=0.0), "time_shift=0.0 is invalid: it must be above 0 and at most 1"),
   ],
 )
 def test_impossible_settings_are_answered_in_a_sentence(changes, words, tmp_path):

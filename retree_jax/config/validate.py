@@ -20,6 +20,7 @@ _KINDS = {
   _SHARE: lambda v: 0 <= v < 1,
   "from 0 to 1": lambda v: 0 <= v <= 1,
   _OPEN_SHARE: lambda v: 0 < v < 1,
+  "above 0 and at most 1": lambda v: 0 < v <= 1,
 }
 
 _OPTIMIZER = {
@@ -79,7 +80,7 @@ _FIELDS = {
     "num_steps": "at least 1",
     "eta": "from 0 to 1",
     "guidance": "at least 0",
-    "time_shift": "from 0 to 1",
+    "time_shift": "above 0 and at most 1",
     "condition_level": "from 0 to 1",
     "condition_haze": _SHARE,
     "cut_share": "at most 1",

@@ -124,10 +124,13 @@ def _cut(disc: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, int]:
     askew: eyes are turned in training.
   """
   best, cuts, tilt = 0.0, [], 0
+  rows, columns = np.nonzero(disc >= 128)
+  gain = np.where(drawn[rows, columns], -1.0, 1.0)  # of cutting a pixel away
+  pixels = rows, columns, gain, 0.4 * min(disc.shape)
   for axis in (0, 90):
-    coarse = max(range(axis - _TILT, axis + _TILT + 1, 5), key=lambda degrees: _best_cuts(disc, drawn, degrees)[0])
+    coarse = max(range(axis - _TILT, axis + _TILT + 1, 5), key=lambda degrees: _best_cuts(*pixels, degrees)[0])
     for degrees in range(coarse - 4, coarse + 5):
-      gained, found = _best_cuts(disc, drawn, degrees)
+      gained, found = _best_cuts(*pixels, degrees)
       if gained > best:
         best, cuts, tilt = gained, found, degrees - axis
   rows, columns = np.ogrid[: disc.shape[0], : disc.shape[1]]
@@ -137,15 +140,18 @@ def _cut(disc: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, int]:
   return disc, tilt
 
 
-def _best_cuts(disc: np.ndarray, drawn: np.ndarray, degrees: float) -> tuple[float, list]:
+def _best_cuts(rows: np.ndarray, columns: np.ndarray, gain: np.ndarray, shortest: float, degrees: float) -> tuple[float, list]:
   """The cuts across one direction that bring a disc nearest to what was drawn, at most one on each side.
+
+  Args:
+    rows, columns: of the disc's pixels.
+    gain: of cutting each of them away.
+    shortest: chord in pixels; shorter ones are dents.
+    degrees: the direction.
 
   Returns:
     By how many pixels it comes nearer, and for each cut the outward normal (row, column) and its place along it.
   """
-  rows, columns = np.nonzero(disc >= 128)
-  gain = np.where(drawn[rows, columns], -1.0, 1.0)  # of cutting a pixel away
-  shortest = 0.4 * min(disc.shape)  # chord in pixels: shorter ones are dents
   steps = 4  # places of a cut per pixel
   angle, total, found = np.deg2rad(degrees), 0.0, []
   for normal in ((np.cos(angle), np.sin(angle)), (-np.cos(angle), -np.sin(angle))):
