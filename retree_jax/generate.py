@@ -74,7 +74,8 @@ def define_flags() -> flags.FlagValues:
   flags.DEFINE_float(
     "ask_guidance",
     None,
-    "Guidance scale of the tree stage: above 1, what is asked for is exaggerated (default: 2 where a number is asked for).",
+    "Guidance scale of the tree stage: above 1, what is asked for is exaggerated (default: 2 where a number other than a "
+    "tortuosity is asked for).",
     lower_bound=0.0,
     flag_values=f,
   )
@@ -82,7 +83,7 @@ def define_flags() -> flags.FlagValues:
     "ask_candidates",
     None,
     "Trees drawn for each pair, of which the one is taken that measures most like what is asked for, in as many times the time "
-    "(default: 8 where a tortuosity is asked for, else 1).",
+    "(default: 6 where a tortuosity is asked for, else 1).",
     lower_bound=1,
     upper_bound=64,
     flag_values=f,

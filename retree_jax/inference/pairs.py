@@ -15,8 +15,8 @@ from retree_jax.data.workers import Workers
 from retree_jax.inference import host_work, stages
 from retree_jax.inference.stages import Models, load_models  # noqa: F401
 
-ASK_GUIDANCE = 2.0  # of the tree stage where a vessel measure is asked for
-CANDIDATES = 8  # trees drawn for each pair where a tortuosity is asked for
+ASK_GUIDANCE = 2.0  # of the tree stage where a vessel measure other than tortuosity is asked for
+CANDIDATES = 6  # trees drawn for each pair where a tortuosity is asked for
 MAX_ATTEMPTS = 20  # trees drawn for one pair before the best of them is taken and marked as not accepted
 
 
@@ -30,7 +30,7 @@ class Generator:
     num_steps: sampler steps of the diffusion stages; None keeps their configs'.
     ask: {attribute: value} that trees are asked to have (`retree_jax.data.attributes`); the others are left open.
     ask_guidance: guidance scale of the tree stage, by which what is asked for is exaggerated. None takes `ASK_GUIDANCE` where a
-      measure is asked for, without which trees follow it weakly (docs/asking.md), and otherwise its config's.
+      measure other than tortuosity is asked for, which trees else follow weakly (docs/asking.md), and otherwise its config's.
     cut_share: share of trees in a disc that the camera cuts above and below, 0 to 1. None takes the tree stage's config's where
       nothing is asked for, and otherwise leaves the outline to the model, with which other attributes go.
     workers: processes that mend and turn trees; None does it in the calling thread.
@@ -70,7 +70,7 @@ class Generator:
     if cut_share is not None:
       stages.check_share(cut_share, models.tree, self.ask)
     self.candidates = candidates or (CANDIDATES if "tortuosity" in self.ask else 1)
-    if ask_guidance is None and attributes.measures_in(self.ask):
+    if ask_guidance is None and attributes.measures_in(self.ask) - {"tortuosity"}:
       ask_guidance = ASK_GUIDANCE
     if models.tree is not None:
       config = _changed(models.tree.config, num_steps=num_steps, guidance=ask_guidance, cut_share=cut_share)

@@ -96,7 +96,9 @@ class _Spoken:
     return getattr(self._generator, name)
 
   def trees(self, *arguments):
-    self._say(f"{self._first('tree')}drawing the tree", 0.0)
+    several = self._generator.candidates
+    trees = f"{several} trees to choose from" if several > 1 else "the tree"
+    self._say(f"{self._first('tree')}drawing {trees}", 0.0)
     return self._generator.trees(*arguments)
 
   def photographs(self, *arguments):
@@ -123,7 +125,7 @@ class Studio:
   def __init__(self, paths: Mapping, segmenter: str | None = None, train: str | None = None):
     self._models = pairs.load_models(**paths)
     first = pairs.Generator(self._models)
-    self._generators = collections.OrderedDict({(None, None, False): first})
+    self._generators = collections.OrderedDict({(None, None, False, False): first})
     loaded = None if segmenter is None else checkpoint.load(segmenter, stage="segmentation")
     self._segmenter = None if loaded is None else Segmenter(loaded.config, loaded.network)
     self._segmenter_params = None if loaded is None else jax.device_put(loaded.params)
@@ -198,7 +200,9 @@ class Studio:
   def _generator(self, settings: Mapping, ask: Mapping | None = None) -> pairs.Generator:
     """The compiled generator for these settings and what is asked for; the last few are kept."""
     ask = dict(ask or {})
-    key = settings.get("steps"), settings.get("guidance"), bool(attributes.measures_in(ask))
+    # What a generator does by default for what it is asked: guidance for measures, several candidates for a tortuosity.
+    measures = attributes.measures_in(ask)
+    key = settings.get("steps"), settings.get("guidance"), bool(measures - {"tortuosity"}), "tortuosity" in measures
     if key not in self._generators:
       self._generators[key] = pairs.Generator(self._models, num_steps=key[0], guidance=key[1], ask=ask)
       if len(self._generators) > _MAX_GENERATORS:

@@ -38,6 +38,7 @@ def test_measures_that_are_asked_for_are_exaggerated_by_default():
   for options, scale in (
     ({}, 1.0),
     ({"ask": {"side": 1.0, "outline": 0.0}}, 1.0),
+    ({"ask": {"tortuosity": 1.06}}, 1.0),  # chosen among candidates: the network does not follow it
     ({"ask": {"side": 1.0, "density": 0.1}}, pairs.ASK_GUIDANCE),
     ({"ask": {"density": 0.1}, "ask_guidance": 1.5}, 1.5),
   ):
