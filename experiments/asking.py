@@ -18,9 +18,6 @@ from retree_jax.cli import cpu, errors
 from retree_jax.data import attributes, transforms, writing
 from retree_jax.inference import host_work, pairs
 
-# Mean and standard deviation over the train splits of CHASE_DB1 and HRF. `attributes.ATTRIBUTES` has round numbers, which the
-# shipped networks are told differences from.
-USUAL = {"density": (0.100, 0.016), "width": (2.39, 0.89), "tortuosity": (1.046, 0.020), "fractal_dimension": (1.383, 0.043)}
 _SPREAD = 1.0  # standard deviations to either side of the mean
 
 
@@ -28,7 +25,7 @@ def asked_values(name: str, num: int) -> np.ndarray:
   """The values that are asked for, [num]."""
   if name in attributes.WORDS:
     return np.resize(list(attributes.WORDS[name].values()), num)
-  centre, scale = USUAL[name]
+  centre, scale = attributes.usual(name)
   return np.linspace(centre - _SPREAD * scale, centre + _SPREAD * scale, num)
 
 

@@ -30,7 +30,15 @@ ATTRIBUTES = {
   "tortuosity": (1.08, 0.02, "arc length over chord, mean over the vessels weighted by length"),
   "fractal_dimension": (1.38, 0.05, "box-counting dimension of the tree"),
 }
+# The same, measured on the train splits of CHASE_DB1 and HRF, where it is far from the numbers above. Those stay, because weights
+# were trained with them.
+_USUAL = {"tortuosity": (1.046, 0.020)}
 WORDS = {"outline": {"whole": 0.0, "cut": 1.0}, "side": {"left": -1.0, "right": 1.0}}
+
+
+def usual(name: str) -> tuple[float, float]:
+  """The middle and about one standard deviation of an attribute over eyes: what can be asked for."""
+  return _USUAL.get(name, ATTRIBUTES[name][:2])
 
 
 def is_whole(fov: np.ndarray) -> bool:
@@ -135,6 +143,6 @@ def parse(asked: Sequence[str]) -> dict[str, float]:
       out[name] = float("nan")
     if not np.isfinite(out[name]) or (words and abs(out[name]) > 1):
       raise ValueError(
-        f"--ask {text}: write {name}={' or '.join(words) if words else 'a number, such as ' + str(ATTRIBUTES[name][0])}"
+        f"--ask {text}: write {name}={' or '.join(words) if words else 'a number, such as ' + str(usual(name)[0])}"
       )
   return out

@@ -277,7 +277,7 @@ def controls(generator: pairs.Generator) -> list[Control]:
     hint = "above 1, photographs follow their tree more closely"
     found.append(Control("guidance", "guidance", hint, 1.0, 10.0, 0.1, own=own))
   for name in generator.attributes:
-    centre, scale, hint = attributes.ATTRIBUTES[name]
+    (centre, scale), hint = attributes.usual(name), attributes.ATTRIBUTES[name][2]
     words = attributes.WORDS.get(name, {})
     low, high = (
       (min(words.values()), max(words.values())) if words else (round(centre - 3 * scale, 4), round(centre + 3 * scale, 4))

@@ -177,3 +177,10 @@ def test_prepared_views_are_drawn_from_again_and_again():
     batches.set_state(state)
     np.testing.assert_array_equal(next(batches)["tree"], following)
   assert len(sources.open_source("phantom:3")) == 3
+
+
+def test_what_can_be_asked_for_is_what_eyes_have():
+  assert attributes.usual("density") == (0.09, 0.02)
+  assert attributes.usual("tortuosity") == (1.046, 0.020)
+  with pytest.raises(ValueError, match="such as 1.046"):
+    attributes.parse(["tortuosity=high"])

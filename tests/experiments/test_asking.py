@@ -20,7 +20,8 @@ def test_agreement_of_words_is_the_share_of_right_ones():
 
 def test_values_spread_over_the_range():
   density = asking.asked_values("density", 5)
-  np.testing.assert_allclose(density, [0.084, 0.092, 0.1, 0.108, 0.116])
+  np.testing.assert_allclose(density, [0.07, 0.08, 0.09, 0.1, 0.11])
+  np.testing.assert_allclose(asking.asked_values("tortuosity", 3), [1.026, 1.046, 1.066])
   np.testing.assert_array_equal(asking.asked_values("side", 5), [-1, 1, -1, 1, -1])
 
 
