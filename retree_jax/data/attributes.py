@@ -30,8 +30,8 @@ ATTRIBUTES = {
   "tortuosity": (1.08, 0.02, "arc length over chord, mean over the vessels weighted by length"),
   "fractal_dimension": (1.38, 0.05, "box-counting dimension of the tree"),
 }
-# The same, measured on the train splits of CHASE_DB1 and HRF, where it is far from the numbers above. Those stay, because weights
-# were trained with them.
+# The same, measured on the train splits of CHASE_DB1 and HRF, where it is far from the numbers above. Those stay: weights were
+# trained with them.
 _USUAL = {"tortuosity": (1.046, 0.020)}
 WORDS = {"outline": {"whole": 0.0, "cut": 1.0}, "side": {"left": -1.0, "right": 1.0}}
 

@@ -280,7 +280,7 @@ def controls(generator: pairs.Generator) -> list[Control]:
     (centre, scale), hint = attributes.usual(name), attributes.ATTRIBUTES[name][2]
     words = attributes.WORDS.get(name, {})
     low, high = (
-      (min(words.values()), max(words.values())) if words else (round(centre - 3 * scale, 4), round(centre + 3 * scale, 4))
+      (min(words.values()), max(words.values())) if words else (round(centre - 2 * scale, 4), round(centre + 2 * scale, 4))
     )
     found.append(Control(name, name.replace("_", " "), hint, low, high, 0.001, own="open", words=words, only="generate"))
   return found

@@ -170,7 +170,7 @@ def test_trees_can_be_asked_for_where_the_stage_knows_attributes(loaded, paths, 
   controls = {c.name: c for c in studio.controls(known)}
   assert controls["side"].read("left") == -1.0 and controls["side"].read("") is None
   assert controls["density"].read("0.11") == 0.11
-  with pytest.raises(ValueError, match="density is '2': give a number from 0.03 to 0.15"):
+  with pytest.raises(ValueError, match="density is '2': give a number from 0.05 to 0.13"):
     controls["density"].read("2")
   monkeypatch.setattr(loaded, "controls", list(controls.values()))
   monkeypatch.setattr(loaded, "_generator", lambda settings, ask: known)
