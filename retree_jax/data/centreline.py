@@ -125,9 +125,9 @@ def draw(line: Centreline, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarra
     (pixels, ends), both [height, width] bool; `ends` are those of the first and last point of each path.
   """
   pixels, ends = np.zeros(size, bool), np.zeros(size, bool)
-  cells, _, end, corner = digital_lines(line)
+  cells, _, end, spare = digital_lines(line)
   inside = ((cells >= 0) & (cells < size)).all(1)
-  pixels[tuple(cells[~corner & inside].T)] = True
+  pixels[tuple(cells[~spare & inside].T)] = True
   ends[tuple(cells[end & inside].T)] = True
   return pixels, ends
 

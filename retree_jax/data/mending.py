@@ -127,8 +127,6 @@ def _fill(mask: np.ndarray) -> int:
   for label in np.flatnonzero(small[2:] & (sizes[2:] > 0)) + 2:
     place = places[label - 1]
     around = tuple(slice(max(0, side.start - reach), side.stop + reach) for side in place)
-    if sizes[label] > np.pi * max(0.0, radius[around].max()) ** 2:
-      continue
     hole = labels[around] == label
     touching = mask[around] & (radius[around] + 1.5 > ndimage.distance_transform_edt(~hole))
     if sizes[label] <= np.pi * radius[around][touching].max(initial=0) ** 2:

@@ -153,14 +153,15 @@ class Generator:
     return fields, [record | {"candidates": self.candidates} for record in records]
 
   def _missed(self, fields, records, asked) -> np.ndarray:
-    """How far trees are from what they are asked for: sums of squares, in standard deviations; notes what they measure."""
+    """How far trees are from what they are asked for: sums of squares, in standard deviations, [N]; infinite for trees that
+    the filter does not accept. Adds "measured" to their records."""
     started = time.monotonic()
     masks = fields["vessels"] if "vessels" in fields else transforms.binarise(fields["tree"])
     missed = np.zeros(len(asked))
     for i, values in enumerate(self._workers.map(host_work.measure, masks, fields["fov"])):
       records[i]["measured"] = {name: round(values[name], 6) if np.isfinite(values[name]) else None for name in asked[i]}
       off = [(values[name] - wanted) / attributes.ATTRIBUTES[name][1] for name, wanted in asked[i].items()]
-      missed[i] = np.nan_to_num(np.sum(np.square(off)), nan=np.inf)
+      missed[i] = np.nan_to_num(np.sum(np.square(off)), nan=np.inf) if records[i]["accepted"] else np.inf
     self.seconds["measure"] += time.monotonic() - started
     return missed
 

@@ -25,11 +25,24 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     [B, T, heads, D], of the same dtype.
   """
 
-  def whole(q, k, v, first=0):
-    del first
-    return jax.nn.dot_product_attention(q, k, v)
+  return for_platform(lambda q, k, v, first: jax.nn.dot_product_attention(q, k, v), q, k, v)
 
-  return jax.lax.platform_dependent(q, k, v, cpu=whole, default=lambda q, k, v: by_blocks(whole, q, k, v))
+
+def for_platform(
+  function: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, on_cpu: Callable[..., jax.Array] | None = None
+) -> jax.Array:
+  """Applies an attention function to all queries at once on CPUs, and to blocks of them elsewhere.
+
+  Args:
+    function: see `by_blocks`.
+    q, k, v: [B, T, heads, D].
+    on_cpu: (q, k, v) -> [B, T, heads, D], the form for CPUs, if it is another than `function`.
+
+  Returns:
+    [B, T, heads, D].
+  """
+  whole = on_cpu or (lambda q, k, v: function(q, k, v, 0))
+  return jax.lax.platform_dependent(q, k, v, cpu=whole, default=lambda q, k, v: by_blocks(function, q, k, v))
 
 
 def by_blocks(function: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

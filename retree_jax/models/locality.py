@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from retree_jax.models.attention import by_blocks
+from retree_jax.models.attention import for_platform
 
 _MANY_TOKENS = 4096  # with more, attention is computed row by row: the scores of 4 heads would take over 256 MB per image
 _MASKED = -1e30  # added to the scores that are excluded; finite, because a single token has no other token to attend to
@@ -95,7 +95,7 @@ def query_scaled_attention(q: jax.Array, k: jax.Array, v: jax.Array, scale: jax.
   tokens = q.shape[1]
   if tokens <= _MANY_TOKENS:
     on_cpu = _keys_first if _CPU_PREFERS_KEYS_FIRST else _queries_first
-    return jax.lax.platform_dependent(q, k, v, cpu=on_cpu, default=_by_blocks)
+    return for_platform(_block, q, k, v, on_cpu)
   rows = rearrange(q, "b (h w) heads d -> h b w heads d", h=height)
   first = jnp.arange(height) * (tokens // height)
   k, v = _heads_tokens(k), _heads_tokens(v)
@@ -114,20 +114,18 @@ def score_scaled_attention(q: jax.Array, k: jax.Array, v: jax.Array, scale: jax.
     [B, T, heads, D], of the same dtype.
   """
 
-  def block(q, k, v, first=0):
+  def block(q, k, v, first):
     scores = _product("bqhd,bkhd->bhqk", q, k) * scale
     own = (first + jnp.arange(q.shape[1]))[:, None] == jnp.arange(k.shape[1])
     scores = jnp.where(own, jnp.finfo(jnp.float32).min, scores)
     return jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(scores).astype(v.dtype), v)
 
-  return jax.lax.platform_dependent(q, k, v, cpu=block, default=lambda *whole: by_blocks(block, *whole))
+  return for_platform(block, q, k, v)
 
 
-def _by_blocks(q, k, v):
-  def block(q, k, v, first):
-    return _some_queries(q, _heads_tokens(k), _heads_tokens(v), first)
-
-  return by_blocks(block, q, k, v)
+def _block(q, k, v, first):
+  """q [B, n, heads, D], the tokens from `first` on; k, v [B, T, heads, D] -> [B, n, heads, D]."""
+  return _some_queries(q, _heads_tokens(k), _heads_tokens(v), first)
 
 
 def _diagonal_mask(first, count: int, tokens: int):
@@ -141,7 +139,7 @@ def _product(equation: str, a, b):
 
 def _queries_first(q, k, v):
   """Scores [B, heads, queries, keys], differentiated by JAX."""
-  return _some_queries(q, _heads_tokens(k), _heads_tokens(v), 0)
+  return _block(q, k, v, 0)
 
 
 def _some_queries(q, k, v, first):

@@ -5,7 +5,7 @@ import pytest
 
 from retree_jax import generate
 from retree_jax.inference import host_work, pairs
-from tests.inference.test_generate import Draws, loaded, mesh_of
+from tests.inference.test_generate import Draws, judge_by, loaded, mesh_of
 
 
 class Deaf(Draws):
@@ -48,6 +48,16 @@ def test_the_choice_depends_on_the_number_of_the_pair_alone():
   for name, pixels in some.items():
     np.testing.assert_array_equal(pixels, whole[name][[5, 2]])
   assert of_some == [records[5], records[2]]
+
+
+def test_a_tree_that_the_filter_refuses_is_not_chosen_for_its_measure():
+  """Trees of more than a third vessel are refused, though more is asked for."""
+  dense = judge_by(lambda tree: 1.0 - (tree >= 128).mean(), 2 / 3)
+  models = generate.Models(deaf().tree, tree_filter=dense)
+  one = generate.Generator(models, ask={"density": 0.9}, ask_guidance=1.0, candidates=1).trees(np.arange(24), 0)[1]
+  six = generate.Generator(models, ask={"density": 0.9}, ask_guidance=1.0, candidates=6).trees(np.arange(24), 0)[1]
+  accepted = [np.array([record["accepted"] for record in records]) for records in (one, six)]
+  assert not accepted[0].all() and accepted[1][accepted[0]].all() and accepted[1].sum() > accepted[0].sum()
 
 
 def test_every_tree_can_be_asked_for_something_of_its_own():

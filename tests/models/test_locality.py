@@ -9,7 +9,11 @@ import pytest
 
 from retree_jax.models import attention, locality
 
-FORMS = {"keys first": locality._keys_first, "queries first": locality._queries_first, "blocks": locality._by_blocks}
+FORMS = {
+  "keys first": locality._keys_first,
+  "queries first": locality._queries_first,
+  "blocks": functools.partial(attention.by_blocks, locality._block),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +62,7 @@ def test_the_form_is_chosen_for_the_platform_that_the_program_is_compiled_for(mo
   # Scores and their product with the values, and two gradients of each.
   function = functools.partial(locality.query_scaled_attention, scale=1.0, height=4)
   assert lowered(function, "cpu") == lowered(locality._keys_first, "cpu") == 6
-  assert lowered(function, "tpu") == lowered(locality._by_blocks, "tpu") == 8  # in a loop, which computes both once more
+  assert lowered(function, "tpu") == lowered(FORMS["blocks"], "tpu") == 8  # in a loop, which computes both once more
   chosen = jax.jit(jax.grad(lambda q: jnp.sum(function(q, k, v) ** 2)))(q)
   plain = jax.jit(jax.grad(lambda q: jnp.sum(locality._keys_first(q, k, v) ** 2)))(q)
   np.testing.assert_allclose(chosen, plain, rtol=1e-5, atol=1e-6)
