@@ -237,8 +237,9 @@ def _pixels(picture: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     picture = picture.convert("RGBA")
     alpha = np.asarray(picture.getchannel("A"))
   if mode in ("1", "L", "LA"):
-    return np.asarray(picture.getchannel("R") if alpha is not None else picture.convert("L")), alpha
-  colour = np.asarray(picture.convert("RGB"))
+    grey = picture.getchannel("R") if alpha is not None else picture
+    return np.asarray(grey if grey.mode == "L" else grey.convert("L")), alpha
+  colour = np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))  # not a copy of a copy
   if mode in ("P", "PA") and (colour == colour[..., :1]).all():
     return np.ascontiguousarray(colour[..., 0]), alpha
   return colour, alpha

@@ -10,6 +10,7 @@ import pathlib
 import shlex
 
 import numpy as np
+from PIL import Image
 
 from retree_jax.data import image_io, notices
 
@@ -146,7 +147,7 @@ def _binary(picture: image_io.Picture, data, name: str, what: str, source: str) 
   if low == 0 and 2 <= top <= 3 and whole and not picture.is_lossy:
     return _classes(values, name, what, source, f"class labels 0 to {top:.0f}")
   grey = values if values.dtype == np.uint8 else np.rint(values * (255.0 / top)).astype(np.uint8)
-  counts = np.bincount(grey.ravel(), minlength=256)
+  counts = np.array(Image.fromarray(grey).histogram())  # several times faster than np.bincount
   used = np.flatnonzero(counts)
   if len(used) == 2 and not picture.is_lossy:
     return grey > used[0]

@@ -20,6 +20,22 @@ _NORMAL = special.ndtri((np.arange(256) + 0.5) / 256)
 _NORMAL = (_NORMAL / _NORMAL.std()).astype(np.float32)  # mean 0, deviation 1
 
 
+def _window_means(array: np.ndarray, target: int) -> np.ndarray:
+  """Means over `target` equal windows of the first axis, which is longer, weighted by overlap: float32 [target, ...]."""
+  length = len(array)
+  edges = np.linspace(0, length, target + 1)
+  low = np.minimum(edges.astype(np.int64), length - 1)
+  part = (edges - low).reshape(-1, *[1] * (array.ndim - 1))
+  # Integrals up to the edges. Whole rows are summed one window at a time: NumPy adds contiguous rows many times faster than it
+  # accumulates along an axis. The sums are exact, in whole numbers for uint8.
+  exact = np.uint32 if array.dtype == np.uint8 else np.float64
+  total = np.zeros((target + 1, *array.shape[1:]))
+  for i in range(target):
+    np.add(total[i], array[low[i] : low[i + 1]].sum(axis=0, dtype=exact), out=total[i + 1])
+  integral = total * (1 - part) + (total + array[low]) * part
+  return (np.diff(integral, axis=0) * (target / length)).astype(np.float32)
+
+
 def area_resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """Resizes uint8 [H, W, C]: exact area averages where it shrinks, bilinear where it grows.
 
@@ -37,14 +53,8 @@ def area_resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
       shape = (*array.shape[:axis], target, length // target, *array.shape[axis + 1 :])
       array = array.reshape(shape).mean(axis=axis + 1, dtype=np.float32)
     else:
-      # The integral up to a fractional edge, from the running sum; a window's mean is the difference of two.
-      total = np.cumsum(array, axis=axis, dtype=np.float64)
-      total = np.concatenate([np.zeros_like(total.take([0], axis)), total], axis=axis)
-      edges = np.linspace(0, length, target + 1)
-      low = np.minimum(edges.astype(np.int64), length - 1)
-      part = (edges - low).reshape([-1 if a == axis else 1 for a in range(array.ndim)])
-      integral = total.take(low, axis) * (1 - part) + total.take(low + 1, axis) * part
-      array = (np.diff(integral, axis=axis) * (target / length)).astype(np.float32)
+      means = _window_means(np.ascontiguousarray(np.swapaxes(array, 0, axis)), target)
+      array = np.ascontiguousarray(np.swapaxes(means, 0, axis))
   if array.dtype != np.uint8:
     array = np.clip(np.rint(array), 0, 255).astype(np.uint8)
   if array.shape[:2] != tuple(size):
