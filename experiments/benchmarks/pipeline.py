@@ -46,8 +46,9 @@ def write_photographs(folder: pathlib.Path) -> None:
     writing.write_png(folder / f"fov/{i:02d}.png", eye["fov"])
 
 
-def delivered(kind: str, source_spec: str, size: int, fields, threads: int, seconds: float, rounds: int):
-  """Images per second in each of `rounds` spans of `seconds`, and processor milliseconds per image over all of them."""
+def delivered(kind: str, source_spec: str, size: int, fields, threads: int, processes: int, seconds: float, rounds: int):
+  """Images per second in each of `rounds` spans of `seconds`, and processor milliseconds per image over all of them (None with
+  processes, whose time cannot be read while they run)."""
   from retree_jax.data import pipeline, sources, transforms
 
   spec = f"phantom:{PHOTOGRAPHS}" if kind == "phantom" else source_spec
@@ -60,10 +61,11 @@ def delivered(kind: str, source_spec: str, size: int, fields, threads: int, seco
     augment=transforms.Augment(),
     fields=fields,
     num_threads=threads,
+    num_processes=processes,
     cache_bytes=0 if kind == "files" else 2**30,
   ) as batches:
     # A whole epoch fills the cache; then what was prepared ahead goes, so that no round is paid for by the one before.
-    for _ in range(1 if kind == "files" else -(-len(source) // BATCH) + threads + 1):
+    for _ in range(1 if kind == "files" else max(1, processes) * (-(-len(source) // BATCH) + threads + 1)):
       next(batches)
     used = time.process_time()
     for _ in range(rounds):
@@ -73,7 +75,7 @@ def delivered(kind: str, source_spec: str, size: int, fields, threads: int, seco
         count += BATCH
       rates.append(count / (time.perf_counter() - started))
       total += count
-    return rates, 1000 * (time.process_time() - used) / total
+    return rates, None if processes else 1000 * (time.process_time() - used) / total
 
 
 def consumed(config_spec: str, seconds: float) -> dict:
@@ -104,16 +106,18 @@ def consumed(config_spec: str, seconds: float) -> dict:
 
 def table(result: dict) -> str:
   """The result as Markdown."""
+  at_work = f"{result['threads']} threads" + f" in each of {result['processes']} processes" * bool(result["processes"])
   lines = [
-    f"{result['cores']} cores, {result['threads']} threads; median (least to greatest) of {result['rounds']} rounds",
+    f"{result['cores']} cores, {at_work}; median (least to greatest) of {result['rounds']} rounds",
     "",
     "| epoch | size | fields | images/s | CPU ms per image |",
     "|---|---|---|---|---|",
   ]
   for row in result["delivered"]:
+    cpu_ms = "" if row["cpu_ms"] is None else f"{row['cpu_ms']:.1f}"
     lines.append(
       f"| {row['kind']} | {row['size']} | {', '.join(row['fields'])} | {statistics.median(row['rates']):.0f} "
-      f"({min(row['rates']):.0f} to {max(row['rates']):.0f}) | {row['cpu_ms']:.1f} |"
+      f"({min(row['rates']):.0f} to {max(row['rates']):.0f}) | {cpu_ms} |"
     )
   if result["steps"]:
     lines += [
@@ -147,6 +151,9 @@ def main(arguments=None) -> dict:
   parser.add_argument("--configs", nargs="*", default=["configs/tree.py:cpu", "configs/fundus.py:cpu"])
   parser.add_argument("--consumption", type=float, help="images/s of a step measured elsewhere, compared at every size")
   parser.add_argument("--threads", type=int, default=4)
+  parser.add_argument(
+    "--processes", type=int, default=0, help="processes with so many threads each, see config.data.num_processes"
+  )
   parser.add_argument("--seconds", type=float, default=4.0, help="length of a round")
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--out", help="PATH.json and PATH.md")
@@ -164,9 +171,9 @@ def main(arguments=None) -> dict:
       write_photographs(pathlib.Path(folder) / "eyes")
       spec = f"folder:{folder}/eyes"
     for size, fields, kind in itertools.product(options.sizes, FIELDS, KINDS):
-      rates, cpu_ms = delivered(kind, spec, size, fields, options.threads, options.seconds, options.rounds)
+      rates, cpu_ms = delivered(kind, spec, size, fields, options.threads, options.processes, options.seconds, options.rounds)
       rows.append({"kind": kind, "size": size, "fields": fields, "rates": rates, "cpu_ms": cpu_ms})
-      print(f"{kind:8} {size} {','.join(fields):15} {statistics.median(rates):8.0f} images/s {cpu_ms:6.1f} CPU ms", flush=True)
+      print(f"{kind:8} {size} {','.join(fields):15} {statistics.median(rates):8.0f} images/s", flush=True)
   if options.consumption:
     steps += [
       {
@@ -182,6 +189,7 @@ def main(arguments=None) -> dict:
   result = {
     "cores": os.cpu_count(),
     "threads": options.threads,
+    "processes": options.processes,
     "rounds": options.rounds,
     "source": options.source or "drawn",
     "delivered": rows,

@@ -44,6 +44,9 @@ def base(stage: str, variant: str = "") -> ConfigDict:
   c.data.views = 0
   # Threads that read and augment examples; -1 = as many as cores, but 16 at most; 0 = none, examples are made when needed.
   c.data.num_threads = -1
+  # Processes that do so instead, each with `num_threads` threads and `cache_gib` of memory of its own, where the threads of one
+  # process cannot keep up with the accelerators; 0 = none.
+  c.data.num_processes = 0
   # Memory in GiB for examples that were read and fitted to the size, so that they are read from disk only once.
   c.data.cache_gib = 1.0
   # Batches kept ready on the devices.

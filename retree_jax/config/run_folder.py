@@ -25,6 +25,7 @@ _FREE = (
   "evaluate.",
   "preview.",
   "data.num_threads",
+  "data.num_processes",
   "data.cache_gib",
   "data.prefetch",
   "name",

@@ -39,6 +39,7 @@ _FIELDS = {
     "fit": transforms.MODES,
     "views": "at least 0",
     "num_threads": "at least -1",
+    "num_processes": "at least 0",
     "cache_gib": "at least 0",
     "prefetch": "at least 1",
     "crop": "at least 0",

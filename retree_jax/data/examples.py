@@ -86,6 +86,7 @@ class Examples:
       fit=c.data.fit,
       fields=self.fields,
       num_threads=c.data.num_threads if c.data.num_threads >= 0 else min(16, 1 + workers.spare_cores()),
+      num_processes=c.data.get("num_processes", 0),
       cache_bytes=round(c.data.get("cache_gib", 1.0) * 2**30),
       **common,
     )

@@ -9,14 +9,12 @@ read, so that training on arrays needs none of it.
 
 import collections
 import concurrent.futures
-import threading
 import weakref
 
 import numpy as np
 from absl import logging
 
-from retree_jax.data import attributes, reduction, sources, transforms
-from retree_jax.data.centreline import centreline
+from retree_jax.data import attributes, prepared, reduction, sources, transforms, workers
 from retree_jax.data.fields import CHANNELS
 
 
@@ -51,48 +49,6 @@ def _to_arrays(example: dict, fields, size) -> dict[str, np.ndarray]:
       raise ValueError(f"The eye {example.get('name', '?')} has no {key}: use a source that has one, or ask for {key + '?'!r}.")
     out[key] = np.ascontiguousarray(example[key]) if key in example else np.zeros((*size, CHANNELS[key]), np.uint8)
   return out
-
-
-def _drawn(source, size, lines):
-  """The source drawn for `size`; where centrelines are to be found, at twice that: masks have them, coverages do not."""
-  return sources.at_size(source, tuple(side * (2 if lines else 1) for side in size))
-
-
-class _Prepared:
-  """A source fitted to one size; keeps what fits into a memory budget.
-
-  The first examples that come stay and the rest is read anew each time: with shuffled epochs over a set
-  larger than the budget, replacing the oldest would never hit.
-
-  With `lines`, examples that have a tree get their vessels' centrelines as "line", found at native size, in pixels of `size`;
-  with `measured`, their "attributes" (`retree_jax.data.attributes.encode`).
-  """
-
-  def __init__(self, source, size, mode, cache_bytes, lines=False, measured=False):
-    self._source, self._size, self._mode = _drawn(source, size, lines or measured), size, mode
-    self._lines, self._measured = lines, measured
-    self._kept, self._room, self._lock = {}, cache_bytes, threading.Lock()
-
-  def __len__(self):
-    return len(self._source)
-
-  def __getitem__(self, index):
-    example = self._kept.get(index)
-    if example is None:
-      native = self._source[index]
-      example = transforms.fit(native, self._size, self._mode)
-      if (self._lines or self._measured) and "tree" in native:
-        line = centreline(transforms.binarise(native["tree"]))
-        if self._lines:
-          example["line"] = line.to_box(transforms.fit_box(native["fov"], self._size, self._mode), self._size)
-        if self._measured:
-          example["attributes"] = attributes.of_example(native, self._mode, line)
-      cost = sum(getattr(value, "nbytes", 0) for value in example.values())
-      with self._lock:
-        if index not in self._kept and cost <= self._room:
-          self._kept[index] = example
-          self._room -= cost
-    return example
 
 
 class BatchIterator:
@@ -145,6 +101,7 @@ def train_iterator(
   process_index: int = 0,
   process_count: int = 1,
   num_threads: int = 4,
+  num_processes: int = 0,
   cache_bytes: int = 2**30,
 ) -> BatchIterator:
   """Endless shuffled, augmented batches of a source.
@@ -157,6 +114,8 @@ def train_iterator(
     fields: arrays to yield; "tree?" yields zeros and has_tree False for eyes without one.
     process_index, process_count: this host and the number of hosts.
     num_threads: batches are prepared by so many threads ahead of time; 0 for none.
+    num_processes: so many processes prepare batches, each with `num_threads` threads and `cache_bytes` of memory; 0 for none.
+      A script must then guard what it does with `if __name__ == "__main__":`.
     cache_bytes: memory for fitted examples, so that a few dozen eyes are read from disk only once.
 
   Returns:
@@ -179,7 +138,7 @@ def train_iterator(
   # look-up.
   factor = 2 if augment.warps and max(size) <= 384 else 1
   large = (size[0] * factor, size[1] * factor)
-  prepared = _Prepared(source, large, fit, cache_bytes, lines="vessels" in fields, measured="attributes" in fields)
+  fitted = prepared.Prepared(source, large, fit, cache_bytes, lines="vessels" in fields, measured="attributes" in fields)
   transforms.fit_box(np.ones((1, 1, 1)), size, fit)  # an unknown mode fails here, not in a thread
 
   weights = getattr(source, "weights", [1.0])
@@ -194,7 +153,7 @@ def train_iterator(
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
 
   def view(index, rng):
-    example = augment(prepared[index], rng, size)
+    example = augment(fitted[index], rng, size)
     if "line" in example:
       line = example["line"].to_box((0, 0, *large), size)
       example["vessels"] = reduction.threshold_coverage(example["tree"], line)
@@ -206,7 +165,43 @@ def train_iterator(
   # The order has no end, so there is no remainder; without the flag Grain rounds its length past the greatest integer.
   batches = order.random_map(view).batch(local, drop_remainder=True)[process_index::process_count]
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads + 1 if num_threads else 0)
-  return BatchIterator(iter(batches.to_iter_dataset(options)), sources.fingerprint(source))
+  inner = _ProcessBatches(batches, options, num_processes) if num_processes else iter(batches.to_iter_dataset(options))
+  return BatchIterator(inner, sources.fingerprint(source))
+
+
+class _ProcessBatches:
+  """Batches that other processes prepare, in their order; positions are those of an iterator without processes."""
+
+  def __init__(self, batches, options, count):
+    self._batches, self._options, self._count = batches, options, count
+    self._position, self._running = 0, None
+
+  def __next__(self):
+    if self._running is None:
+      import grain
+      from absl import flags
+
+      if not flags.FLAGS.is_parsed():  # in notebooks; Grain reads flags when it starts processes
+        flags.FLAGS.mark_as_parsed()
+      ahead = self._batches[self._position :].to_iter_dataset(self._options)
+      options = grain.MultiprocessingOptions(self._count, per_worker_buffer_size=2)
+      self._running = iter(ahead.mp_prefetch(options, workers.prepare))
+    # Copies, because Grain frees the memory that it shares with its processes when an array is no longer referred to.
+    batch = {name: np.array(values) for name, values in next(self._running).items()}
+    self._position += 1
+    return batch
+
+  def get_state(self):
+    return {"next_index": self._position}
+
+  def set_state(self, state):
+    self.close()
+    self._position = int(state["next_index"])
+
+  def close(self):
+    if self._running is not None:
+      self._running.close()
+      self._running = None
 
 
 class _ArrayBatches:
@@ -365,7 +360,7 @@ def evaluation_batches(
   local = _local_size(batch_size, process_index, process_count)
   fields, size = _check_fields(fields), tuple(size)
   transforms.fit_box(np.ones((1, 1, 1)), size, fit)
-  drawn = _drawn(source, size, bool({"vessels", "attributes"} & set(fields)))
+  drawn = prepared.drawn(source, size, bool({"vessels", "attributes"} & set(fields)))
 
   def load(index):
     example = drawn[index]

@@ -49,7 +49,18 @@ class PhantomSource:
     self._seeds = {"train": train, "fit": train, "validation": validation, "test": test, "all": train + test}[split]
     self.size = tuple(size or (512, 512))
     self.names = [f"phantom_{eye_seed}" for eye_seed in self._seeds]
-    self._draw = functools.lru_cache(maxsize=self.max_cached)(self._render)
+    self._draw = self._cached()
+
+  def _cached(self):
+    return functools.lru_cache(maxsize=self.max_cached)(self._render)
+
+  def __getstate__(self) -> dict:
+    """What another process needs: it draws and keeps eyes of its own."""
+    return {name: value for name, value in self.__dict__.items() if name != "_draw"}
+
+  def __setstate__(self, state: dict) -> None:
+    self.__dict__.update(state)
+    self._draw = self._cached()
 
   def _render(self, eye_seed: int) -> dict:
     from retree_jax.data import phantom  # only phantoms need it
@@ -60,7 +71,7 @@ class PhantomSource:
     """The same eyes drawn at another size (height, width)."""
     copy = object.__new__(PhantomSource)
     copy._seeds, copy.names, copy.size = self._seeds, self.names, tuple(size)
-    copy._draw = functools.lru_cache(maxsize=self.max_cached)(copy._render)
+    copy._draw = copy._cached()
     return copy
 
   def __len__(self) -> int:

@@ -21,7 +21,7 @@ class Workers:
     self.count = count
     self._pool = None
     if count:
-      self._pool = concurrent.futures.ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_prepare)
+      self._pool = concurrent.futures.ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=prepare)
 
   def submit(self, function, *arguments) -> concurrent.futures.Future:
     """A future of function(*arguments); without processes it is done already."""
@@ -43,8 +43,8 @@ class Workers:
       self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _prepare() -> None:
-  """Leaves Ctrl-C to the process that this one works for, and ends with it, also where it is killed."""
+def prepare(*unused) -> None:
+  """In a process that works for another one: leaves Ctrl-C to that one, and ends with it, also where it is killed."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -110,6 +110,24 @@ def test_a_restored_position_continues_the_run(weighted):
   assert_same(take(second, 5), whole[3:])
 
 
+def test_processes_prepare_the_same_batches_and_resume(tmp_path):
+  source = sources.open_source("phantom:6", size=SIZE)
+  whole = take(train(source, augment=AUGMENT, num_threads=0), 6)
+  batches = train(source, augment=AUGMENT, num_threads=1, num_processes=2)
+  first = [next(batches) for _ in range(3)]
+  state = json.loads(json.dumps(batches.get_state()))
+  next(batches)  # what a killed run had read beyond its last checkpoint
+  batches.set_state(state)
+  assert_same(first + take(batches, 1), whole[:4])
+  alone = train(source, augment=AUGMENT)  # and the other way round: without processes
+  alone.set_state(state)
+  assert_same(take(alone, 3), whole[3:])
+
+  source = sources.open_source(f"folder:{folder_with_a_damaged_file(tmp_path)}", split="all")
+  with pytest.raises(ValueError, match=r"Cannot read .*images/b.png"):
+    take(train(source, num_threads=1, num_processes=1), 3)
+
+
 def test_states_of_other_things_are_refused():
   with train(Numbered(3)) as batches:
     for state in ({}, None, {"step": 3}):
@@ -159,16 +177,20 @@ def test_eyes_without_a_tree():
     take(train(Numbered(4, treeless=(1, 3)), num_threads=0), 1)
 
 
+def folder_with_a_damaged_file(folder):
+  for kind in ("images", "masks"):
+    (folder / kind).mkdir()
+  for name in "ab":
+    Image.fromarray(np.full((20, 20, 3), 99, np.uint8)).save(folder / f"images/{name}.png")
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(folder / f"masks/{name}.png")
+  path = folder / "images/b.png"
+  path.write_bytes(path.read_bytes()[:60])
+  return folder
+
+
 @pytest.mark.parametrize("threads", [0, 2])
 def test_a_damaged_file_ends_the_run_with_its_name(tmp_path, threads):
-  for kind in ("images", "masks"):
-    (tmp_path / kind).mkdir()
-  for name in "ab":
-    Image.fromarray(np.full((20, 20, 3), 99, np.uint8)).save(tmp_path / f"images/{name}.png")
-    Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / f"masks/{name}.png")
-  path = tmp_path / "images/b.png"
-  path.write_bytes(path.read_bytes()[:60])
-  source = sources.open_source(f"folder:{tmp_path}", split="all")
+  source = sources.open_source(f"folder:{folder_with_a_damaged_file(tmp_path)}", split="all")
   with pytest.raises(ValueError, match=r"Cannot read .*images/b.png"):
     take(train(source, num_threads=threads), 3)
 
