@@ -19,7 +19,6 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments.benchmarks import stages
 from retree_jax import keys
@@ -72,30 +71,17 @@ def x0_network(task: RefineTask):
   return Network(task.network.settings, task.network.module)
 
 
-def muon(learning_rate: float) -> optax.GradientTransformation:
-  """Muon for every parameter of two axes or more, its updates scaled as AdamW's; AdamW for the others."""
-
-  def matrices(params):
-    numbers = optax.contrib.MuonDimensionNumbers
-    return jax.tree.map(lambda x: numbers(tuple(range(x.ndim - 1)), x.ndim - 1) if x.ndim > 1 else None, params)
-
-  rate = optax.schedules.warmup_constant_schedule(0.0, learning_rate, 50)
-  made = optax.contrib.muon(rate, muon_weight_dimension_numbers=matrices, consistent_rms=0.2, weight_decay=0.01)
-  return optax.chain(optax.clip_by_global_norm(1.0), made)
-
-
 def make(arm: str, real: str) -> RefineTask:
   """The task of an arm, trained on the train split of `real`."""
   config = stages.load_config("configs/refine.py:cpu")
   config.data.update(source=real, heldout="test")
+  config.optimizer.name = "muon" if arm == "muon" else "adamw"
   if arm == "centreline":
     fields.CHANNELS["centreline"] = 1
     config.data.target = ("vessels", "tree", "centreline")
   task = (PositionTask if arm == "position" else RefineTask)(config)
   if arm == "x0":
     task.network = x0_network(task)
-  if arm == "muon":
-    task.optimizer = muon(config.optimizer.learning_rate)
   return task
 
 

@@ -80,14 +80,42 @@ def make_schedule(config):
 
 
 def make_optimizer(config) -> optax.GradientTransformation:
-  """AdamW (Loshchilov & Hutter 2019), after clipping the gradients by their global norm.
+  """AdamW (Loshchilov & Hutter 2019) or Muon (Jordan et al. 2024), after clipping the gradients by their global norm.
+
+  Muon orthogonalizes the momentum (decay 0.95) of every kernel, seen as a matrix of inputs by outputs, and scales it as large
+  as AdamW's updates are, so that the same learning rates serve (Liu et al., arXiv 2502.16982). Biases and scales of norms keep
+  AdamW, with b1 and b2.
 
   Args:
-    config: `config.optimizer` with learning_rate, warmup_steps, schedule, decay_steps, b1, b2, eps, weight_decay and
+    config: `config.optimizer` with name, learning_rate, warmup_steps, schedule, decay_steps, b1, b2, eps, weight_decay and
       clip_norm (0 = no clipping).
+
+  Raises:
+    ValueError: unknown name or schedule.
   """
-  adamw = optax.adamw(make_schedule(config), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay)
-  return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm > 0 else adamw
+  rate, name, decay = make_schedule(config), config.get("name", "adamw"), config.weight_decay
+  if name == "adamw":
+    made = optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=decay)
+  elif name == "muon":
+    made = optax.contrib.muon(
+      rate,
+      eps=config.eps,
+      weight_decay=decay,
+      adam_b1=config.b1,
+      adam_b2=config.b2,
+      adam_weight_decay=decay,
+      muon_weight_dimension_numbers=_as_matrices,
+      consistent_rms=0.2,
+    )
+  else:
+    raise ValueError(f"config.optimizer.name={name!r} is unknown: use 'adamw' or 'muon'")
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), made) if config.clip_norm > 0 else made
+
+
+def _as_matrices(params):
+  """How Muon sees each parameter: all axes but the last are inputs; None leaves vectors to AdamW."""
+  numbers = optax.contrib.MuonDimensionNumbers
+  return jax.tree.map(lambda x: numbers(tuple(range(x.ndim - 1)), x.ndim - 1) if x.ndim > 1 else None, params)
 
 
 def start_ema(params, decay: float):

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from retree_jax import state
@@ -44,6 +45,30 @@ def test_gradients_are_clipped_by_their_global_norm():
   # With a huge epsilon AdamW's first step is the learning rate times the gradient, over epsilon.
   step, _ = optimizer.update({"a": jnp.array([30.0]), "b": jnp.array([40.0])}, optimizer.init(params), params)
   np.testing.assert_allclose([step["a"][0], step["b"][0]], np.array([-0.6, -0.8]) * 1e-3 / 1e6, rtol=1e-4)
+
+
+def test_muon_makes_updates_of_kernels_orthogonal_and_leaves_biases_to_adamw():
+  config = small.config(optimizer__name="muon", optimizer__warmup_steps=0, optimizer__clip_norm=0.0).optimizer
+  params = {"kernel": jnp.zeros((3, 3, 4, 8)), "bias": jnp.zeros(8)}
+  optimizer = state.make_optimizer(config)
+  opt_state = optimizer.init(params)
+  gradients = {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 4, 8)), "bias": jnp.arange(8.0) - 3.5}
+  for _ in range(3):
+    updates, opt_state = optimizer.update(gradients, opt_state, params)
+    params = optax.apply_updates(params, updates)
+  strengths = np.linalg.svd(np.asarray(updates["kernel"]).reshape(36, 8), compute_uv=False)
+  assert strengths.max() < 1.8 * strengths.min()  # five Newton-Schulz steps bring singular values to between about 0.7 and 1.2
+  plain = np.linalg.svd(np.asarray(gradients["kernel"]).reshape(36, 8), compute_uv=False)
+  assert plain.max() > 1.8 * plain.min()
+  np.testing.assert_allclose(np.sign(updates["bias"]), -np.sign(gradients["bias"]))
+  # As large as AdamW's updates: their root mean square is about a fifth of the learning rate (Liu et al. 2025).
+  rms = float(jnp.sqrt(jnp.mean(updates["kernel"] ** 2)))
+  assert 0.1 < rms / config.learning_rate < 0.3
+
+
+def test_an_unknown_optimizer_is_refused_with_the_known_ones():
+  with pytest.raises(ValueError, match=r"optimizer.name='sgd' is unknown: use 'adamw' or 'muon'"):
+    state.make_optimizer(small.config(optimizer__name="sgd").optimizer)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 6])

@@ -72,6 +72,14 @@ def test_a_run_writes_what_it_promises_and_stopping_changes_nothing(toy, tmp_pat
   small.assert_same(run(tmp_path / "stopped", **EVERYTHING), whole)
 
 
+def test_muon_stopped_and_rerun_is_the_same_run(toy, tmp_path):
+  muon = dict(optimizer__name="muon", train__num_steps=4)
+  whole = run(tmp_path / "whole", **muon)
+  for steps in (2, 4):
+    stopped = run(tmp_path / "stopped", **{**muon, "train__num_steps": steps})
+  small.assert_same(stopped, whole)
+
+
 def test_another_seed_is_another_run(toy, tmp_path):
   a, b = run(tmp_path / "a", train__num_steps=1), run(tmp_path / "b", train__num_steps=1, seed=1)
   assert not np.array_equal(a.params["last"], b.params["last"])

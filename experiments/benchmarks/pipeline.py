@@ -136,9 +136,11 @@ def table(result: dict) -> str:
 
 
 def _rate(result, kind, step):
-  """The median rate of the row with the step's size and at least its fields; None where there is none."""
+  """The median rate of the row with the step's size and at least its pictures; None where there is none."""
+  # Attributes are numbers, measured once before the first batch.
+  pictures = set(step["fields"]) - {"attributes"}
   for row in result["delivered"]:
-    if row["kind"] == kind and row["size"] == step["size"] and set(step["fields"]) <= set(row["fields"]):
+    if row["kind"] == kind and row["size"] == step["size"] and pictures <= set(row["fields"]):
       return statistics.median(row["rates"])
   return None
 

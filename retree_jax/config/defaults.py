@@ -54,7 +54,9 @@ def base(stage: str, variant: str = "") -> ConfigDict:
 
   c.model = ConfigDict()
   c.optimizer = ConfigDict()
-  # Peak learning rate of AdamW, reached after warmup_steps.
+  # "adamw", or "muon" for the kernels (see `retree_jax.state.make_optimizer`).
+  c.optimizer.name = "adamw"
+  # Peak learning rate, reached after warmup_steps; it serves both.
   c.optimizer.learning_rate = 2e-4
   c.optimizer.warmup_steps = 1000
   # "constant", or "cosine" down to 0 at decay_steps.

@@ -117,6 +117,9 @@ def _switched(field: str, ours: dict, theirs: dict) -> bool:
 def _complete(config: dict) -> dict:
   """A stored config with all settings of its networks, of which earlier versions stored some."""
   config = stored.upgrade(config)
+  for section in ("optimizer", "discriminator_optimizer"):
+    if section in config:
+      config[section] = {"name": "adamw", **config[section]}  # earlier versions had no other
   for section in ("model", "discriminator"):
     try:
       given = config.get(section, {})

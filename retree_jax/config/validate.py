@@ -24,6 +24,7 @@ _KINDS = {
 }
 
 _OPTIMIZER = {
+  "name": ("adamw", "muon"),
   "learning_rate": "above 0",
   "warmup_steps": "at least 0",
   "b1": _SHARE,

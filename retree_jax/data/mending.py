@@ -160,7 +160,13 @@ def _cut_spurs(mask: np.ndarray) -> int:
       spurs[number] = node
   if not spurs:
     return 0
-  pixels = np.argwhere(mask)
+  # No pixel is further from its path than a branch that was pruned there is long, and half as wide again.
+  reach = 3 * max(found.node_radii.max(), np.concatenate([s.half_widths for s in found.segments]).max()) + 2
+  around = np.zeros_like(mask)
+  for number in spurs:
+    low, high = found.segments[number].points.min(0) - reach, found.segments[number].points.max(0) + reach
+    around[max(0, int(low[0])) : int(high[0]) + 2, max(0, int(low[1])) : int(high[1]) + 2] = True
+  pixels = np.argwhere(mask & around)
   owner = np.repeat(np.arange(len(found.segments)), [len(s.points) for s in found.segments])
   nearest = owner[KDTree(np.concatenate([s.points for s in found.segments])).query(pixels)[1]]
   for number, node in spurs.items():
@@ -173,14 +179,14 @@ def _cut_spurs(mask: np.ndarray) -> int:
 def _free_ends(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Every free end of the tree's centrelines: (tips [n, 2], unit directions outwards [n, 2], widths [n] in pixels)."""
   tips, backs, widths = [], [], []
-  for segment in skeleton.trace(mask).segments:
+  for segment in skeleton.trace(mask, free=True).segments:
     points = segment.points
     far = min(len(points), _ALONG) - 1
-    if segment.start < 0 and not segment.closed:
+    if segment.start < 0:
       tips.append(points[0])
       backs.append(points[far])
       widths.append(statistics.median(segment.half_widths[:4].tolist()))
-    if segment.end < 0 and not segment.closed:
+    if segment.end < 0:
       tips.append(points[-1])
       backs.append(points[-1 - far])
       widths.append(statistics.median(segment.half_widths[-4:].tolist()))

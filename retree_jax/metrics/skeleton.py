@@ -84,7 +84,7 @@ def skeletonize(mask) -> np.ndarray:
   return morphology.skeletonize(mask) if mask.any() else np.zeros_like(mask)
 
 
-def trace(mask, *, prune: bool = True, sigma: float = _PATH_SIGMA) -> Skeleton:
+def trace(mask, *, prune: bool = True, sigma: float = _PATH_SIGMA, free: bool = False) -> Skeleton:
   """Traces the centrelines of a vessel tree.
 
   Args:
@@ -92,6 +92,7 @@ def trace(mask, *, prune: bool = True, sigma: float = _PATH_SIGMA) -> Skeleton:
     prune: remove branches shorter than 1.5 r + 1, where r is the radius of the disc inscribed at their
       junction: they exceed the vessel's wall by less than half its radius and are only its roughness.
     sigma: of the Gaussian that smooths the paths, in pixels along the path.
+    free: return only the segments that have a free end, in the same order.
 
   Returns:
     The Skeleton.
@@ -124,7 +125,9 @@ def trace(mask, *, prune: bool = True, sigma: float = _PATH_SIGMA) -> Skeleton:
     ],
     1,
   )
-  segments = _segments(chains, nodes, node_radii, mask, radius, sigma)
+  if free:
+    chains = chains.select(~chains.closed & ((chains.starts < 0) | (chains.ends < 0)))
+  segments = _segments(chains, nodes, node_radii, mask, radius, sigma) if chains.sizes.size else []
   return Skeleton(pixels[2:-2, 2:-2], nodes - 2, node_radii, segments)
 
 
@@ -144,6 +147,11 @@ class _Chains:
   starts: np.ndarray
   ends: np.ndarray
   closed: np.ndarray
+
+  def select(self, keep: np.ndarray) -> "_Chains":
+    """Those of [k] bool."""
+    rest = (column[keep] for column in (self.sizes, self.starts, self.ends, self.closed))
+    return _Chains(self.pixels[np.repeat(keep, self.sizes)], *rest)
 
   def spurs(self, node_radii: np.ndarray, width: int) -> np.ndarray:
     """[k] bool: branches that end freely close to their node, see `trace`; `width` of the picture in pixels."""

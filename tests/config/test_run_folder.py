@@ -51,9 +51,10 @@ def test_how_a_run_descends_may_change_and_is_said(tmp_path, field, value):
   assert note.startswith(f"config.{field.replace('__', '.')} is now {value!r}, it was ")
 
 
-def test_a_change_that_needs_another_optimizer_state_is_refused_with_a_way_out(tmp_path):
-  with pytest.raises(ValueError, match=r"clip_norm \(1.0 there, 0.0 here\).*--config.train.start_from="):
-    run_folder.check(claimed(tmp_path), small.config(optimizer__clip_norm=0.0))
+@pytest.mark.parametrize("field, there, here", [("clip_norm", 1.0, 0.0), ("name", "adamw", "muon")])
+def test_a_change_that_needs_another_optimizer_state_is_refused_with_a_way_out(tmp_path, field, there, here):
+  with pytest.raises(ValueError, match=rf"{field} \({there!r} there, {here!r} here\).*--config.train.start_from="):
+    run_folder.check(claimed(tmp_path), small.config(**{f"optimizer__{field}": here}))
 
 
 def test_a_run_of_an_earlier_version_goes_on(tmp_path):
@@ -62,10 +63,13 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
   old = stored.to_json(config)
   for field in ("mlp_ratio", "remat", "dropout", "dtype"):
     old["model"].pop(field, None)
+  del old["optimizer"]["name"]
   (tmp_path / "config.json").write_text(json.dumps(old))
   assert run_folder.check(tmp_path, config) == []
   with pytest.raises(ValueError, match=r"model.mlp_ratio \(4 there, 2 here\)"):
     run_folder.check(tmp_path, small.config(model__mlp_ratio=2))
+  with pytest.raises(ValueError, match=r"optimizer.name \('adamw' there, 'muon' here\)"):
+    run_folder.check(tmp_path, small.config(model__mlp_ratio=4, optimizer__name="muon"))
 
 
 @pytest.mark.parametrize(
