@@ -124,7 +124,7 @@ def test_a_row_and_its_table():
   # Nothing here takes longer than the arithmetic, of which a quarter is the model's.
   assert row["seconds"]["arithmetic"] == 4e12 / 197e12 and row["mfu"] == pytest.approx(0.25)
   assert row["images_per_second"] == pytest.approx(64 / (4e12 / 197e12))
-  named = {"config": "configs/tree.py", "program": "train", "topology": "v5e:2x4", "fsdp": 1, "hash": "0"}
+  named = {"config": "configs/tree.py", "program": "train", "topology": "v5e:2x4", "fsdp": 1, "parts": 1, "hash": "0"}
   failed = named | {"fsdp": 8} | measure.row(program(), {"error": "RESOURCE_EXHAUSTED"}, "v5e:2x4", 8)
   text = table.table([failed, named | row])
   assert "| tree, train | v5e:2x4 | 64 | 1 | 2.00 of 16 | 1.00 / 4.00 | 0.0 / 10.0 |" in text
@@ -144,7 +144,15 @@ def test_the_document_shows_the_results():
 
 
 def test_more_chips_share_the_work_and_sum_the_gradients():
-  row = {"topology": "v5e:2x4", "chips": 8, "images": 64, "fsdp": 1, "program": "train", "config": "configs/tree.py"}
+  row = {
+    "topology": "v5e:2x4",
+    "chips": 8,
+    "images": 64,
+    "fsdp": 1,
+    "parts": 1,
+    "program": "train",
+    "config": "configs/tree.py",
+  }
   row |= {"sent_bytes": 2 * 7 / 8 * 100e6, "seconds": {"arithmetic": 0.02, "memory": 0.03}, "peak_bytes": 1, "chip_bytes": 2}
   eight, many = scaling.on(row, 8), scaling.on(row, 256)
   assert eight["images"] == 64 and many["images"] == 2048 and eight["sent_bytes"] == row["sent_bytes"]

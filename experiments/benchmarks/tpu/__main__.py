@@ -29,10 +29,10 @@ SCALING = FOLDER.parents[2] / "docs" / "scaling.md"
 KEEP = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "retree_jax" / "tpu"
 # What makes libtpu compile on a machine without a TPU, also beside another process that does.
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-_SAME = ("config", "program", "topology", "fsdp", "images")
+_SAME = ("config", "program", "topology", "fsdp", "images", "parts")
 
 
-def measure(spec: str, program: str, topology: str, fsdp: int, batch: int | None, keep: pathlib.Path) -> dict:
+def measure(spec: str, program: str, topology: str, fsdp: int, batch: int | None, parts: int, keep: pathlib.Path) -> dict:
   """One row, in this process, whose environment must be `ENVIRONMENT`."""
   from experiments.benchmarks import stages
   from experiments.benchmarks.tpu import chips, measure, programs
@@ -41,9 +41,10 @@ def measure(spec: str, program: str, topology: str, fsdp: int, batch: int | None
   config.mesh.fsdp = fsdp
   if batch:
     config.train.batch_size = batch
+  config.train.accumulate = parts
   built = programs.build(config, program, chips.devices(topology))
   fsdp = count if fsdp == -1 else fsdp
-  named = {"config": spec, "program": program, "topology": topology, "fsdp": fsdp, "hash": built.key}
+  named = {"config": spec, "program": program, "topology": topology, "fsdp": fsdp, "parts": parts, "hash": built.key}
   return named | measure.row(built, measure.compiled(built, topology, keep), topology, fsdp)
 
 
@@ -55,6 +56,7 @@ def main(arguments=None) -> int:
   p.add_argument("--program", nargs="+", default=["train"], choices=["train", "use"])
   p.add_argument("--fsdp", nargs="+", type=int, default=[1], help="devices that share one copy of the parameters; -1 = all")
   p.add_argument("--batch", type=int, help="images of a training step over all chips; by default the config's")
+  p.add_argument("--accumulate", type=int, default=1, help="parts in which a training step computes its batch, one by one")
   p.add_argument("--keep", type=pathlib.Path, default=KEEP, help="where compiled programs are kept")
   p.add_argument("--out", type=pathlib.Path, default=RESULTS)
   p.add_argument("--render", action="store_true", help="write the tables, compile nothing")
@@ -69,7 +71,7 @@ def main(arguments=None) -> int:
   for spec, topology, program, fsdp in (
     (c, t, n, f) for c in options.config for t in options.topology for n in options.program for f in options.fsdp
   ):
-    found = _apart([spec, program, topology, fsdp, options.batch], options.keep)
+    found = _apart([spec, program, topology, fsdp, options.batch, options.accumulate], options.keep)
     failed += found is None
     if found is not None:
       rows = [r for r in rows if any(r[n] != found[n] for n in _SAME)] + [found]

@@ -54,7 +54,7 @@ def rows_of(rows: list[dict]) -> list[dict]:
   """The rows that can be scaled, one for each config and chip: of several, that with the config's own batch on fewest chips."""
   chosen = {}
   for r in sorted(rows, key=lambda r: (r["chips"], r["images"])):
-    if r["program"] == "train" and r["fsdp"] == 1 and r["chips"] > 1 and "error" not in r:
+    if r["program"] == "train" and r["fsdp"] == r["parts"] == 1 and r["chips"] > 1 and "error" not in r:
       chosen.setdefault((r["config"], r["topology"].partition(":")[0]), r)
   return [chosen[key] for key in sorted(chosen)]
 

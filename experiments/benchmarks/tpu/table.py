@@ -19,9 +19,10 @@ BEGIN, END = "<!-- tpu: begin -->", "<!-- tpu: end -->"
 def table(rows: list[dict]) -> str:
   """Rows of one chip and one run, sorted by chip, config and program."""
   lines = ["| " + " | ".join(_COLUMNS) + " |", "|---" * len(_COLUMNS) + "|"]
-  for r in sorted(rows, key=lambda r: (r["config"], r["program"], r["topology"], r["fsdp"], r["images"])):
+  for r in sorted(rows, key=lambda r: (r["config"], r["program"], r["topology"], r["fsdp"], r["images"], r["parts"])):
     name = r["config"].removeprefix("configs/").replace(".py", "")
-    start = f"| {name}, {r['program']} | {r['topology']} | {r['images']} | {r['fsdp']} | "
+    images = f"{r['images']}" + f" in {r['parts']} parts" * (r["parts"] > 1)
+    start = f"| {name}, {r['program']} | {r['topology']} | {images} | {r['fsdp']} | "
     size = f"{r['chip_bytes'] / 2**30:.0f}"
     if "error" in r:
       lines.append(f"{start}does not fit {size} |" + f" {r['model_flops'] / 1e12:.2f} |" + " |" * 5)
