@@ -29,6 +29,7 @@ from retree_jax.config.stored import to_json
 from retree_jax.data import paths
 from retree_jax.state import TrainState
 
+SHIPPED = "shipped:"  # before the name of weights inside the package
 _NOT_FINITE = "not_finite"  # folder of a workdir for checkpoints whose parameters give NaN
 
 
@@ -211,7 +212,8 @@ def load(path_or_name, step: int | str = "best", mesh=None, stage: str | None = 
   """Restores averaged parameters and config on any number of devices, whatever number wrote them.
 
   Args:
-    path_or_name: a workdir, one checkpoint folder, or the name of shipped weights (`shipped_names()`).
+    path_or_name: a workdir, one checkpoint folder, or shipped weights: "shipped:NAME" with a name of `shipped_names()`. NAME
+      alone means these too, unless there is a folder of that name.
     step: "latest", a number, or "best": the lowest held-out loss; the latest for a GAN, and where no loss was measured.
     mesh: devices to hold the parameters, replicated; the first local device by default.
     stage: if given, the stage that the checkpoint must be of ("tree", "fundus", "superres", "segmentation", "filter").
@@ -235,6 +237,8 @@ def load(path_or_name, step: int | str = "best", mesh=None, stage: str | None = 
     params = ocp.load_checkpointables(path, {"ema": abstract})["ema"]
   params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
   digits = path.name if path.name.isdigit() else str(config.get("trained_steps", 0))
+  if str(step).isdigit() and int(step) != int(digits):
+    raise ValueError(f"{path_or_name} holds no step {step}, only {digits}: leave --step out")
   return Loaded(config, params, models.build(network_settings(config)), int(digits), str(path))
 
 
@@ -264,9 +268,9 @@ def _shipped_root():
 
 
 def _find(path_or_name, step) -> epath.Path:
-  path = epath.Path(path_or_name)
-  if not path.exists() and str(path_or_name) in shipped_names():
-    return _shipped_root() / str(path_or_name)
+  path, name = epath.Path(path_or_name), str(path_or_name)
+  if name.removeprefix(SHIPPED) in shipped_names() and (name.startswith(SHIPPED) or not path.exists()):
+    return _shipped_root() / name.removeprefix(SHIPPED)
   if not path.exists():
     raise ValueError(
       f"{path_or_name} does not exist: give a workdir, a checkpoint folder or one of the shipped weights "

@@ -91,10 +91,18 @@ def define_flags() -> flags.FlagValues:
   flags.DEFINE_float(
     "cut_share",
     None,
-    "Share of eyes that the camera cuts above and below, 0 to 1 (default: that of the training eyes).",
+    "Share of eyes that the camera cuts above and below, 0 to 1 (default: the tree stage's config.sampler.cut_share, .7 in the "
+    "shipped one).",
     flag_values=f,
   )
   flags.DEFINE_integer("steps", None, "Sampler steps of the diffusion stages.", lower_bound=1, flag_values=f)
+  flags.DEFINE_integer(
+    "batch_size",
+    None,
+    "Pairs that a stage makes at once on each device: lower it where memory is short (default: config.sampler.batch_size).",
+    lower_bound=1,
+    flag_values=f,
+  )
   flags.DEFINE_integer(
     "workers",
     None,
@@ -135,6 +143,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     paths |= {"tree": None, "refine": None, "filter_path": None}
   if f.filter_threshold is not None and not paths["filter_path"]:
     raise ValueError("--filter_threshold needs a tree filter: give --filter, or leave --filter_threshold out")
+  if f.filter_threshold is not None and not 0 <= f.filter_threshold <= 1:
+    raise ValueError(f"--filter_threshold={f.filter_threshold} is none, since scores lie from 0 to 1: give a number between")
+  if f.ask_guidance is not None and f.trees:
+    raise ValueError("--ask_guidance is for sampling trees, but --trees gives them: leave one of the two out")
   if f.guidance is not None and not paths["fundus"]:
     raise ValueError("--guidance needs a fundus stage: give --fundus, or leave --guidance out")
   dataset_writer.write(
@@ -150,6 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ask=attributes.parse(f.ask),
     ask_guidance=f.ask_guidance,
     ask_candidates=f.ask_candidates,
+    batch_size=f.batch_size,
     cut_share=f.cut_share,
     workers=f.workers,
   )

@@ -198,3 +198,16 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(item, cut_s
   restored = checkpoints.restore(like(make_state(1)))
   assert checkpoints.position() == {"next_index": 1}
   small.assert_same(restored.params, make_state(1).params)
+
+
+def test_the_shipped_weights_are_found_whatever_is_here(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "filter").mkdir()
+  with pytest.raises(ValueError, match="holds no checkpoint"):
+    checkpoint.load("filter")
+  loaded = checkpoint.load("shipped:filter")
+  assert loaded.config.stage == "filter" and loaded.step == 200
+  with pytest.raises(ValueError, match="holds no step 7, only 200: leave --step out"):
+    checkpoint.load("shipped:filter", step=7)
+  with pytest.raises(ValueError, match="shipped:none does not exist.*filter, fundus"):
+    checkpoint.load("shipped:none")

@@ -32,9 +32,9 @@ def run(function: Callable[[], int | None]) -> int:
 def expand_home(arguments: Sequence[str]) -> list[str]:
   """Replaces `~` and `~user` at the start of every path on a command line by the home folder.
 
-  Shells do so only at the start of a word, not after `--out=`, `folder:` or the `+` that joins data sources.
+  Shells do so only at the start of a word, not after `--out=`, `folder:`, the `+` that joins data sources or a comma.
   """
-  tilde = re.compile(r"(^|^--?[\w.]+=|folder:)(~[^/+]*)(?=[/+]|$)")
+  tilde = re.compile(r"(^|^--?[\w.]+=|folder:|,)(~[^/+,]*)(?=[/+,]|$)")
   return [tilde.sub(lambda match: match[1] + os.path.expanduser(match[2]), argument) for argument in arguments]
 
 
@@ -47,8 +47,8 @@ def _sentence(error: Exception) -> tuple[str, int]:
     return f"no permission for {error.filename}: change its permissions, or use another file or folder", 2
   if "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
     return (
-      "the device's memory is too small: lower config.train.batch_size, raise config.train.accumulate, or (tree, fundus) set "
-      "config.model.remat=True"
+      "the device's memory is too small: to train, lower config.train.batch_size, raise config.train.accumulate, or (tree, "
+      "fundus) set config.model.remat=True; to generate, lower --batch_size; to sample, lower config.sampler.batch_size"
     ), 1
   if (platforms := os.environ.get("JAX_PLATFORMS")) and _has_no_device(error, text):
     return (

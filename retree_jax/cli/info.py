@@ -45,7 +45,7 @@ def collect() -> dict:
     "python": platform.python_version(),
     "jax": jax.__version__,
     "devices": [{"platform": p, "kind": k, "count": kinds.count((p, k))} for p, k in dict.fromkeys(kinds)],
-    "models": {name: model(name) for name in checkpoint.shipped_names()},
+    "models": {name: model(checkpoint.SHIPPED + name) for name in checkpoint.shipped_names()},
     "configs": {name: list(config_files.variants(name)) for name in config_files.names()},
   }
 

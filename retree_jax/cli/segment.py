@@ -21,7 +21,7 @@ def define_flags() -> flags.FlagValues:
   f = flags.FlagValues()
   flags.DEFINE_string("input", None, "Folder of photographs.", flag_values=f)
   flags.DEFINE_string("out", None, "Folder to write to.", flag_values=f)
-  flags.DEFINE_string("model", "segmentation", "Workdir of a segmentation stage, or name of shipped weights.", flag_values=f)
+  flags.DEFINE_string("model", "shipped:segmentation", "Workdir of a segmentation stage, or shipped weights.", flag_values=f)
   flags.DEFINE_float(
     "threshold", None, "A pixel is vessel where its probability is above this (default: the model's own).", flag_values=f
   )

@@ -67,10 +67,18 @@ def sample(
 
     if inputs is None:
       raise ValueError("--input is missing: name the folder of photographs to label")
+    if (num, seed) != (None, None):
+      raise ValueError(
+        "--num and --seed have no effect on the segmentation stage, which labels all photographs: leave them out"
+      )
+    if "://" in str(out):
+      raise ValueError("labels are written to a local folder: name one with --out")
     segmenter.label_folder(loaded, inputs, out)
   elif stage == "superres":
     if inputs is None:
       raise ValueError("--input is missing: name the pair folder to enlarge")
+    if seed is not None:
+      raise ValueError("--seed has no effect on the superres stage, whose noise is that of each pair: leave it out")
     _enlarge(loaded, inputs, out, num)
   elif stage in ("tree", "fundus"):
     _diffuse(loaded, out, num, seed, inputs)

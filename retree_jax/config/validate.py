@@ -58,7 +58,7 @@ _FIELDS = {
   "evaluate": {"every": "at least 0", "num": "at least 1"},
   "preview": {"every": "at least 0", "num": "at least 1"},
   "checkpoint": {"every": "at least 1", "keep_best": "at least 0"},
-  "log": {"every": "at least 1", "profile_start": "at least 0", "profile_steps": "at least 0"},
+  "log": {"every": "at least 1", "profile_start": "at least 1", "profile_steps": "at least 0"},
   "diffusion": {
     "time_sampling": ("stratified", "uniform"),
     "first_step": "at least 0",

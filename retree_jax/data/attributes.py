@@ -33,6 +33,15 @@ ATTRIBUTES = {
 # The same, measured on the train splits of CHASE_DB1 and HRF, where it is far from the numbers above. Those stay: weights were
 # trained with them.
 _USUAL = {"tortuosity": (1.046, 0.020)}
+# Least and greatest value that a retina can have.
+_LIMITS = {
+  "outline": (0.0, 1.0),
+  "side": (-1.0, 1.0),
+  "density": (0.0, 1.0),
+  "width": (0.0, float(SIZE)),
+  "tortuosity": (1.0, 10.0),
+  "fractal_dimension": (0.0, 2.0),
+}
 WORDS = {"outline": {"whole": 0.0, "cut": 1.0}, "side": {"left": -1.0, "right": 1.0}}
 
 
@@ -127,7 +136,7 @@ def parse(asked: Sequence[str]) -> dict[str, float]:
   """What a user asks for, from "NAME=VALUE" texts: numbers, or the words in `WORDS`.
 
   Raises:
-    ValueError: an unknown attribute, or a value that cannot be.
+    ValueError: an unknown attribute, one that is asked for twice, or a value that cannot be.
   """
   out = {}
   for text in asked:
@@ -136,13 +145,14 @@ def parse(asked: Sequence[str]) -> dict[str, float]:
       raise ValueError(
         f"--ask {text}: there is no attribute {name!r}; ask for {', '.join(ATTRIBUTES)}, as in --ask density=0.11"
       )
-    words = WORDS.get(name, {})
+    if name in out:
+      raise ValueError(f"--ask {text}: {name} is asked for twice: give it once")
+    words, (low, high) = WORDS.get(name, {}), _LIMITS[name]
     try:
       out[name] = words[value] if value in words else float(value)
     except ValueError:
       out[name] = float("nan")
-    if not np.isfinite(out[name]) or (words and abs(out[name]) > 1):
-      raise ValueError(
-        f"--ask {text}: write {name}={' or '.join(words) if words else 'a number, such as ' + str(usual(name)[0])}"
-      )
+    if not low <= out[name] <= high:  # NaN is not either
+      number = f"a number from {low:g} to {high:g}, such as {usual(name)[0]}"
+      raise ValueError(f"--ask {text}: write {name}={' or '.join(words) if words else number}")
   return out

@@ -5,14 +5,16 @@ import pathlib
 from collections.abc import Iterable
 
 _BLOCK = 4096  # bytes read at either end of a file
+_UNCOMPRESSED = {".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm"}  # formats that may hold pixels as they are
 _MAX_READ = 4000  # files of a source that are opened; of the others, the size alone is looked at
 
 
 def of_source(source) -> str:
   """Fingerprint of a source: 16 hexadecimal digits.
 
-  Of files, name, size and the first and last 4 KiB count: compressed pictures that differ anywhere differ in one of these. The
-  folder that holds them does not. Phantoms and TFDS examples count by their names.
+  Of files, name, size and the first and last 4 KiB count: compressed pictures that differ anywhere differ in one of these. Of
+  formats that may be uncompressed, all bytes count. The folder that holds them does not. Phantoms and TFDS examples count by
+  their names.
 
   Args:
     source: from `sources.open_source`.
@@ -52,6 +54,9 @@ def _add_files(digest, paths: Iterable[pathlib.Path], root: pathlib.Path) -> Non
     if number < _MAX_READ:
       with path.open("rb") as file:
         digest.update(file.read(_BLOCK))
-        if size > _BLOCK:
+        if path.suffix.lower() in _UNCOMPRESSED:
+          while block := file.read(2**20):
+            digest.update(block)
+        elif size > _BLOCK:
           file.seek(max(_BLOCK, size - _BLOCK))
           digest.update(file.read(_BLOCK))

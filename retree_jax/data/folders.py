@@ -298,6 +298,10 @@ class FolderSource:
     """The files of one example: photograph, mask and field of view, as far as there are any."""
     return [files[name] for files in (self._images, self._masks, self._fov) if name in files]
 
+  def has_fov(self, name: str) -> bool:
+    """Whether there is a file of an example's field of view."""
+    return name in self._fov
+
   def _photograph(self, name: str) -> np.ndarray:
     """The pixels of one photograph, uint8 [H, W, 3]."""
     return image_io.as_photograph(image_io.decode(self._images[name], str(self._images[name])))

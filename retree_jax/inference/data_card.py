@@ -83,7 +83,8 @@ def card(journal, identity: dict, models, layout) -> str:
   ]
   for name, stage in stages.items():
     s = stage.get("sampler")
-    sampler = "" if s is None else f"{s['name']}, {s['num_steps']} steps, guidance {s['guidance']:g}"
+    steps = "" if s is None else "all" if s["spacing"] == "full" else s["num_steps"]
+    sampler = "" if s is None else f"{s['name']}, {steps} steps, guidance {s['guidance']:g}"
     lines.append(f"| {name} | {stage['checkpoint']} | {stage['config']} | {stage['step']} | {sampler} |")
   lines += ["", f"Seed {identity['seed']}. Pair k depends on these models and settings, the seed and k alone.", ""]
   if models.fundus is not None:
@@ -123,7 +124,8 @@ def _trees(identity, drawn, passed, pairs, reasons) -> list[str]:
       else ". Their measurements were not checked."
     ),
     "",
-    f"{drawn} trees were sampled and {passed} kept, an acceptance rate of {passed / max(1, drawn):.1%}.",
+    f"{drawn} trees were sampled and {passed} kept, an acceptance rate of {passed / max(1, drawn):.1%}."
+    + (f" These are the chosen ones of {identity['candidates']} candidates for each pair." if "candidates" in identity else ""),
   ]
   if reasons:
     lines += ["", "Reasons for rejection: " + ", ".join(f"{name} {count}" for name, count in sorted(reasons.items())) + "."]

@@ -38,13 +38,15 @@ _SHIPPED = {
 
 
 def shipped() -> dict[str, str | None]:
-  """The names of the shipped weights, as `write` takes them.
+  """The shipped weights, as `write` takes them: whatever folders of the same names are here.
 
   Raises:
     ValueError: this installation has none.
   """
   names = checkpoint.shipped_names()
-  paths = {stage: ",".join(name for name in wanted if name in names) or None for stage, wanted in _SHIPPED.items()}
+  paths = {
+    stage: ",".join(checkpoint.SHIPPED + name for name in wanted if name in names) or None for stage, wanted in _SHIPPED.items()
+  }
   if not (paths["tree"] or paths["fundus"]):
     raise ValueError(
       "this installation ships no weights: give --tree and --fundus, the workdirs of "
@@ -69,6 +71,7 @@ def write(
   cut_share: float | None = None,
   workers: int | None = 0,
   ask_candidates: int | None = None,
+  batch_size: int | None = None,
 ) -> dict:
   """Generates a data set into a folder, or continues one.
 
@@ -87,7 +90,7 @@ def write(
     ask, ask_guidance, cut_share: what trees are asked to have, see `pairs.Generator`.
     workers: processes that mend and turn trees while the devices draw the next, see `retree_jax.data.workers`; None for all
       cores but one with an accelerator, and none on CPUs, where the networks need the cores.
-    ask_candidates: trees drawn for each pair, see `pairs.Generator`.
+    ask_candidates, batch_size: see `pairs.Generator`.
 
   Returns:
     {"pairs": in the set, "made": by this host now, "wall": seconds, "waited": of them for the disk, "stages": seconds by
@@ -101,15 +104,17 @@ def write(
   given = None if trees is None else _Given(trees)
   if given is not None and not paths.get("fundus"):
     raise ValueError("--trees are painted by the fundus stage: give --fundus too")
-  models = pairs.load_models(**paths, threshold=threshold, mesh=mesh)
   if ask and given is not None:
     raise ValueError("--ask is for sampling trees, but --trees gives them: leave one of the two out")
   if ask_candidates is not None and not ask:
     raise ValueError("--ask_candidates chooses by what is asked for, and nothing is: give --ask, or leave --ask_candidates out")
+  models = pairs.load_models(**paths, threshold=threshold, mesh=mesh)
   if workers is None:
     workers = 0 if mesh.devices.flat[0].platform == "cpu" else spare_cores()
   with Workers(workers) as workers:
-    generator = pairs.Generator(models, mesh, guidance, num_steps, ask, ask_guidance, cut_share, workers, ask_candidates)
+    generator = pairs.Generator(
+      models, mesh, guidance, num_steps, ask, ask_guidance, cut_share, workers, ask_candidates, batch_size
+    )
     return _write(generator, given, out, num, seed, trees, form)
 
 
@@ -324,7 +329,7 @@ def facts_of(identity: dict) -> dict:
     "trees": identity["trees"].split()[0],
     **({"asked": identity["asked"]} if "asked" in identity else {}),
     "sampler": {name: s["name"] for name, s in samplers.items()},
-    "steps": {name: s["num_steps"] for name, s in samplers.items()},
+    "steps": {name: "all" if s["spacing"] == "full" else s["num_steps"] for name, s in samplers.items()},
     "guidance": samplers["fundus"]["guidance"] if "fundus" in samplers else None,
     "checkpoint": {name: stage["checkpoint"] for name, stage in stages.items()},
     "config": {name: stage["config"] for name, stage in stages.items()},

@@ -36,6 +36,8 @@ class Generator:
     workers: processes that mend and turn trees; None does it in the calling thread.
     candidates: trees drawn for each pair, of which the one is taken that measures most like what is asked for, in as many times
       the time. None takes `CANDIDATES` where a tortuosity is asked for, which the networks hardly follow, and otherwise 1.
+    batch_size: samples of each stage in one call, on each device; None keeps the configs'. On accelerators the last bits of a
+      pair may depend on it.
 
   Attributes:
     samplers: {"tree": ..., "fundus": ...}, the `retree_jax.inference.sampler.Sampler` of each diffusion stage there is;
@@ -58,6 +60,7 @@ class Generator:
     cut_share: float | None = None,
     workers: Workers | None = None,
     candidates: int | None = None,
+    batch_size: int | None = None,
   ):
     from retree_jax.inference.sampler import Sampler
 
@@ -69,11 +72,15 @@ class Generator:
       raise ValueError(f"there is no tree stage to ask for {next(iter(self.ask))!r}: give one, or leave --ask out")
     if cut_share is not None:
       stages.check_share(cut_share, models.tree, self.ask)
+    loaded = [stage for stage in (models.tree, *models.refine, models.fundus) if stage is not None]
+    if num_steps is not None and all(stage.config.sampler.spacing == "full" for stage in loaded):
+      raise ValueError("--steps has no effect on samplers that take all steps (config.sampler.spacing='full'): leave it out")
+    sizes = {"batch_size": batch_size}
     self.candidates = candidates or (CANDIDATES if "tortuosity" in self.ask else 1)
     if ask_guidance is None and attributes.measures_in(self.ask) - {"tortuosity"}:
       ask_guidance = ASK_GUIDANCE
     if models.tree is not None:
-      config = _changed(models.tree.config, num_steps=num_steps, guidance=ask_guidance, cut_share=cut_share)
+      config = _changed(models.tree.config, **sizes, num_steps=num_steps, guidance=ask_guidance, cut_share=cut_share)
       self.samplers["tree"] = Sampler(config, models.tree.network, mesh)
       self.samplers["tree"].check_asked(self.ask)
     self._refiners, size = [], self.samplers["tree"].size if models.refine else ()
@@ -81,17 +88,18 @@ class Generator:
       from retree_jax.inference.refiner import Refiner
 
       size = tuple(2 * side for side in size)
-      name, refiner = f"refine_{size[0]}", Refiner(_changed(loaded.config, num_steps=num_steps), loaded.network, mesh, size)
+      config = _changed(loaded.config, **sizes, num_steps=num_steps)
+      name, refiner = f"refine_{size[0]}", Refiner(config, loaded.network, mesh, size)
       self.samplers[name] = refiner
       self._refiners.append((name, refiner, loaded.params))
     if models.fundus is not None:
-      config = _changed(models.fundus.config, num_steps=num_steps, guidance=guidance)
+      config = _changed(models.fundus.config, **sizes, num_steps=num_steps, guidance=guidance)
       self.samplers["fundus"] = Sampler(config, models.fundus.network, mesh)
     self._enlarger = None
     if models.superres is not None:
       from retree_jax.inference.superres import Enlarger
 
-      self._enlarger = Enlarger(models.superres.config, models.superres.network, mesh)
+      self._enlarger = Enlarger(_changed(models.superres.config, **sizes), models.superres.network, mesh)
       wanted, size = self._enlarger.input_size, self.samplers["fundus"].size
       if wanted != size:
         raise ValueError(
@@ -375,8 +383,11 @@ def record_attempt(record: dict, verdict) -> bool:
 
 
 def _changed(config, **sampler):
-  """A copy of a config with some of its sampler's fields changed; None leaves a field as it is."""
+  """A copy of a config with some of its sampler's fields changed; None leaves a field as it is, and so does spacing="full" the
+  number of steps."""
   changes = {k: v for k, v in sampler.items() if v is not None}
+  if config.sampler.get("spacing") == "full":
+    changes.pop("num_steps", None)
   if not changes:
     return config
   config = config.copy_and_resolve_references()

@@ -179,14 +179,19 @@ def label_folder(loaded, input_folder, out_folder, threshold: float | None = Non
   inside = source.path / "images" if (source.path / "images").is_dir() else source.path
   files = folders.list_pictures(inside)
   copy = inside.resolve() != (out / "images").resolve()
+  if inside.resolve() == out.resolve():
+    raise ValueError(
+      f"{out} holds photographs, which would then be there twice: use another --out, or move them to {out / 'images'} first"
+    )
   with claim.hold(out, "labelling"):
     if copy and (out / "images").is_dir():
       _check_copies(files, folders.list_pictures(out / "images"))
-    sharding.on_first_process(lambda: _begin(out, run, sampler, source.names))
+    sharding.on_first_process(lambda: _begin(out, run, sampler, source.names, "" if copy else "masks"))
     if jax.process_index() == 0 and copy and (source.path / "splits.json").is_file():
       writing.write_bytes(out / "splits.json", (source.path / "splits.json").read_bytes())
     mine = range(jax.process_index(), len(source), jax.process_count())
-    waiting = [i for i in mine if not (out / "masks" / f"{source.names[i]}.png").exists()]
+    written = ("masks", "probabilities") if probabilities else ("masks",)
+    waiting = [i for i in mine if not all((out / kind / f"{source.names[i]}.png").exists() for kind in written)]
     for start in range(0, len(waiting), segmenter.batch_size):
       eyes = [source[i] for i in waiting[start : start + segmenter.batch_size]]
       maps = segmenter(params, [eye["image"] for eye in eyes], [eye["fov"] for eye in eyes])
@@ -196,23 +201,25 @@ def label_folder(loaded, input_folder, out_folder, threshold: float | None = Non
           _copy(files[name], out / "images" / files[name].name)
         if probabilities:
           writing.write_png(out / "probabilities" / f"{name}.png", scaling.from_unit(probability))
-        writing.write_png(out / "fov" / f"{name}.png", eye["fov"])
-        # Last: the mask marks this photograph as done.
-        writing.write_png(out / "masks" / f"{name}.png", (probability > threshold) * np.uint8(255))
+        if copy or not source.has_fov(name):
+          writing.write_png(out / "fov" / f"{name}.png", eye["fov"])
+        # Last: the mask marks this photograph as done. One that is there may have been corrected by hand.
+        if not (out / "masks" / f"{name}.png").exists():
+          writing.write_png(out / "masks" / f"{name}.png", (probability > threshold) * np.uint8(255))
       logging.info("labelled %d of %d photographs", min(start + segmenter.batch_size, len(waiting)), len(waiting))
     sharding.wait_for_all("photographs labelled")  # before process 0 gives the folder back
   return len(waiting)
 
 
-def _begin(out: pathlib.Path, run: dict, sampler: dict, names: Sequence[str]) -> None:
-  """Claims a folder for the labels of one run, and writes the manifest before the first mask."""
+def _begin(out: pathlib.Path, run: dict, sampler: dict, names: Sequence[str], inside: str) -> None:
+  """Claims a folder, of which `inside` must be empty, for the labels of one run; writes the manifest before the first mask."""
   identity = {**run, "sampler": sampler}
-  claim.check(out, identity, "labels.json", "masks")
+  claim.check(out, identity, "labels.json", inside)
+  claim.record(out, identity, "labels.json")
   # Masks of photographs that are no longer among the inputs stay, and stay listed: their labels are predicted too.
   masks = [path.name.removesuffix(".png") for path in (out / "masks").glob("[!.]*.png")]
   names = [*names, *sorted(set(masks) - set(names))]
   writing.write_text(out / "manifest.jsonl", "".join(json.dumps({"name": name, **run}) + "\n" for name in names))
-  claim.record(out, identity, "labels.json")
 
 
 def _check_copies(files, copies) -> None:

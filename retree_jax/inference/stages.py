@@ -60,6 +60,16 @@ def check_fit(models: Models) -> None:
       f"the fundus stage asks for {sorted(other)[0]!r}, which no stage makes: train it with "
       "config.data.condition=('tree', 'fov')"
     )
+  tree_filter = None if models.tree_filter is None else models.tree_filter.loaded
+  loaded = {"tree": models.tree, "filter": tree_filter, "fundus": models.fundus}
+  sides = {name: tuple(stage.config.data.image_size) for name, stage in loaded.items() if stage is not None}
+  for name, (height, width) in sides.items():
+    first, (rows, columns) = next(iter(sides.items()))
+    if height * columns != width * rows:
+      raise ValueError(
+        f"the {first} stage works on {rows}x{columns} pixels and the {name} stage on {height}x{width}, of another shape, which "
+        "would squash every eye: give stages whose config.data.image_size have the same ratio"
+      )
 
 
 def check_share(share: float, tree, ask: dict[str, float]) -> None:

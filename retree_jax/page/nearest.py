@@ -21,7 +21,7 @@ class TrainingEyes:
   """
 
   def __init__(self, spec: str):
-    spec = spec if spec.startswith(("folder:", "phantom", "tfds:")) else f"folder:{spec}"
+    spec = sets.as_spec(spec)
     self._train, heldout = (sources.open_source(spec, split=split, fields=("image",)) for split in ("train", "test"))
     if len(self._train) < 3 or len(heldout) < 2:
       raise ValueError(

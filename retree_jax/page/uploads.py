@@ -1,5 +1,6 @@
 """Pictures that users upload: bounded in bytes, pixels and type before any of them is decoded, and never written to a disk."""
 
+import contextlib
 import io
 
 import numpy as np
@@ -29,7 +30,7 @@ def check(data: bytes) -> None:
     with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
       width, height = picture.size
       if picture.format == "TIFF":
-        _check_pages(picture)
+        width, height = _largest_page(picture)
   except (Image.DecompressionBombError, Image.DecompressionBombWarning):
     width, height = MAX_PIXELS, MAX_PIXELS
   except ValueError:
@@ -40,12 +41,16 @@ def check(data: bytes) -> None:
     raise ValueError(f"the picture has more than {MAX_PIXELS // 10**6} million pixels: shrink it")
 
 
-def _check_pages(picture: Image.Image) -> None:
-  try:
-    picture.seek(_MAX_PAGES)
-  except EOFError:
-    return
-  raise ValueError(f"the TIFF file has more than {_MAX_PAGES} pages: save the picture alone")
+def _largest_page(picture: Image.Image) -> tuple[int, int]:
+  """Width and height of the page that will be decoded."""
+  sizes = []
+  with contextlib.suppress(EOFError):
+    for page in range(_MAX_PAGES + 1):
+      picture.seek(page)
+      sizes.append(picture.size)
+  if len(sizes) > _MAX_PAGES:
+    raise ValueError(f"the TIFF file has more than {_MAX_PAGES} pages: save the picture alone")
+  return max(sizes, key=lambda size: size[0] * size[1])
 
 
 def photograph(data: bytes) -> np.ndarray:

@@ -15,7 +15,7 @@ Contents of report.json (`FORMAT` 1; null stands for NaN):
   fidelity     "definitions"; "measures" as `metrics.fidelity.summary`; "shift" {"generated" | "real": [dy, dx] px};
                "pairs" {"generated" | "real": [{"name", measures}]}
   segmenter    null, or {"generated" | "real": {score: {"mean", "std", "low", "high", "count"}}}
-  privacy      null, or {"photographs" and, where the training set has trees, "trees": what
+  privacy      null, or {"photographs" and, where the training set has some, "trees": what
                `metrics.privacy.Audit.to_dict` returns, or {"refused": why}}
   gate         with `evaluate --gate` alone: list of {"name", "bound", "value", "passed", "sentence"}, see `report.gate`
 

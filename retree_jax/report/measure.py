@@ -31,7 +31,8 @@ class MeasuredSet:
   Attributes:
     title: of the set.
     names: of the pairs, in the order of everything below.
-    thumbnails: {"image": uint8 [N, 128, 128, 3], "tree": uint8 [N, 128, 128, 1], or [0, ...] for a set without trees}.
+    thumbnails: {"image": uint8 [N, 128, 128, 3], "tree": uint8 [M, 128, 128, 1] of the M examples that have one}.
+    with_tree: [M] numbers of these examples.
     digests: one for each photograph, equal for equal pixels.
     features: {space: [N, d]}, a space being a kind of pictures and an extractor.
     biomarkers: `vessels.biomarkers` of each pair.
@@ -43,6 +44,7 @@ class MeasuredSet:
   title: str
   names: list[str] = dataclasses.field(default_factory=list)
   thumbnails: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  with_tree: list[int] = dataclasses.field(default_factory=list)
   digests: list[str] = dataclasses.field(default_factory=list)
   features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
   biomarkers: list[dict] = dataclasses.field(default_factory=list)
@@ -114,12 +116,12 @@ def fitted(source, indices: Sequence[int], size: tuple[int, int]) -> Iterator[di
 
 
 def photographs(source, indices: Sequence[int], size: tuple[int, int]) -> MeasuredSet:
-  """Measures only what the privacy audit needs: names, thumbnails and digests. Trees count if every example has one."""
+  """Measures only what the privacy audit needs: names, thumbnails and digests."""
   measured, thumbnails = MeasuredSet(_title(source)), _Thumbnails()
   for example in fitted(source, indices, size):
     _add_photograph(measured, example)
     thumbnails.add(example)
-  measured.thumbnails = thumbnails.stacked()
+  thumbnails.store(measured)
   return measured
 
 
@@ -193,7 +195,7 @@ def pairs(
   measured.biomarkers += [future.result() for future in waiting]
   if len(measured) > 1:  # the first photograph gets the last tree, so that each has exactly one tree of another eye
     measured.shuffled.insert(0, fidelity.measures(first[0], previous_tree, first[1]))
-  measured.thumbnails = thumbnails.stacked()
+  thumbnails.store(measured)
   measured.features = {space: np.concatenate(parts) for space, parts in vectors.items()}
   return measured
 
@@ -253,17 +255,21 @@ class _Thumbnails:
   """Collects the thumbnails of a set."""
 
   def __init__(self):
-    self._fields = {"image": [], "tree": []}
+    self._fields: dict[str, list] = {"image": [], "tree": []}
+    self._with_tree: list[int] = []
 
   def add(self, example: dict) -> None:
+    if "tree" in example:
+      self._with_tree.append(len(self._fields["image"]))
     for field, pictures in self._fields.items():
       if field in example:
         pictures.append(transforms.area_resize(example[field], (THUMBNAIL, THUMBNAIL)))
 
-  def stacked(self) -> dict[str, np.ndarray]:
-    """{"image", "tree"}; trees are empty unless every example has one."""
-    count, none = len(self._fields["image"]), np.zeros((0, THUMBNAIL, THUMBNAIL, 1), np.uint8)
-    return {field: np.stack(part) if len(part) == count else none for field, part in self._fields.items()}
+  def store(self, measured: MeasuredSet) -> None:
+    """Gives a set its thumbnails."""
+    none = np.zeros((0, THUMBNAIL, THUMBNAIL, 1), np.uint8)
+    measured.thumbnails = {field: np.stack(part) if part else none for field, part in self._fields.items()}
+    measured.with_tree = self._with_tree
 
 
 def _add_photograph(measured: MeasuredSet, example: dict) -> None:

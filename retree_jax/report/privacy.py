@@ -21,7 +21,7 @@ def audits(
   extractor: Extractor,
   pictures: bool,
 ) -> tuple[dict, dict]:
-  """Looks for copies of training images among the generated photographs and, where the training set has them, trees.
+  """Looks for copies of training images among the generated photographs and, where the training set has some, trees.
 
   Args:
     measured, sources, chosen: by "generated", "train" and "real" (held-out): what was measured, the sources of the examples,
@@ -47,7 +47,10 @@ def audits(
       continue
     results[kind] = audit.to_dict()
     if pictures:
-      closest[kind] = _closest(audit, field, sources, chosen)
+      compared = chosen
+      if field == "tree":
+        compared = {side: [chosen[side][i] for i in measured[side].with_tree] for side in ("generated", "train")}
+      closest[kind] = _closest(audit, field, sources, compared)
   return results, closest
 
 

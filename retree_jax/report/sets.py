@@ -122,10 +122,14 @@ def _refuse_shared(shared: list[str], count: int) -> None:
   )
 
 
-def _open_spec(text: str, split: str, needs_tree: bool):
+def as_spec(text: str) -> str:
+  """The data source that a text names: one, or a folder."""
   is_spec = text.startswith(("folder:", "phantom", "tfds:")) and not folders.expanded(text).exists()
-  spec = text if is_spec else f"folder:{text}"
-  return sources.open_source(spec, split=split, fields=("image", "tree" if needs_tree else "tree?"))
+  return text if is_spec else f"folder:{text}"
+
+
+def _open_spec(text: str, split: str, needs_tree: bool):
+  return sources.open_source(as_spec(text), split=split, fields=("image", "tree" if needs_tree else "tree?"))
 
 
 def _files(source) -> set[tuple[str, str]]:

@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from retree_jax import checkpoint, train
 from retree_jax.config import run_folder, stored
@@ -123,6 +124,16 @@ def test_fingerprints_see_contents_and_weights_and_not_places(tmp_path):
   writing.write_png(mask, tree)
   assert of(f"folder:{here}") != whole
   assert fingerprint.of_path(here) != fingerprint.of_path(tmp_path / "there")
+
+
+def test_fingerprints_see_a_pixel_of_an_uncompressed_picture(tmp_path):
+  pixels = np.zeros((256, 256), np.uint8)
+  found = set()
+  for value in (0, 255):
+    pixels[128, 128] = value
+    Image.fromarray(pixels).save(tmp_path / "mask.tif")
+    found.add(fingerprint.of_path(tmp_path / "mask.tif"))
+  assert len(found) == 2
 
 
 def test_the_same_eyes_in_another_folder_go_on_and_other_eyes_do_not(tmp_path, capfd):

@@ -73,14 +73,23 @@ def test_what_is_asked(text, wanted):
     ("age=40", "there is no attribute 'age'; ask for outline, side,"),
     ("side=up", "write side=left or right"),
     ("side=3", "write side=left or right"),
-    ("density=much", "write density=a number, such as 0.09"),
+    ("density=much", "write density=a number from 0 to 1, such as 0.09"),
     ("density=nan", "write density=a number"),
     ("density", "write density=a number"),
+    ("density=11", "write density=a number from 0 to 1"),
+    ("width=-3", "write width=a number from 0"),
+    ("tortuosity=0.9", "write tortuosity=a number from 1"),
+    ("outline=-1", "write outline=whole or cut"),
   ],
 )
 def test_what_cannot_be_asked(text, message):
   with pytest.raises(ValueError, match=message):
     attributes.parse([text])
+
+
+def test_nothing_is_asked_for_twice():
+  with pytest.raises(ValueError, match="density is asked for twice"):
+    attributes.parse(["density=.1", "side=left", "density=.2"])
 
 
 class OneEye:

@@ -35,9 +35,9 @@ def test_the_candidate_nearest_to_what_is_asked_is_taken():
   first, records = drawn(1)
   assert "candidates" not in records[0] and "measured" not in records[0]
   np.testing.assert_array_equal(first["tree"], generate.Generator(deaf()).trees(np.arange(6), 0)[0]["tree"])
-  off = [np.abs(densities(drawn(n)[0]) - 0.3) for n in (1, 2, 6)]
-  assert (off[1] <= off[0]).all() and (off[2] <= off[1]).all() and (off[2] < off[0]).any()
   fields, records = drawn(6)
+  off = [np.abs(densities(found) - 0.3) for found in (first, drawn(2)[0], fields)]
+  assert (off[1] <= off[0]).all() and (off[2] <= off[1]).all() and (off[2] < off[0]).any()
   assert [record["candidates"] for record in records] == [6] * 6
   np.testing.assert_allclose([record["measured"]["density"] for record in records], densities(fields), atol=1e-6)
 
@@ -54,8 +54,8 @@ def test_a_tree_that_the_filter_refuses_is_not_chosen_for_its_measure():
   """Trees of more than a third vessel are refused, though more is asked for."""
   dense = judge_by(lambda tree: 1.0 - (tree >= 128).mean(), 2 / 3)
   models = generate.Models(deaf().tree, tree_filter=dense)
-  one = generate.Generator(models, ask={"density": 0.9}, ask_guidance=1.0, candidates=1).trees(np.arange(24), 0)[1]
-  six = generate.Generator(models, ask={"density": 0.9}, ask_guidance=1.0, candidates=6).trees(np.arange(24), 0)[1]
+  one = generate.Generator(models, ask={"density": 0.9}, ask_guidance=1.0, candidates=1).trees(np.arange(8), 0)[1]
+  six = generate.Generator(models, ask={"density": 0.9}, ask_guidance=1.0, candidates=6).trees(np.arange(8), 0)[1]
   accepted = [np.array([record["accepted"] for record in records]) for records in (one, six)]
   assert not accepted[0].all() and accepted[1][accepted[0]].all() and accepted[1].sum() > accepted[0].sum()
 

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from retree_jax.data import claim, image_io, phantom, sources, writing
 from retree_jax.inference import segmenter
@@ -86,9 +87,47 @@ def test_masks_of_experts_are_never_overwritten(photographs, tmp_path):
   loaded = darkness(small())
   mask = tmp_path / "masks" / "eye_0.png"
   writing.write_png(mask, np.zeros((4, 4), np.uint8))
-  with pytest.raises(ValueError, match="masks holds files that this command did not write, and it never overwrites any"):
+  with pytest.raises(ValueError, match="holds files that this command did not write, and it never overwrites any"):
     segmenter.label_folder(loaded, photographs, tmp_path)
   with pytest.raises(ValueError, match="does not exist"):
     segmenter.label_folder(loaded, tmp_path / "none", tmp_path / "out")
   with pytest.raises(ValueError, match="give one from 0"):
     segmenter.label_folder(loaded, photographs, tmp_path / "out", threshold=1.0)
+
+
+def test_photographs_of_another_folder_are_never_mixed_in(photographs, tmp_path):
+  writing.write_png(tmp_path / "images" / "other.png", np.zeros((4, 4, 3), np.uint8))
+  with pytest.raises(ValueError, match="holds files that this command did not write"):
+    segmenter.label_folder(darkness(small()), photographs, tmp_path)
+
+
+def test_a_flat_folder_is_not_labelled_in_place(photographs, tmp_path):
+  """A rerun would find images/ there, and never see the photographs beside it."""
+  flat = tmp_path / "flat"
+  shutil.copytree(photographs / "images", flat)
+  with pytest.raises(ValueError, match=r"use another --out, or move them to .*images first"):
+    segmenter.label_folder(darkness(small()), flat, flat)
+  (flat / "images").mkdir()
+  for path in flat.glob("*.png"):
+    path.rename(flat / "images" / path.name)
+  assert segmenter.label_folder(darkness(small()), flat, flat) == 3
+
+
+def test_fields_of_view_that_are_there_stay(photographs, tmp_path):
+  shutil.copytree(photographs, tmp_path, dirs_exist_ok=True)
+  fov = sources.open_source(f"folder:{photographs}", split="all", fields=("image",))[0]["fov"]
+  (tmp_path / "fov").mkdir()
+  Image.fromarray(fov[..., 0]).save(tmp_path / "fov" / "eye_0.gif")
+  assert segmenter.label_folder(darkness(small()), tmp_path, tmp_path) == 3
+  assert sorted(path.name for path in (tmp_path / "fov").iterdir()) == ["eye_0.gif", "eye_1.png", "eye_2.png"]
+  assert segmenter.label_folder(darkness(small()), tmp_path, tmp_path) == 0
+
+
+def test_probabilities_can_be_added_and_leave_corrected_masks_alone(photographs, tmp_path):
+  loaded, out = darkness(small()), tmp_path / "labelled"
+  segmenter.label_folder(loaded, photographs, out)
+  corrected = out / "masks" / "eye_1.png"
+  writing.write_png(corrected, 255 - image_io.decode(corrected, "eye_1"))
+  before = corrected.read_bytes()
+  assert segmenter.label_folder(loaded, photographs, out, probabilities=True) == 3
+  assert len(list((out / "probabilities").iterdir())) == 3 and corrected.read_bytes() == before

@@ -87,3 +87,11 @@ def test_a_damaged_picture_is_refused_when_it_is_decoded():
 def test_pictures_that_are_no_trees_say_what_to_draw(pixels, words):
   with pytest.raises(ValueError, match=words):
     uploads.tree(encoded(pixels))
+
+
+def test_the_largest_page_of_a_tiff_counts():
+  pages = [Image.new("L", (10, 10)), Image.new("L", (7000, 7000))]
+  buffer = io.BytesIO()
+  pages[0].save(buffer, "TIFF", save_all=True, append_images=pages[1:], compression="tiff_lzw")
+  with pytest.raises(ValueError, match="more than 25 million pixels"):
+    uploads.check(buffer.getvalue())

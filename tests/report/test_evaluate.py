@@ -67,6 +67,22 @@ def test_planted_copies_are_found(alike):
   assert np.corrcoef(pair["generated"][middle].ravel(), pair["train"][middle].ravel())[0, 1] > 0.9
 
 
+def test_copied_trees_are_found_where_a_training_eye_has_none(sets):
+  class Partly(ArraySource):
+    """The first training eye has no mask, as photographs that nobody has labelled yet."""
+
+    def __getitem__(self, index):
+      example = super().__getitem__(index)
+      return {k: v for k, v in example.items() if k != "tree"} if index == 0 else example
+
+  generated = {field: pixels[:4].copy() for field, pixels in sets["a"].items()}
+  generated["tree"][1] = sets["c"]["tree"][5]
+  result = evaluate.evaluate(generated, sets["b"], Partly(sets["c"], "partly"), size=(SIDE, SIDE))
+  assert result["privacy"]["trees"]["copied"] == [1]
+  shown = result["pictures"]["closest"]["trees"][0]
+  assert (shown["generated_name"], shown["train_name"], shown["copied"]) == ("00001", "00005", True)
+
+
 def test_equal_sets_settings_and_seed_give_equal_files(sets, tmp_path):
   part = {field: pixels[:5] for field, pixels in sets["a"].items()}
   for folder in ("one", "two"):
