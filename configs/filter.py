@@ -5,7 +5,8 @@
     python -m retree_jax.main --config configs/filter.py --config.data.source=folder:PATH --config.data.generated=runs/trees
     python -m retree_jax.generate --tree runs/tree --filter runs/filter --num 1000 --out kept
 
-The variants differ in size alone, but for `paper`: 64×64, the original's network, optimizer and threshold of 0.8.
+The variants differ in size, learning rate and training length; `paper` has 64×64 pixels, the original's network and optimizer,
+and its threshold of 0.8.
 """
 
 from ml_collections import ConfigDict

@@ -53,7 +53,9 @@ def with_parameters(state: TrainState, params) -> TrainState:
   """
   shapes = jax.tree.map(jnp.shape, state.averaged)
   if jax.tree.structure(state.averaged) != jax.tree.structure(params) or shapes != jax.tree.map(jnp.shape, params):
-    raise ValueError("config.train.start_from is of another architecture: use the same config.model for both runs")
+    raise ValueError(
+      "config.train.start_from is of another architecture: use its config.model, data.target, .condition and .attributes"
+    )
   own = {**state.params, "generator": params} if "generator" in state.params else params
   return state.replace(params=jax.tree.map(jnp.copy, own), ema=None if state.ema is None else params)
 

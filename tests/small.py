@@ -70,7 +70,7 @@ class Toy:
   def __init__(self, settings, width: int = 8):
     self.settings, self.width = settings, width
 
-  def check_size(self, height, width):
+  def check_size(self, height, width, field="", factor=1):
     pass
 
   def cpu_block(self, height, width):

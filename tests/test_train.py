@@ -154,6 +154,11 @@ def test_fine_tuning_starts_from_the_average_of_another_run(toy, tmp_path, monke
     (dict(optimizer__schedule="linear"), r"schedule='linear' is unknown: use 'constant' or 'cosine'"),
     (dict(optimizer__schedule="cosine"), r"decay_steps=0 must exceed warmup_steps=2"),
     (dict(diffusion__prediction="score"), r"prediction='score' is unknown: use "),
+    (
+      dict(diffusion__prediction="eps"),
+      r"prediction='eps' cannot start from pure noise.* or config.diffusion.zero_terminal_snr=False",
+    ),
+    (dict(loss__mse=0.0, loss__l1=0.0), r"are both 0, so that nothing would be learnt: set config.loss.mse=1.0"),
     (dict(stage="veins"), r"stage='veins' is unknown: use tree, refine, fundus"),
     (dict(checkpoint__keep_latest=0), r"keep_latest=0 would delete the newest checkpoint: use 1"),
     (dict(train__batch_size=0), r"batch_size=0 is invalid: it must be at least 1"),

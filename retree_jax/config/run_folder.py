@@ -39,6 +39,8 @@ _REPORTED = (
   *(f"{section}.{field}" for section in ("optimizer", "discriminator_optimizer") for field in _OPTIMIZER),
   *(f"{section}.{field}" for section in ("model", "discriminator") for field in ("dtype", "remat")),
 )
+# Prefixes of fields on which the shapes of the parameters depend.
+_SHAPING = ("stage", "model.", "data.target", "data.condition", "data.attributes")
 # Fields that name files: compared by what they hold, not as text.
 _DATA = ("data.source", "data.generated", "loss.perceptual_weights")
 
@@ -75,7 +77,7 @@ def check(
     shown = ", ".join(f"{k} ({theirs.get(k)!r} there, {ours.get(k)!r} here)" for k in refused[:4])
     more = f" and {len(refused) - 4} more" if len(refused) > 4 else ""
     text = f"{workdir} belongs to a run with another config: {shown}{more}. Use another --workdir, or that config"
-    if not any(k == "stage" or k.startswith("model.") for k in refused):
+    if not any(k.startswith(_SHAPING) for k in refused):
       text += f"; to go on from its weights, add --config.train.start_from={workdir} to another --workdir"
     raise ValueError(text)
   return notes + [f"config.{k} is now {ours.get(k)!r}, it was {theirs[k]!r}" for k in reported]

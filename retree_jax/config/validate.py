@@ -90,6 +90,7 @@ _FIELDS = {
     "batch_size": "at least 1",
     "block": "at least 0",
     "overlap": "at least 0",
+    "flips": (1, 2, 4),
     "mask_threshold": _OPEN_SHARE,
     "threshold": _OPEN_SHARE,
   },
@@ -108,7 +109,7 @@ def check(config) -> None:
       field = f"config.{section}.{name}={value!r}"
       if not isinstance(allowed, str):
         if value not in allowed:
-          raise ValueError(f"{field} is unknown: use {', '.join(allowed)}")
+          raise ValueError(f"{field} is unknown: use {', '.join(map(str, allowed))}")
       elif not (math.isfinite(value) and _KINDS[allowed](value)):
         raise ValueError(f"{field} is invalid: it must be {allowed}")
   if "diffusion" in config and config.diffusion.first_step >= config.diffusion.num_steps:

@@ -135,6 +135,9 @@ class Rows:
     self._source, self._rows = source, list(rows)
     self.names = [source.names[row] for row in self._rows]
 
+  def at_size(self, size) -> "Rows":
+    return Rows(sources.at_size(self._source, size), self._rows)
+
   def __len__(self) -> int:
     return len(self._rows)
 

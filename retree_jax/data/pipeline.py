@@ -45,8 +45,12 @@ def _to_arrays(example: dict, fields, size) -> dict[str, np.ndarray]:
     key = field.rstrip("?")
     if field.endswith("?"):
       out[f"has_{key}"] = np.asarray(key in example)
+    elif key == "attributes" and key not in example:  # of a photograph without a tree nothing is known
+      out[key] = np.full(len(attributes.ATTRIBUTES), np.nan, np.float32)
+      continue
     elif key not in example:
-      raise ValueError(f"The eye {example.get('name', '?')} has no {key}: use a source that has one, or ask for {key + '?'!r}.")
+      hint = f", or ask for {key + '?'!r}" if key + "?" in sources.FIELDS else ""
+      raise ValueError(f"The eye {example.get('name', '?')} has no {key}: use a source that has one{hint}.")
     out[key] = np.ascontiguousarray(example[key]) if key in example else np.zeros((*size, CHANNELS[key]), np.uint8)
   return out
 

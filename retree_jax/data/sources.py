@@ -120,11 +120,15 @@ class ChosenSource:
   Attributes:
     names: of the chosen eyes, in the order of `source`.
     title: the source's.
+    path, files: the source's, where it has some.
   """
 
   def __init__(self, source, names):
     wanted = set(names)
     self._source, self.title = source, source.title
+    for own in ("path", "files"):  # by which a source of files is recognised
+      if hasattr(source, own):
+        setattr(self, own, getattr(source, own))
     self._rows = [row for row, name in enumerate(source.names) if name in wanted]
     self.names = [source.names[row] for row in self._rows]
 

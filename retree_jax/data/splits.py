@@ -34,8 +34,13 @@ def hold_out(names, split: str = "test") -> tuple[list[str], list[str]]:
       f"Cannot hold out a {split} split from {folders.some(names) or 'nothing'}: add eyes of at least two "
       f"patients, or {way_out[split]}."
     )
-  order = sorted(groups, key=lambda group: hashlib.sha256(group.encode()).digest())
-  chosen = {group for group in order if hashlib.sha256(group.encode()).digest()[0] < 256 * HOLD_OUT} or {order[0]}
+  digests = {group: hashlib.sha256(group.encode()).digest() for group in groups}
+  order = sorted(groups, key=digests.get)
+  # Where the test split was held out by the first byte, nobody is left that this byte would choose for validation.
+  for byte in (0, 1) if split == "validation" else (0,):
+    if chosen := {group for group in order if digests[group][byte] < 256 * HOLD_OUT}:
+      break
+  chosen = chosen or {order[0]}
   if len(chosen) == len(groups):
     chosen.discard(order[-1])
   test = sorted(name for group in chosen for name in groups[group])

@@ -107,14 +107,23 @@ class Network:
     """Number of images per forward pass with which sampling is fastest on a CPU."""
     return self.module.cpu_block(height, width) if hasattr(self.module, "cpu_block") else 1
 
-  def check_size(self, height: int, width: int) -> None:
-    """Raises ValueError, with the nearest valid size, if the network does not accept height x width pixels."""
+  def check_size(self, height: int, width: int, field: str = "", factor: int = 1) -> None:
+    """Raises ValueError, with the nearest valid size, if the network does not accept height x width pixels.
+
+    Args:
+      height, width: of its input, pixels.
+      field: of the config that the size comes from, for the message.
+      factor: by which the sizes of that field are larger than the network's input.
+    """
     m = self.size_multiple
     if height % m or width % m or min(height, width) < m:
-      valid = "x".join(str(max(m, round(size / m) * m)) for size in (height, width))
+      given, valid = (
+        "x".join(str(factor * side) for side in sides)
+        for sides in ((height, width), [max(m, round(side / m) * m) for side in (height, width)])
+      )
       raise ValueError(
-        f"The network {self._name!r} cannot take {height}x{width} pixels: height and width "
-        f"must be multiples of {m}, for instance {valid}; set data.image_size to that."
+        f"The network {self._name!r} cannot take {given} pixels: height and width must be multiples of {factor * m}, "
+        f"for instance {valid}{f'; change {field}' if field else ''}."
       )
     if hasattr(self.module, "check_size"):
       self.module.check_size(height, width)

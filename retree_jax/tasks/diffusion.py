@@ -36,7 +36,16 @@ class DiffusionTask(base.Task):
     self.channels, self.condition_channels = num_channels(self.target), num_channels(self.condition)
     self.trained_size = self.size
     attributes.check(config.data.get("attributes", ()))
-    self.network.check_size(*self.size)
+    self.network.check_size(*self.size, field="config.data.image_size")
+    if config.diffusion.prediction == "eps" and config.diffusion.zero_terminal_snr:
+      raise ValueError(
+        "config.diffusion.prediction='eps' cannot start from pure noise, where the noise says nothing of the image: use 'v' or "
+        "'x0', or config.diffusion.zero_terminal_snr=False"
+      )
+    if not (config.loss.mse or config.loss.l1):
+      raise ValueError(
+        "config.loss.mse and config.loss.l1 are both 0, so that nothing would be learnt: set config.loss.mse=1.0"
+      )
     self.schedule = make_schedule(config.diffusion)
     if config.diffusion.prediction not in process.KINDS:
       raise ValueError(
@@ -53,6 +62,8 @@ class DiffusionTask(base.Task):
     # With condition dropout, photographs without a tree are used for training too.
     optional = "tree" in config.data.condition and config.diffusion.condition_dropout > 0
     fields = tuple("tree?" if optional and name == "tree" else name for name in names)
+    if config.loss.outside_fov != 1.0 and "fov" not in fields:
+      fields = (*fields, "fov")
     return (*fields, "attributes") if config.data.get("attributes") else fields
 
   def init_parameters(self, key):

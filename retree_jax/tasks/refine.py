@@ -39,6 +39,10 @@ class RefineTask(DiffusionTask):
         "the refine stage needs config.loss.outside_fov=1 and config.diffusion.condition_dropout=0: all pixels have one "
         "weight, and it is always given its tree"
       )
+    if config.data.get("attributes", ()):
+      raise ValueError(
+        "the refine stage is told no attributes, since its trees are drawn already: set config.data.attributes=()"
+      )
     if not 0 <= crop <= min(self.size):
       raise ValueError(f"config.data.crop={crop} does not fit into config.data.image_size={self.size}: make it smaller")
     if config.data.crops > 1 and not crop:
@@ -46,7 +50,7 @@ class RefineTask(DiffusionTask):
     if any(side % conditioning.FACTOR for side in self.size):
       raise ValueError(f"config.data.image_size={self.size} must be even: the condition has half the size")
     self.trained_size = (crop, crop) if crop else self.size
-    self.network.check_size(*self.trained_size)
+    self.network.check_size(*self.trained_size, field="config.data.crop" if crop else "config.data.image_size")
     self.condition_channels = 3  # see `conditioning.condition`
 
   @classmethod
@@ -84,7 +88,8 @@ class RefineTask(DiffusionTask):
     count = min(self.config.preview.num, len(batch["tree"]))
     low = [tuple(s // conditioning.FACTOR for s in self.size)] * count
     low = np.stack([transforms.area_resize(tree, size) for tree, size in zip(batch["tree"], low, strict=False)])
-    refined = Refiner(self.config, self.network, mesh)(ema, np.arange(count), {"tree": low, "fov": batch["fov"][:count]})
+    refiner = self.once(mesh, lambda mesh: Refiner(self.config, self.network, mesh))
+    refined = refiner(ema, np.arange(count), {"tree": low, "fov": batch["fov"][:count]})
     factor = conditioning.FACTOR
     return {
       "given_tree": low.repeat(factor, 1).repeat(factor, 2),

@@ -37,7 +37,12 @@ class SegmentationTask(base.Task):
     self.tile = vessel_map.tile_size(config)
     if min(self.size) < max(self.tile):
       raise ValueError(f"config.crop.size={config.crop.size} exceeds config.data.image_size={self.size}: use a smaller crop")
-    self.network.check_size(*self.tile)
+    self.network.check_size(*self.tile, field="config.crop.size" if config.crop.size else "config.data.image_size")
+    if not 0 <= config.sampler.overlap < min(self.tile):
+      raise ValueError(
+        f"config.sampler.overlap={config.sampler.overlap} does not fit tiles of {min(self.tile)} pixels (config.crop.size): "
+        f"use 0 to {min(self.tile) - 1}"
+      )
     if config.crop.num < 1:
       raise ValueError(f"config.crop.num={config.crop.num} leaves nothing to learn from: use 1 or more")
     if not any(config.loss[name] for name in ("bce", "dice", "jaccard", "cldice")):

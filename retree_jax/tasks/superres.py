@@ -65,12 +65,12 @@ class SuperresTask(base.Task):
       raise ValueError(f"config.data.crops={c.data.crops} needs config.data.crop above 0, and must be 1 or more")
     if not 0 <= self.crop <= min(self.size):
       raise ValueError(f"config.data.crop={self.crop} does not fit into config.data.image_size={self.size}: make it smaller")
-    for size in (self.size, self._trained_size):
+    for size, field in ((self.size, "config.data.image_size"), (self._trained_size, "config.data.crop")):
       if any(s % self.factor for s in size):
         raise ValueError(
           f"config.data.image_size and config.data.crop must be multiples of config.model.factor={self.factor}, not {size}"
         )
-      self.network.check_size(*(s // self.factor for s in size))
+      self.network.check_size(*(s // self.factor for s in size), field=field, factor=self.factor)
 
   @property
   def _trained_size(self):

@@ -24,14 +24,19 @@ class TreeFilterTask(base.Task):
     epoch_steps: see `base.Task`; not used.
 
   Raises:
-    ValueError: no generated trees, or a size that the network cannot take.
+    ValueError: no generated trees, no eyes left to choose a threshold on, or a size that the network cannot take.
   """
 
   fields = ("tree",)
 
   def __init__(self, config, epoch_steps: int = 1):
     super().__init__(config, epoch_steps)
-    self.network.check_size(*self.size)
+    if config.data.heldout != "validation":
+      raise ValueError(
+        f"config.data.heldout={config.data.heldout!r} leaves no eyes of the train split on which the filter's threshold could "
+        "be chosen: use 'validation', with at least two patients in the train split"
+      )
+    self.network.check_size(*self.size, field="config.data.image_size")
     self._generated, self._heldout = generated_trees.read(config.data.generated, self.size)
 
   def init_parameters(self, key):

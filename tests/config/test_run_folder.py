@@ -69,6 +69,8 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
   assert run_folder.check(tmp_path, config) == []
   with pytest.raises(ValueError, match=r"model.mlp_ratio \(4 there, 2 here\)"):
     run_folder.check(tmp_path, small.config(model__mlp_ratio=2))
+  with pytest.raises(ValueError, match=r"data.attributes .*or that config$"):  # its weights have another shape
+    run_folder.check(tmp_path, small.config(model__mlp_ratio=4, data__attributes=("density",)))
   with pytest.raises(ValueError, match=r"optimizer.name \('adamw' there, 'muon' here\)"):
     run_folder.check(tmp_path, small.config(model__mlp_ratio=4, optimizer__name="muon"))
 
@@ -117,12 +119,14 @@ def test_fingerprints_see_contents_and_weights_and_not_places(tmp_path):
   joined = of(f"folder:{here}*2+phantom:5")
   assert of(f"folder:{tmp_path / 'there'}*2+phantom:5") == joined != of(f"folder:{here}*3+phantom:5")
   assert len({whole, joined, of("phantom:5"), of("phantom:6")}) == 4
+  some = of(f"folder:{here}[:2]")
+  assert of(f"folder:{tmp_path / 'there'}[:2]") == some != whole
   # One vessel pixel of one mask.
   mask = here / "masks" / f"{sources.open_source(f'folder:{here}').names[0]}.png"
   tree = image_io.decode(mask.read_bytes(), "mask").copy()
   tree[16, 16] = 255 - tree[16, 16]
   writing.write_png(mask, tree)
-  assert of(f"folder:{here}") != whole
+  assert of(f"folder:{here}") != whole and of(f"folder:{here}[:2]") != some
   assert fingerprint.of_path(here) != fingerprint.of_path(tmp_path / "there")
 
 

@@ -6,10 +6,11 @@ import pytest
 
 from retree_jax import tasks
 from retree_jax.config import validate
-from retree_jax.data import attributes, examples, field_of_view, pipeline, sources, transforms
+from retree_jax.data import attributes, examples, field_of_view, phantom, pipeline, sources, transforms
 from retree_jax.data.attributes import ATTRIBUTES
 from retree_jax.inference.sampler import Sampler
 from retree_jax.models import build
+from retree_jax.report.sets import ArraySource
 from tests import small
 
 SIZE = 512
@@ -155,6 +156,13 @@ def test_the_task_hides_attributes_as_often_as_told():
   assert told[:, 2:].mean() == pytest.approx(0.7 * 0.7, abs=0.02)
   assert (1 - told[:, 2:]).all(axis=1).mean() == pytest.approx(0.3 + 0.7 * 0.09, abs=0.02)
   assert set(told[:, 0]) == {0.0, density} and set(told[:, 1]) == {0.0, side}
+
+
+def test_of_a_photograph_without_a_tree_nothing_is_known():
+  eyes = [phantom.eye(seed, (32, 32)) for seed in range(2)]
+  source = ArraySource({field: np.stack([eye[field] for eye in eyes]) for field in ("image", "fov")}, "unlabelled")
+  (batch,) = pipeline.evaluation_batches(source, size=(32, 32), batch_size=2, fields=("image", "tree?", "attributes"))
+  assert np.isnan(batch["attributes"]).all() and not batch["has_tree"].any()
 
 
 def test_unknown_attributes_in_a_config():

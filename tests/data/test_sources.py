@@ -108,7 +108,7 @@ def test_validation_eyes_come_out_of_the_train_split(tmp_path):
     )
     assert fit and validation and test and not fit & validation and not (fit | validation) & test
     if spec.startswith("folder"):
-      assert fit | validation == train
+      assert fit | validation == train and len(validation) >= 6  # about one in five of 24 patients
       assert not {n.split("_")[0] for n in fit} & {n.split("_")[0] for n in validation}
     else:
       assert fit == train and not validation & train

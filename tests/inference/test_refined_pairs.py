@@ -22,7 +22,7 @@ class Refines:
   def cpu_block(self, height, width):
     return 1
 
-  def check_size(self, height, width):
+  def check_size(self, height, width, field="", factor=1):
     if height % 4:
       raise ValueError(f"not {height}")
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from retree_jax import checkpoint, models, sharding, tasks, train
-from retree_jax.data import transforms
+from retree_jax.data import pipeline, sources, transforms
+from retree_jax.data.examples import Examples
 from retree_jax.diffusion import conditioning
 from retree_jax.inference.refiner import Refiner
 from tests import small
@@ -51,6 +52,29 @@ def test_it_trains_on_crops_resumes_to_the_bit_and_loads(whole, tmp_path):
   assert pictures == {"given_tree", "samples_vessels", "samples_tree", "real_vessels", "real_tree"}
   loaded = checkpoint.load(workdir, stage="refine")
   small.assert_same(loaded.params, state.ema)
+
+
+def test_it_is_scored_on_masks_of_the_rule_it_learns_from():
+  """Phantoms are drawn at twice the size for both: their masks have no other resolution."""
+  c = config()
+  eyes = Examples(c, None, ("vessels", "tree", "fov"))
+  (scored,) = eyes.fixed("train", 2, 2)
+  source = sources.open_source(c.data.source, split="fit", seed=c.seed, size=(32, 32))
+  (direct,) = pipeline.evaluation_batches(
+    source, size=(32, 32), batch_size=3, fit=c.data.fit, fields=("vessels", "tree", "fov")
+  )
+  np.testing.assert_array_equal(scored["vessels"], direct["vessels"][:2])
+
+
+def test_previews_compile_once(whole):
+  _, state = whole
+  c = config()
+  task, mesh = tasks.make(c), sharding.make_mesh(devices=jax.devices()[:1])
+  (batch,) = Examples(c, None, task.fields).fixed("train", 2, 2)
+  task.preview(state.ema, batch, mesh)
+  with small.compilations() as found:
+    task.preview(state.ema, batch, mesh)
+  assert not found
 
 
 def test_learnt_is_the_mask_beside_the_coverage_of_the_same_crop():
@@ -146,7 +170,7 @@ class Repeats:
   def cpu_block(self, height, width):
     return 1
 
-  def check_size(self, height, width):
+  def check_size(self, height, width, field="", factor=1):
     pass
 
   def apply(self, params, x, t, cond=None):
@@ -178,6 +202,8 @@ def test_the_level_of_the_config_is_what_the_network_is_told_and_given():
     ({"data__crop": 0}, "needs config.data.crop above 0"),
     ({"loss__outside_fov": 0.5}, "outside_fov=1"),
     ({"sampler__condition_level": 1.5}, "from 0 to 1"),
+    ({"data__attributes": ("density",)}, "set config.data.attributes=..$"),
+    ({"data__crop": 18}, "multiples of 4, for instance 16x16; change config.data.crop"),
   ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(changes, message):

@@ -227,3 +227,10 @@ def test_a_finished_filter_is_scored_on_other_generated_trees(trained, tmp_path)
   assert scores["heldout_generated_score"] < scores["heldout_real_score"]
   with pytest.raises(ValueError, match="nowhere .*--config.data.generated"):
     cli_stages.evaluate("filter", copy, "phantom:6", overrides={"data.generated": str(tmp_path / "nowhere")})
+
+
+def test_eyes_for_the_threshold_must_be_left(tmp_path):
+  c = config(generated(tmp_path / "dots"))
+  c.data.heldout = "test"
+  with pytest.raises(ValueError, match="heldout='test' leaves no eyes .* use 'validation'"):
+    tasks.make(c)

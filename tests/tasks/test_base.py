@@ -96,6 +96,9 @@ def test_fields_of_a_diffusion_stage_follow_its_config():
   assert tasks.fields(config) == ("image", "tree", "fov")
   config.diffusion.condition_dropout = 0.1
   assert tasks.fields(config) == ("image", "tree?", "fov")
+  config.data.condition = ("tree",)
+  config.loss.outside_fov = 0.1  # pixels are weighted by the field of view, whether the network sees it or not
+  assert tasks.fields(config) == ("image", "tree?", "fov")
   config.data.target = ("vein",)
   with pytest.raises(ValueError, match="unknown field 'vein'"):
     tasks.fields(config)
