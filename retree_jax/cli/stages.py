@@ -54,10 +54,7 @@ def sample(
   Raises:
     ValueError: no checkpoint, one of another stage, inputs that do not serve, or a change that would have no effect.
   """
-  step = int(step) if str(step).isdigit() else step
-  if step not in ("best", "latest") and not isinstance(step, int):
-    raise ValueError(f"--step={step} is unknown: use best, latest or a number")
-  loaded = checkpoint.load(workdir, step=step, stage=stage)
+  loaded = checkpoint.load(workdir, step=_step(step), stage=stage)
   if out is None and not epath.Path(workdir).exists():
     raise ValueError("--out is missing: name a folder for the samples of shipped weights")
   out = epath.Path(out or epath.Path(workdir) / "samples")
@@ -86,6 +83,15 @@ def sample(
     raise ValueError(f"the {stage} stage makes no samples: use --mode train or evaluate")
 
 
+def _step(step: int | str) -> int | str:
+  """What --step says: a number, "best" or "latest"."""
+  if str(step).isdigit():
+    return int(step)
+  if step not in ("best", "latest"):
+    raise ValueError(f"--step={step} is unknown: use best, latest or a number")
+  return step
+
+
 def evaluate(
   stage: str, workdir, source: str | None = None, step: int | str = "best", overrides: Mapping | None = None
 ) -> dict:
@@ -103,7 +109,7 @@ def evaluate(
   Raises:
     ValueError: no checkpoint, data that cannot be read, or a change that would have no effect.
   """
-  loaded = checkpoint.load(workdir, step=int(step) if str(step).isdigit() else step, stage=stage)
+  loaded = checkpoint.load(workdir, step=_step(step), stage=stage)
   overrides = {**(overrides or {}), **({} if source is None else {"data.source": source})}
   _override(loaded.config, overrides, "evaluate", ("data.source", *(("data.generated",) if stage == "filter" else ())))
   own, source = "data.source" not in overrides, loaded.config.data.source
