@@ -386,8 +386,8 @@ def _changed(config, **sampler):
   """A copy of a config with some of its sampler's fields changed; None leaves a field as it is, and so does spacing="full" the
   number of steps."""
   changes = {k: v for k, v in sampler.items() if v is not None}
-  if config.sampler.get("spacing") == "full":
-    changes.pop("num_steps", None)
+  if "num_steps" in changes and config.sampler.spacing == "full":
+    del changes["num_steps"]
   if not changes:
     return config
   config = config.copy_and_resolve_references()

@@ -60,8 +60,8 @@ def check_fit(models: Models) -> None:
       f"the fundus stage asks for {sorted(other)[0]!r}, which no stage makes: train it with "
       "config.data.condition=('tree', 'fov')"
     )
-  tree_filter = None if models.tree_filter is None else models.tree_filter.loaded
-  loaded = {"tree": models.tree, "filter": tree_filter, "fundus": models.fundus}
+  # A filter may be any function.
+  loaded = {"tree": models.tree, "filter": getattr(models.tree_filter, "loaded", None), "fundus": models.fundus}
   sides = {name: tuple(stage.config.data.image_size) for name, stage in loaded.items() if stage is not None}
   for name, (height, width) in sides.items():
     first, (rows, columns) = next(iter(sides.items()))
