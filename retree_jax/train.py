@@ -188,9 +188,11 @@ def evaluate(loaded: checkpoint.Loaded, source: str | None = None, devices=None)
   """
   mesh = sharding.make_mesh(devices=devices)
   config = loaded.config.copy_and_resolve_references()
-  config.data.update(source=source or config.data.source, heldout="test")
-  data = examples.Examples(config, None, tasks.fields(config))
-  evaluator = Evaluator(tasks.make(config), data, mesh, config.train.batch_size, num=None)
+  config.data.update(source=source or config.data.source, heldout="validation")
+  task = tasks.make(config)
+  config.data.heldout = "test"  # only now: a task may refuse to be trained with it
+  data = examples.Examples(config, None, task.fields)
+  evaluator = Evaluator(task, data, mesh, config.train.batch_size, num=None)
   return evaluator(sharding.replicate(loaded.params, mesh))
 
 

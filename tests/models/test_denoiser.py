@@ -98,8 +98,8 @@ def test_other_shapes_of_network(settings, multiple, size):
   transformers = {k for k in params if "vit" in k or "middle" in k}
   assert bool(transformers) == bool(network.settings["attention"] or network.settings["middle"])
   assert ("detail_in" in params) == (network.settings["detail"] > 0 and network.settings["patch"] > 1)
-  with pytest.raises(ValueError, match=f"multiples of {multiple}, .*; set data.image_size"):
-    network.check_size(size[0] + 1, size[1])
+  with pytest.raises(ValueError, match=f"multiples of {multiple}, .*; change config.data.image_size"):
+    network.check_size(size[0] + 1, size[1], field="config.data.image_size")
 
 
 def test_dropout_needs_a_key_and_only_then_drops():
