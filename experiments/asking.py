@@ -35,7 +35,8 @@ def agreement(name: str, asked, measured) -> float:
   if name not in attributes.WORDS:
     return float(stats.spearmanr(asked, measured).statistic)
   words = np.array(list(attributes.WORDS[name].values()))
-  return float(np.mean(words[np.abs(measured[:, None] - words).argmin(axis=1)] == asked))
+  nearest = words[np.abs(measured[:, None] - words).argmin(axis=1)]
+  return float(np.mean((nearest == asked) & np.isfinite(measured)))  # what cannot be measured is wrong
 
 
 def main() -> None:

@@ -17,13 +17,14 @@ WIDTH, HEIGHT, LEFT, BOTTOM = 560, 300, 70, 250  # of the plot, in SVG units
 
 
 def ratio(arm: str) -> float | None:
-  """The ratio of an arm: 0 for `real`, None for an arm that is no mixture."""
+  """The ratio of an arm: 0 for `real`, above 0 for a mixture, None for any other arm."""
   if arm == "real":
     return 0.0
   try:
-    return float(arm[len(_PREFIX) :]) if arm.startswith(_PREFIX) else None
+    value = float(arm[len(_PREFIX) :]) if arm.startswith(_PREFIX) else math.nan
   except ValueError:
     return None
+  return value if 0 < value < math.inf else None
 
 
 def arms(ratios: Sequence[str]) -> tuple[str, ...]:
@@ -94,7 +95,8 @@ def verdict(found: Sequence[dict], test: str) -> str:
   """One sentence: the best ratio, or that none helps."""
   if not found:
     return f"On {test} no ratio is finished yet."
-  best = max(found, key=lambda entry: entry["gain"])
+  several = [entry for entry in found if entry["seed_low"] is not None]
+  best = max(several or found, key=lambda entry: entry["gain"])
   helping = [entry for entry in found if entry["helps"]]
   if helping:
     best = max(helping, key=lambda entry: entry["gain"])
@@ -108,7 +110,8 @@ def verdict(found: Sequence[dict], test: str) -> str:
     )
   return (
     f"On {test} no ratio helps beyond chance: the highest gain is {best['gain']:+.3f}, at {best['ratio']:g} "
-    f"({best['seed_low']:+.3f} to {best['seed_high']:+.3f} over {len(best['seeds'])} seeds)."
+    f"({best['low']:+.3f} to {best['high']:+.3f} over the photographs, {best['seed_low']:+.3f} to {best['seed_high']:+.3f} "
+    f"over {len(best['seeds'])} seeds)."
   )
 
 

@@ -14,7 +14,6 @@ import argparse
 import json
 import pathlib
 import sys
-import time
 
 import numpy as np
 
@@ -73,14 +72,23 @@ def run(args, say=print) -> dict:
       steps = (f"--config.train.num_steps={found['paper, RTT']['optimizer_steps']}",) if name == "paper, no RTT" else ()
       budget = float("inf") if steps else 60 * args.minutes / len(trainings)
       say(f"=== {name}")
-      start = time.monotonic()
-      for flags in trainings:
+      # Time is kept while it passes, so that an arm that was killed gets no more of it than the others.
+      spent = entry.setdefault("spent", [0.0] * len(trainings))
+      for i, flags in enumerate(trainings):
+        before = spent[i]
+
+        def note(took, i=i, before=before, spent=spent):
+          spent[i] = before + took
+          writing.write_json(path, found)
+
+        if before >= budget:
+          continue
         code, _ = reproduce.run_command(
-          ("-m", "retree_jax.main", "--workdir", str(workdir), *flags, *steps), budget, lambda took: None
+          ("-m", "retree_jax.main", "--workdir", str(workdir), *flags, *steps), budget - before, note
         )
         if code:
           raise RuntimeError(f"the training of '{name}' failed (exit code {code}): see its message above")
-      entry["seconds"] = round(time.monotonic() - start, 1)
+      entry["seconds"] = round(sum(entry.pop("spent")), 1)
       entry["batches"] = checkpoint.load(workdir, step="latest").step
       entry["optimizer_steps"] = optimizer_steps(workdir) if name == "paper, RTT" else entry["batches"]
       writing.write_json(path, found)

@@ -101,7 +101,7 @@ def distance(real: np.ndarray, made: np.ndarray) -> dict:
 
 def floor(real: np.ndarray) -> dict:
   """Kernel distance between halves of one set."""
-  found = images.floor(features.extract(real, features.extractor("scattering")))
+  found = images.kernel_floor(features.extract(real, features.extractor("scattering")))
   return _as_json(found)
 
 

@@ -33,7 +33,7 @@ from ml_collections import config_flags
 
 from retree_jax.cli import cpu, errors
 from retree_jax.config import defaults
-from retree_jax.data import provenance, sources, writing
+from retree_jax.data import fingerprint, provenance, sources, writing
 
 from . import mixing
 from .validation_tables import BASELINE, METRICS, collect, markdown
@@ -144,10 +144,11 @@ def run(plan: Plan, config, out, deadline: float = float("inf")) -> dict:
   out = pathlib.Path(out) / plan.name
   for arm in plan.arms:
     phases(plan, arm, config)
-  _claim(out, plan, config)
   # Open every source before hours of training, so that a wrong path is reported now.
   tests = {name: sources.open_source(spec, split="test", fields=("image", "tree")) for name, spec in plan.tests.items()}
   opened = [sources.open_source(spec, split="train", fields=("image", "tree")) for spec in (plan.real, plan.generated)]
+  marks = {"real": opened[0], "generated": opened[1], **{f"test {name}": source for name, source in tests.items()}}
+  _claim(out, plan, config, {name: fingerprint.of_source(source) for name, source in marks.items()})
   for source in (opened[0], *tests.values()):
     provenance.warn(source, "given as real eyes", "give photographs of real eyes with --real and --test")
   for seed in plan.seeds:  # outer loop, so that all arms have the same seeds when time runs out
@@ -216,15 +217,16 @@ def _scored(loaded, source) -> dict:
   return {**means, "images": {name: f1["native"] for name, f1 in full["images"].items()}}
 
 
-def _claim(out, plan, config) -> None:
-  """Checks that a folder holds this experiment or none; seeds and arms may be added later."""
+def _claim(out, plan, config, data: dict[str, str]) -> None:
+  """Checks that a folder holds this experiment or none; seeds and arms may be added later. `data`: fingerprints of the sets."""
   from retree_jax import checkpoint
 
-  facts = dataclasses.asdict(plan) | {"config": checkpoint.to_json(config)}
+  facts = dataclasses.asdict(plan) | {"config": checkpoint.to_json(config), "data": data}
   facts = {k: v for k, v in json.loads(json.dumps(facts)).items() if k not in ("arms", "seeds")}
   path = out / "experiment.json"
   if path.exists():
     theirs = json.loads(path.read_text())
+    theirs.setdefault("data", data)  # of a folder written before fingerprints were kept
     differ = [k for k in facts if theirs.get(k) != facts[k]]
     if differ:
       raise ValueError(f"{out} holds another experiment ({', '.join(differ)} differ): name another folder with --out")
@@ -236,8 +238,17 @@ def _spec(path: str) -> str:
   return path if path.partition(":")[0] in ("phantom", "folder", "tfds") else f"folder:{path}"
 
 
-def _title(spec: str) -> str:
-  return sources.open_source(spec, split="test").title
+def _titled(specs) -> dict[str, str]:
+  """{title: spec}; of several sets with one title, all but the first are numbered."""
+  found: dict[str, str] = {}
+  for spec in dict.fromkeys(specs):
+    title = name = sources.open_source(spec, split="test").title
+    number = 1
+    while name in found:
+      number += 1
+      name = f"{title} {number}"
+    found[name] = spec
+  return found
 
 
 def define_flags() -> flags.FlagValues:
@@ -276,9 +287,11 @@ def main() -> None:
     arms = tuple(dict.fromkeys(((*arms,) if f["arms"].present else ()) + mixing.arms(f.ratios)))
   cpu.dispatch_inline()
   deadline = time.monotonic() + 60 * f.minutes if f.minutes is not None else float("inf")
-  for real in map(_spec, f.real):
-    tests = {_title(spec): spec for spec in dict.fromkeys([real, *map(_spec, f.test)])}
-    plan = Plan(_title(real), real, _spec(f.generated), tests, arms, tuple(range(f.seeds)), f.steps, f.fidelity)
+  others = [_spec(spec) for spec in f.test]
+  titles = {spec: name for name, spec in _titled([*map(_spec, f.real), *others]).items()}
+  for real in dict.fromkeys(map(_spec, f.real)):
+    tests = {titles[spec]: spec for spec in dict.fromkeys([real, *others])}
+    plan = Plan(titles[real], real, _spec(f.generated), tests, arms, tuple(range(f.seeds)), f.steps, f.fidelity)
     print(markdown(run(plan, f.config, f.out, deadline)), flush=True)
 
 

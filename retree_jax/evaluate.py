@@ -62,7 +62,12 @@ def define_flags() -> flags.FlagValues:
     "to be enlarged).",
     flag_values=f,
   )
-  flags.DEFINE_integer("num", None, "Use at most this many eyes of each set, drawn at random.", flag_values=f)
+  flags.DEFINE_integer(
+    "num",
+    None,
+    "Compare at most this many generated and real eyes, drawn at random; copies are looked for among all training eyes.",
+    flag_values=f,
+  )
   flags.DEFINE_integer("seed", 0, "Seed of every random choice.", lower_bound=0, flag_values=f)
   flags.DEFINE_boolean(
     "pictures",

@@ -16,6 +16,21 @@ import jax
 import jax.numpy as jnp
 
 
+def check_seed(seed: int, name: str = "seed") -> int:
+  """The seed as a Python number.
+
+  Raises:
+    ValueError: it is not a whole number in 0 .. 2**32 - 1; the sentence names it `name`.
+  """
+  try:
+    number = operator.index(seed)
+  except TypeError:
+    number = -1
+  if not 0 <= number < 2**32:
+    raise ValueError(f"{name} {seed!r} is not a whole number from 0 to 2**32 - 1; write one, e.g. {name}=0.")
+  return number
+
+
 def stream(seed: int, name: str) -> jax.Array:
   """Root key of one use of randomness, e.g. `stream(config.seed, "dropout")`.
 
@@ -29,12 +44,7 @@ def stream(seed: int, name: str) -> jax.Array:
   Raises:
     ValueError: the seed is not a whole number in that range, or the name is empty.
   """
-  try:
-    number = operator.index(seed)
-  except TypeError:
-    number = -1
-  if not 0 <= number < 2**32:
-    raise ValueError(f"seed {seed!r} is not a whole number from 0 to 2**32 - 1; write one, e.g. seed=0.")
+  number = check_seed(seed)
   if not isinstance(name, str) or not name:
     raise ValueError(f"the name of a random stream must be a non-empty string, not {name!r}.")
   return jax.random.fold_in(jax.random.key(number, impl="threefry2x32"), zlib.crc32(name.encode("utf-8")))

@@ -5,6 +5,7 @@ sharding annotations: jit inserts the gathers). One device is a 1×1 mesh. Axes 
 shardings, and functions of arrays contain no collectives.
 """
 
+import functools
 import os
 import re
 
@@ -113,7 +114,7 @@ def replicate(tree, mesh: Mesh):
   """Arrays that every process holds, as arrays with a copy on every device of the mesh.
 
   Args:
-    tree: pytree of NumPy arrays, or of `jax.Array`s that each process can read as a whole.
+    tree: pytree of NumPy arrays, or of `jax.Array`s; those that no process can read as a whole must lie on this mesh.
     mesh: of this process's devices or of all processes'.
   """
   where = replicated(mesh)
@@ -123,10 +124,17 @@ def replicate(tree, mesh: Mesh):
   def put(x):
     if getattr(x, "sharding", None) == where:
       return x
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+      return _gather(where)(x)
     host = np.asarray(x)  # `jax.device_put` would send what lies on a device to the other hosts, which few backends can
     return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
   return jax.tree.map(put, tree)
+
+
+@functools.lru_cache
+def _gather(where: NamedSharding):
+  return jax.jit(lambda x: x, out_shardings=where)
 
 
 def infer_shardings(abstract_tree, mesh: Mesh, min_size: int = 2**16):

@@ -81,12 +81,23 @@ def make_schedule(config):
   raise ValueError(f"config.optimizer.schedule={config.schedule!r} is unknown: use 'constant' or 'cosine'")
 
 
+def check_decay(config) -> None:
+  """Raises ValueError for a whole config whose learning rate is 0 before training ends."""
+  for section in ("optimizer", "discriminator_optimizer"):
+    end, steps = config.get(section, {}).get("decay_steps", 0), config.train.num_steps
+    if section in config and config[section].schedule == "cosine" and end < steps:
+      raise ValueError(
+        f"config.{section}.decay_steps={end} ends before config.train.num_steps={steps}, and nothing would be learnt after it: "
+        f"set --config.{section}.decay_steps={steps} too"
+      )
+
+
 def make_optimizer(config) -> optax.GradientTransformation:
   """AdamW (Loshchilov & Hutter 2019) or Muon (Jordan et al. 2024), after clipping the gradients by their global norm.
 
   Muon orthogonalizes the momentum (decay 0.95) of every kernel, seen as a matrix of inputs by outputs, and scales it as large
   as AdamW's updates are, so that the same learning rates serve (Liu et al., arXiv 2502.16982). Biases and scales of norms keep
-  AdamW, with b1 and b2.
+  Adam with Nesterov's momentum and decoupled weight decay, with b1 and b2. Muon's own normalisation takes `eps` too.
 
   Args:
     config: `config.optimizer` with name, learning_rate, warmup_steps, schedule, decay_steps, b1, b2, eps, weight_decay and

@@ -22,7 +22,7 @@ from retree_jax.config import run_folder, stored, validate
 from retree_jax.data import claim, examples, montage, pipeline, writing
 from retree_jax.report.metric_logging import MetricLogger
 from retree_jax.report.profiling import Profiler
-from retree_jax.state import TrainState, with_parameters
+from retree_jax.state import TrainState, check_decay, with_parameters
 from retree_jax.tasks.evaluator import Evaluator
 
 
@@ -52,6 +52,7 @@ def train(config, workdir, *, arrays: Mapping[str, np.ndarray] | None = None, de
     # --- mesh, data, task, folder -----------------------------------------------------------------------------------------
     keys.stream(config.seed, config.stage)  # an invalid seed is refused here, in a sentence
     validate.check(config)
+    check_decay(config)
     mesh = sharding.make_mesh(config.mesh.fsdp, devices)
     sharding.check_batch(config.train.batch_size, mesh, config.train.accumulate)
     data = examples.Examples(config, arrays, tasks.fields(config))

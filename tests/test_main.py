@@ -142,7 +142,10 @@ def test_bad_input_is_answered_in_one_sentence(trained, tmp_path):
     "no workdir": ([*sample, f"--workdir={tmp_path / 'none'}"], "does not exist: give a workdir"),
     "no such step": ([*sample, "--step=9", f"--workdir={trained}"], "holds no step 9: it has 2"),
     "wrong step": ([*sample, "--step=last", f"--workdir={trained}"], "--step=last is unknown: use best, latest or a number"),
-    "wrong step to evaluate": (["--config", "configs/tree.py:tiny", "--mode=evaluate", "--step=last", f"--workdir={trained}"], "--step=last is unknown"),
+    "wrong step to evaluate": (
+      ["--config", "configs/tree.py:tiny", "--mode=evaluate", "--step=last", f"--workdir={trained}"],
+      "--step=last is unknown",
+    ),
     "another stage": (
       ["--config", "configs/fundus.py:tiny", "--mode=sample", f"--workdir={trained}"],
       "a checkpoint of the tree stage, not of the fundus stage",

@@ -122,3 +122,29 @@ def test_a_folder_that_is_refused_leaves_no_process_waiting(tmp_path):
   for process, text in zip(processes, texts, strict=True):
     assert process.returncode == 2 and "Traceback" not in text
     assert sum("run is in use: process" in line for line in text.splitlines()) == 1, text
+
+
+def test_parameters_that_are_shared_between_hosts_are_gathered(tmp_path):
+  """As the preview of super-resolution needs them with config.mesh.fsdp=-1."""
+  script = """
+import sys
+import jax, numpy as np
+from retree_jax import sharding
+rank, port = map(int, sys.argv[1:])
+sharding.initialize_distributed("on", f"localhost:{port}", 2, rank)
+mesh = sharding.make_mesh(-1)
+value = np.arange(1 << 17, dtype=np.float32).reshape(2, -1)
+shared = jax.make_array_from_callback(value.shape, sharding.infer_shardings({"x": value}, mesh)["x"], lambda i: value[i])
+assert not shared.is_fully_addressable and not shared.is_fully_replicated
+whole = sharding.replicate({"x": shared, "y": value}, mesh)
+assert all((np.asarray(x) == value).all() for x in whole.values())
+"""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  processes = [small.start("-c", script, str(rank), str(port), devices=2) for rank in range(2)]
+  try:
+    for process in processes:
+      small.finish(process)
+  finally:
+    small.stop(*processes)

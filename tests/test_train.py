@@ -177,7 +177,15 @@ def test_fine_tuning_starts_from_the_average_of_another_run(toy, tmp_path, monke
     (dict(sampler__clip="hard"), r"sampler.clip='hard' is unknown: use none, static, dynamic"),
     (dict(sampler__spacing="even"), r"sampler.spacing='even' is unknown: use full, trailing"),
     (dict(sampler__num_steps=2000), r"2000 sampling steps are more than"),
-    (dict(sampler__guidance=2.0), r"guidance=2.0 needs a model trained with config.diffusion.condition_dropout"),
+    (dict(sampler__guidance=2.0), r"guidance=2.0 needs a model trained with config.data.attributes, or with a tree"),
+    # Which nothing would ever hide.
+    (dict(sampler__guidance=2.0, diffusion__condition_dropout=0.1), r"guidance=2.0 needs a model trained with"),
+    (dict(sampler__seed=-1), r"config.sampler.seed -1 is not a whole number from 0"),
+    (dict(sampler__spacing="trailing_fine", sampler__num_steps=990), r"990 steps of spacing 'trailing_fine' are too many"),
+    (
+      dict(optimizer__schedule="cosine", optimizer__decay_steps=5, train__num_steps=6),
+      r"set --config.optimizer.decay_steps=6 too",
+    ),
     (dict(sampler__eta=1.5), r"eta=1.5 is invalid: it must be from 0 to 1"),
     (dict(sampler__time_shift=0.0), "time_shift=0.0 is invalid: it must be above 0 and at most 1"),
   ],

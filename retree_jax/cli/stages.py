@@ -58,7 +58,8 @@ def sample(
   if out is None and not epath.Path(workdir).exists():
     raise ValueError("--out is missing: name a folder for the samples of shipped weights")
   out = epath.Path(out or epath.Path(workdir) / "samples")
-  _override(loaded.config, overrides or {}, "sample", ("data.source",) if stage == "fundus" and inputs is None else ())
+  others = ("data.source",) if stage == "fundus" and inputs is None else ()
+  _override(loaded.config, overrides or {}, "sample", ("sampler.*", *others))
   if stage == "segmentation":
     from retree_jax.inference import segmenter
 
@@ -100,8 +101,8 @@ def evaluate(
   Args:
     stage, workdir, step: as for `sample`.
     source: as `config.data.source`; by default what `overrides` names, else the run's own.
-    overrides: changes of the stored config given on the command line. Those of `config.sampler` and `config.data.source` take
-      effect; of a tree filter, `config.data.generated` too.
+    overrides: changes of the stored config given on the command line. That of `config.data.source` takes effect; of a segmenter
+      those of `config.sampler`, of a tree filter `config.data.generated`, of super-resolution `config.loss.perceptual_weights`.
 
   Returns:
     The scores. For a segmenter, those of both protocols; for other stages, the losses of the loop's evaluation.
@@ -111,7 +112,8 @@ def evaluate(
   """
   loaded = checkpoint.load(workdir, step=_step(step), stage=stage)
   overrides = {**(overrides or {}), **({} if source is None else {"data.source": source})}
-  _override(loaded.config, overrides, "evaluate", ("data.source", *(("data.generated",) if stage == "filter" else ())))
+  others = {"segmentation": ("sampler.*",), "filter": ("data.generated",), "superres": ("loss.perceptual_weights",)}
+  _override(loaded.config, overrides, "evaluate", ("data.source", *others.get(stage, ())))
   own, source = "data.source" not in overrides, loaded.config.data.source
   try:
     if stage == "segmentation":
@@ -134,16 +136,18 @@ def evaluate(
   return scores
 
 
-def _override(config, overrides: Mapping, mode: str, others: tuple[str, ...] = ()) -> None:
-  """Applies fields of the command line to a stored config: those of `config.sampler`, and `others`. The rest belongs to the
-  training run: a value that is not the run's own would have no effect, and is refused."""
+def _override(config, overrides: Mapping, mode: str, changeable: tuple[str, ...]) -> None:
+  """Applies fields of the command line to a stored config: those that are `changeable`, where "sampler.*" stands for all of a
+  section. The rest belongs to the training run: a value that is not the run's own would have no effect, and is refused."""
   plain = checkpoint.to_json(config)
   for name, value in overrides.items():
     *path, field = name.split(".")
     section = functools.reduce(lambda node, key: node.get(key, {}), path, plain)
-    if name not in others and path[:1] != ["sampler"]:
+    if name == "sampler.cut_share" and value != section.get(field):
+      raise ValueError("--config.sampler.cut_share is read by `generate` alone: leave it out, or use generate --cut_share")
+    if name not in changeable and ".".join([*path, "*"]) not in changeable:
       if json.loads(json.dumps(value)) != section.get(field):
-        counted = " and ".join(f"--config.{n}" for n in ("sampler.*", *others))
+        counted = " and ".join(f"--config.{n}" for n in changeable)
         raise ValueError(
           f"--config.{name}={value!r} has no effect with --mode {mode}: the run has {section.get(field)!r}; leave it out, only "
           f"{counted} can be changed"
@@ -154,6 +158,11 @@ def _override(config, overrides: Mapping, mode: str, others: tuple[str, ...] = (
       )
     else:
       config[path[0]][field] = value
+  if "sampler.num_steps" in overrides and config.sampler.get("spacing") == "full":
+    raise ValueError(
+      "--config.sampler.num_steps has no effect where config.sampler.spacing='full' takes every time step: add "
+      "--config.sampler.spacing=trailing"
+    )
 
 
 def _diffuse(loaded, out, num, seed, inputs) -> None:

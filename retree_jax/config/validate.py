@@ -5,6 +5,7 @@ Only fields that the config has are checked. What is valid in one stage alone is
 
 import math
 
+from retree_jax import keys
 from retree_jax.data import transforms
 from retree_jax.diffusion import samplers, schedules
 
@@ -74,6 +75,14 @@ _FIELDS = {
     "min_snr_gamma": "at least 0",
     "outside_fov": "at least 0",
     "instance_noise": "at least 0",
+    "bce": "at least 0",
+    "dice": "at least 0",
+    "jaccard": "at least 0",
+    "cldice": "at least 0",
+    "cldice_iterations": "at least 0",
+    "positive_weight": "above 0",
+    "penalty_weight": "at least 0",
+    "penalty_every": "at least 1",
   },
   "sampler": {
     "name": samplers.NAMES,
@@ -93,9 +102,10 @@ _FIELDS = {
     "flips": (1, 2, 4),
     "mask_threshold": _OPEN_SHARE,
     "threshold": _OPEN_SHARE,
+    "draws": "at least 1",
   },
   "crop": {"size": "at least 0"},
-  "filter": {"pass_rate": "above 0", "threshold": _SHARE},
+  "filter": {"pass_rate": "above 0 and at most 1", "threshold": _SHARE},
 }
 
 
@@ -112,6 +122,10 @@ def check(config) -> None:
           raise ValueError(f"{field} is unknown: use {', '.join(map(str, allowed))}")
       elif not (math.isfinite(value) and _KINDS[allowed](value)):
         raise ValueError(f"{field} is invalid: it must be {allowed}")
+  if "sampler" in config and "seed" in config.sampler:
+    keys.check_seed(config.sampler.seed, "config.sampler.seed")
+  if "degradation" in config.get("data", {}) and not 0 <= (p := config.data.degradation.probability) <= 1:
+    raise ValueError(f"config.data.degradation.probability={p} is invalid: it must be from 0 to 1")
   if "diffusion" in config and config.diffusion.first_step >= config.diffusion.num_steps:
     raise ValueError(
       f"config.diffusion.first_step={config.diffusion.first_step} leaves no time step of "

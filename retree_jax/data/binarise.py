@@ -40,7 +40,7 @@ def binarise(folder, above: float, invert: bool = False) -> int:
   files = (folders.find_pictures(originals) if originals.is_dir() else {}) | folders.find_pictures(folder)
   if not files:
     raise ValueError(f"There are no pictures in {folder}: give the folder of the masks, e.g. EYES/masks.")
-  read = masks.read_fov if folder.name == "fov" else masks.read_tree
+  read = masks.read_fov if folder.resolve().name == "fov" else masks.read_tree
 
   def converted(path):
     values = masks.drawing(image_io.read(path, str(path)))

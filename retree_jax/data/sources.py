@@ -149,6 +149,19 @@ def _part(names: list[str], split: str) -> list[str]:
   return splits.hold_out(names, "validation")[0 if split == "fit" else 1]
 
 
+def without_number(spec: str) -> str:
+  """One source's spec without the "[:N]" at its end, unless that belongs to the name of a folder."""
+  path = spec.partition(":")[2]
+  return spec if os.path.isdir(os.path.expanduser(path or spec)) else _FIRST.sub("", spec)
+
+
+def names_first_eyes(spec: str) -> bool:
+  """Whether a part of a spec is the first eyes of a source, "[:N]"."""
+  if os.path.isdir(os.path.expanduser(spec)):
+    return False
+  return any(without_number(part) != part for part, _ in weighted_parts(spec))
+
+
 def at_size(source, size):
   """The source drawn at `size` if it has no resolution of its own (phantoms); any other source unchanged."""
   return source.at_size(size) if hasattr(source, "at_size") else source
@@ -156,7 +169,7 @@ def at_size(source, size):
 
 def _open_one(spec: str, split: str, fields, seed: int, size):
   kind, _, rest = spec.partition(":")
-  if kind in ("folder", "tfds") and (first := _FIRST.search(spec)) and not os.path.isdir(os.path.expanduser(rest)):
+  if kind in ("folder", "tfds") and (first := _FIRST.search(spec)) and without_number(spec) != spec:
     part = split in ("fit", "validation")
     whole = _open_one(spec[: first.start()], "train" if part else split, fields, seed, size)
     if split == "test":

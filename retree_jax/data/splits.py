@@ -10,6 +10,8 @@ from retree_jax.data import folders
 HOLD_OUT = 0.2
 # Eyes of one person must stay on one side of a split: 10_left and 10_right, Image_01L and Image_01R are one patient.
 _SIDE = re.compile(r"(?<=[\d_\-.])[_\-.]?(left|right|od|os|l|r)$", re.IGNORECASE)
+# And where the side stands elsewhere: "OD_12", "12_OS_2", "12 right eye", "12 (R)".
+_WORD = re.compile(r"(?:^|(?<=[\W_]))(?:left|right|od|os)(?:[\W_]*eye)?(?:[\W_]+|$)|[\s(]+[lr]\)?$", re.IGNORECASE)
 
 
 def hold_out(names, split: str = "test") -> tuple[list[str], list[str]]:
@@ -27,7 +29,7 @@ def hold_out(names, split: str = "test") -> tuple[list[str], list[str]]:
   """
   groups: dict[str, list[str]] = {}
   for name in names:
-    groups.setdefault(_SIDE.sub("", folders.pairing_key(name)), []).append(name)
+    groups.setdefault(_patient(name), []).append(name)
   if len(groups) < 2:
     way_out = {"test": "write splits.json", "validation": "set config.data.heldout=test to train on all but the test split"}
     raise ValueError(
@@ -45,6 +47,13 @@ def hold_out(names, split: str = "test") -> tuple[list[str], list[str]]:
     chosen.discard(order[-1])
   test = sorted(name for group in chosen for name in groups[group])
   return sorted(set(names) - set(test)), test
+
+
+def _patient(name: str) -> str:
+  """The part of an eye's name that names the patient."""
+  key = folders.pairing_key(name)
+  patient = _SIDE.sub("", key)
+  return patient if patient != key else _WORD.sub("", key) or key
 
 
 def read_splits(path: pathlib.Path, names) -> tuple[list[str], list[str]]:

@@ -265,6 +265,10 @@ def time_grid(
     if fine:
       alpha, sigma = schedule.levels(np.array([0.0, t[-1]]))
       low = max(_FINEST if sigma_min is None else sigma_min, sigma[0] / alpha[0])
+      if sigma[1] / alpha[1] <= low:
+        raise ValueError(
+          f"{steps} steps of spacing 'trailing_fine' are too many for this schedule: write fewer, or 'trailing'."
+        )
       t = np.append(t, schedule.time_of(np.geomspace(sigma[1] / alpha[1], low, fine + 1)[1:]))
   else:
     alpha, sigma = schedule.levels(np.array([0.0, last]))

@@ -52,10 +52,10 @@ class Sampler:
     options = config.sampler
     num_steps = None if options.spacing == "full" else options.num_steps
     self._grid = samplers.time_grid(self._schedule, num_steps, spacing=options.spacing)
-    if options.guidance != 1.0 and not (config.diffusion.condition_dropout or self.attributes):
+    if options.guidance != 1.0 and not (("tree" in self.condition and config.diffusion.condition_dropout) or self.attributes):
       raise ValueError(
-        f"config.sampler.guidance={options.guidance} needs a model trained with "
-        "config.diffusion.condition_dropout above 0 or with config.data.attributes: use 1.0"
+        f"config.sampler.guidance={options.guidance} needs a model trained with config.data.attributes, or with a tree as its "
+        "condition and config.diffusion.condition_dropout above 0: use 1.0"
       )
     self._on_cpu = self.mesh.devices.flat[0].platform == "cpu"
     few = network.cpu_block(*self.size)
@@ -190,9 +190,9 @@ class Sampler:
     if options.guidance != 1.0:
       blank = cond
       if self.condition:
-        blank = jnp.concatenate(
-          [(jnp.zeros_like if f == "tree" else lambda c: c)(cond[..., i : i + 1]) for i, f in enumerate(self.condition)], -1
-        )
+        hidden = split_channels(cond, self.condition)
+        hidden |= {"tree": jnp.zeros_like(hidden["tree"])} if "tree" in hidden else {}
+        blank = jnp.concatenate(list(hidden.values()), axis=-1)
       predict = guidance.guided(predict_x0, lambda x, t: predict_x0(x, t, blank, {}), options.guidance)
     if (shift := options.get("time_shift", 1.0)) != 1.0:
       predict = guidance.shifted(predict, shift, float(self._schedule.time_of(_SHIFTED_BELOW)))

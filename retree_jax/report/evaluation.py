@@ -42,7 +42,7 @@ def evaluate(
     train: the set on which it was trained, given in the same way; trees are optional. None omits the privacy audit.
     size: (height, width) in pixels to which every eye's field of view is fitted before anything is measured. None takes
       the largest of 512, 256, 128 and 64 at which no set has to be enlarged.
-    num: at most this many eyes of each set, drawn at random; None for all.
+    num: at most this many generated and real eyes, drawn at random; None for all. All training eyes count.
     features: features of the image distances, one of `metrics.features.EXTRACTORS`.
     feature_weights: weights file for "inception" and "vgg19".
     segmenter: `checkpoint.Loaded` of a segmentation stage that was trained on real eyes, or its path or name. It adds the
@@ -83,7 +83,8 @@ def evaluate(
       sources[side], f"given as the {side} set", f"compare with photographs of real eyes, and name their folder with --{side}"
     )
   ]
-  chosen = {side: measure.draw(source, num, seed) for side, source in sources.items()}
+  # All training eyes: a copy of one that was not drawn would go unseen.
+  chosen = {side: measure.draw(source, None if side == "train" else num, seed) for side, source in sources.items()}
   log(f"comparing at {size[0]}x{size[1]} pixels, features: {extractor.name}")
   with Workers(workers) as shared:
     measured = {

@@ -36,9 +36,7 @@ _NO_CHART = ("fractal_fit", "width_area")  # biomarkers that stand in the table 
 def subtitle(result: dict) -> str:
   """What was compared, in two sentences."""
   sets, (height, width) = result["sets"], result["settings"]["size"]
-  trained = (
-    f"; the generator was trained on {sets['train']['count']} eyes ({sets['train']['title']})" if "train" in sets else ""
-  )
+  trained = f"; the training set has {sets['train']['count']} eyes ({sets['train']['title']})" if "train" in sets else ""
   return (
     f"{sets['generated']['count']} generated pairs ({sets['generated']['title']}) against "
     f"{sets['real']['count']} real ones ({sets['real']['title']}){trained}. Every eye's field of view "

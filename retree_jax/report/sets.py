@@ -82,7 +82,8 @@ def open_sets(
 
   Args:
     generated, real, train: specs of sources, or plain folders.
-    real_split, train_split: which parts of them; by default all, or test and train where both are the same folder.
+    real_split, train_split: which parts of them; by default all, or test and train where both are the same folder, and train
+      where the training set is the first eyes of one, "[:N]".
 
   Returns:
     {"generated", "real" and, if given, "train": source}, as arguments of `evaluation.evaluate`.
@@ -94,7 +95,7 @@ def open_sets(
   splits = {
     "generated": "all",
     "real": real_split or ("test" if same else "all"),
-    "train": train_split or ("train" if same else "all"),
+    "train": train_split or ("train" if same or (train and sources.names_first_eyes(train)) else "all"),
   }
   specs = {"generated": generated, "real": real, "train": train}
   return {side: _open_spec(spec, splits[side], side != "train") for side, spec in specs.items() if spec}
@@ -143,7 +144,7 @@ def _locations(text: str) -> set[str]:
   """The parts that a spec or path names, the same for every way to write them: folders resolved, weights and order ignored."""
   if folders.expanded(text).exists():
     return {str(folders.expanded(text).resolve())}
+  parts = [sources.without_number(part) for part, _ in sources.weighted_parts(text)]
   return {
-    str(folders.expanded(part.removeprefix("folder:")).resolve()) if part.startswith("folder:") else part
-    for part, _ in sources.weighted_parts(text)
+    str(folders.expanded(part.removeprefix("folder:")).resolve()) if part.startswith("folder:") else part for part in parts
   }

@@ -14,7 +14,10 @@ from retree_jax.report.formatting import (
 
 _DISTANCES = {
   "kernel": ("Kernel distance", "difference between the sets; about 0 for samples of one distribution, whatever their size"),
-  "kernel_floor": ("… real against real", "the same between random halves of the real set"),
+  "kernel_floor": (
+    "… real against real",
+    "between random halves of the real set: 0 on average; 95 % of splits lie in the range",
+  ),
   "frechet": ("Fréchet distance", "difference between the sets; larger the fewer the images"),
   "frechet_matched": ("… at equal counts", "generated against real, at the numbers of images of the next row"),
   "frechet_floor": ("… real against real", "the same between random halves of the real set"),

@@ -236,10 +236,14 @@ class DiffusionTask(base.Task):
     cond = None
     count = self.config.preview.num
     if self.condition:
-      count = min(count, len(batch[self.condition[0]]))
-      cond = {f: batch[f][:count] for f in self.condition}
+      # Eyes whose tree is unknown would be painted as eyes without vessels.
+      known = np.flatnonzero(batch["has_tree"]) if "has_tree" in batch else np.arange(len(batch[self.condition[0]]))
+      rows = known[:count]
+      count, cond = len(rows), {f: batch[f][rows] for f in self.condition}
+    if not count:
+      return {}
     out = sampler(ema, np.arange(count), cond)
     images = {f"samples_{name}": pixels for name, pixels in out.items()}
     if self.condition:
-      images |= {f"given_{f}": v for f, v in cond.items()} | {f"real_{f}": batch[f][:count] for f in self.target}
+      images |= {f"given_{f}": v for f, v in cond.items()} | {f"real_{f}": batch[f][rows] for f in self.target}
     return images

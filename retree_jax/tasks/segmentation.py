@@ -35,7 +35,7 @@ class SegmentationTask(base.Task):
     if not self.condition or set(self.condition) - {"image", "fov"}:
       raise ValueError(f"config.data.condition={self.condition} cannot be segmented: write ('image',) or ('image', 'fov')")
     self.tile = vessel_map.tile_size(config)
-    if min(self.size) < max(self.tile):
+    if any(tile > side for tile, side in zip(self.tile, self.size, strict=True)):
       raise ValueError(f"config.crop.size={config.crop.size} exceeds config.data.image_size={self.size}: use a smaller crop")
     self.network.check_size(*self.tile, field="config.crop.size" if config.crop.size else "config.data.image_size")
     if not 0 <= config.sampler.overlap < min(self.tile):

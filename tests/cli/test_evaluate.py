@@ -59,11 +59,21 @@ def test_a_run_whose_data_are_not_here_says_so(tmp_path):
   "name, value", [("train.num_steps", 9), ("evaluate.num", 100), ("model.remat", True), ("data.fit", "pad")]
 )
 def test_changes_without_effect_are_refused(run, name, value):
-  for mode in (stages.evaluate, stages.sample):
+  for mode, free in ((stages.evaluate, "data.source"), (stages.sample, r"sampler.\*")):
     with pytest.raises(
-      ValueError, match=rf"--config.{name}={value!r} has no effect with --mode .*leave it out, only --config.samp"
+      ValueError, match=rf"--config.{name}={value!r} has no effect with --mode .*leave it out, only --config.{free} can"
     ):
       mode("tree", run, overrides={name: value})
+
+
+def test_sampler_fields_without_effect_are_refused(run, tmp_path):
+  with pytest.raises(ValueError, match="sampler.num_steps=3 has no effect with --mode evaluate"):  # the loss draws no samples
+    stages.evaluate("tree", run, overrides={"sampler.num_steps": 3})
+  with pytest.raises(ValueError, match="cut_share is read by `generate` alone"):
+    stages.sample("tree", run, out=tmp_path, overrides={"sampler.cut_share": 0.5})
+  with pytest.raises(ValueError, match="num_steps has no effect where .*add --config.sampler.spacing=trailing"):
+    stages.sample("tree", run, out=tmp_path, overrides={"sampler.num_steps": 3, "sampler.spacing": "full"})
+  assert not list(tmp_path.iterdir())
 
 
 def test_the_runs_own_values_may_be_repeated(run, tmp_path):
@@ -73,7 +83,7 @@ def test_the_runs_own_values_may_be_repeated(run, tmp_path):
   stages.sample("tree", run, num=1, out=tmp_path, overrides=repeated | {"sampler.num_steps": 3})
   assert json.loads((tmp_path / "run.json").read_text())
   with pytest.raises(ValueError, match="config.sampler of this run has no field 'eta2'"):
-    stages.evaluate("tree", run, overrides={"sampler.eta2": 1})
+    stages.sample("tree", run, out=tmp_path, overrides={"sampler.eta2": 1})
 
 
 @pytest.mark.parametrize("sizes, wanted", [((3,), [0, 1, 2]), ((1, 3, 2), [0, 1, 4, 2, 5, 3])])

@@ -45,9 +45,20 @@ def test_the_hold_out_keeps_patients_together_and_never_moves_them():
   assert not {n.split("_")[0] for n in train} & {n.split("_")[0] for n in test}
   fewer_train, fewer_test = splits.hold_out(names[:100])
   assert set(fewer_test) == set(test) & set(names[:100]) and set(fewer_train) == set(train) & set(names[:100])
-  for pair in (["Image_01L", "Image_01R"], ["7.left", "7.right"], ["12_OD", "12_OS"]):
+  for pair in (
+    ["Image_01L", "Image_01R"],
+    ["7.left", "7.right"],
+    ["12_OD", "12_OS"],
+    ["p1 OD", "p1 OS"],
+    ["p1(R)", "p1(L)"],
+    ["OD_12", "OS_12"],
+    ["left_12", "right_12"],
+    ["12_OS_2", "12_OD_2"],
+    ["12_right_eye", "12_left_eye"],
+  ):
     with pytest.raises(ValueError, match="at least two patients, or write splits.json"):
       splits.hold_out(pair)
+  assert all(splits.hold_out(["osman", "rodos"]))  # not every "os" is a side
   for count in range(2, 8):
     train, test = splits.hold_out([f"eye{i}" for i in range(count)])
     assert train and test

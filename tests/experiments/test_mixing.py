@@ -76,6 +76,11 @@ def test_the_best_ratio_is_named_only_where_it_helps_beyond_chance():
   assert mixing.verdict(noise, "A").startswith("On A no ratio helps beyond chance: the highest gain is +0.027, at 1")
   single = mixing.gains(results({1: [0.05]}, seeds=1), "A&B")
   assert "one seed cannot say" in mixing.verdict(single, "A") and not single[0]["helps"]
+  # A lucky ratio with one seed does not hide those with several.
+  lucky = single[0] | {"ratio": 8.0, "gain": 0.5}
+  assert "highest gain is +0.027, at 1 (-0.010 to +0.050 over the photographs, " in mixing.verdict([*noise, lucky], "A")
+  for arm in ("mix_0", "mix_-1", "mix_nan", "mix_inf", "mix_a", "both"):
+    assert mixing.ratio(arm) is None
   assert "no ratio is finished" in mixing.verdict([], "A")
   lines = "\n".join(mixing.section(helps))
   assert "| A&B | 0.5 | +0.020 |" in lines and "![Gain in F1" in lines

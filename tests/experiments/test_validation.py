@@ -142,6 +142,14 @@ def test_a_small_run_from_end_to_end_is_resumed_and_never_mixed(sets, tmp_path):
   assert (folder / "RESULTS.md").read_text().startswith("# What generated pairs are worth: real")
   with pytest.raises(ValueError, match="another experiment .steps differ"):
     validation.run(plan_of(sets, steps=6), small(), tmp_path)
+  facts = json.loads((folder / "experiment.json").read_text())["data"]
+  assert set(facts) == {"real", "generated", "test real", "test other"}
+  with pytest.raises(ValueError, match="another experiment .data differ"):  # new pairs in the same folder
+    validation._claim(folder, plan, small(), facts | {"generated": "0"})
+
+
+def test_sets_with_one_title_are_told_apart():
+  assert validation._titled(["phantom:4", "phantom:5", "phantom:4"]) == {"phantom": "phantom:4", "phantom 2": "phantom:5"}
 
 
 def test_impossible_plans_say_what_to_write(sets, tmp_path):

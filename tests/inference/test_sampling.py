@@ -146,7 +146,7 @@ def test_what_cannot_be_sampled_is_answered_in_a_sentence():
     sampler(params, np.arange(3), {k: v[:, :, :8] for k, v in given.items()})
   with pytest.raises(ValueError, match="name='euler' is unknown: use "):
     Sampler(conditional(sampler__name="euler")[0], Known())
-  with pytest.raises(ValueError, match="guidance=2.0 needs a model trained with config.diffusion.condition_dropout"):
+  with pytest.raises(ValueError, match="guidance=2.0 needs a model trained with config.data.attributes, or with a tree"):
     config.diffusion.condition_dropout = 0.0
     config.sampler.guidance = 2.0
     Sampler(config, Known())

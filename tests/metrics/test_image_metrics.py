@@ -161,8 +161,13 @@ def test_mode_collapse_shows_in_recall_and_invention_in_precision():
 def test_floor_of_equal_halves():
   rng = np.random.default_rng(0)
   real = rng.normal(size=(200, 5))
-  kernel = images.floor(real)
-  assert kernel.low < 0 < kernel.high and (kernel.num_a, kernel.num_b) == (100, 100)
+  kernel = images.kernel_floor(real)
+  assert kernel.low < kernel.value == 0 < kernel.high and (kernel.num_a, kernel.num_b) == (100, 100)
+  # The same as split after split by the distance itself.
+  rng = np.random.default_rng(3)
+  splits = [images.kernel_distance(*np.split(rng.permutation(real), 2), groups=0).value for _ in range(400)]
+  np.testing.assert_allclose([kernel.low, kernel.high], np.percentile(splits, [2.5, 97.5]), rtol=0.15)
+  assert abs(np.mean(splits)) < 0.1 * kernel.high
   large, small = (images.floor(real, images.frechet_distance, 10, size=size) for size in (100, 20))
   # The Fréchet distance of equal distributions falls with the number of images; that is what the floor is for.
   assert 0 < large.value < small.value
@@ -198,6 +203,7 @@ def test_compare_gives_all_with_floors():
     (lambda a: images.kernel_distance(a, a, subset_size=1), "at least 2"),
     (lambda a: images.precision_recall_density_coverage(a, a[:5]), "at least 6"),
     (lambda a: images.floor(a[:3]), "at least 4"),
+    (lambda a: images.kernel_floor(a[:3]), "at least 4"),
     (lambda a: images.floor(a, size=50), "cannot be split"),
     (lambda a: images.frechet_distance(a, np.where(a == a[3, 2], np.nan, a)), "first number 3"),
   ],

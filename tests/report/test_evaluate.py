@@ -254,11 +254,16 @@ def test_one_set_of_folders_is_known_however_it_is_written(sets, tmp_path, capsy
   for folder in (one, two):
     writing.write_json(folder / "splits.json", {"train": ["eye0", "eye1"], "test": ["eye2", "eye3"]})
   generated = _folder(tmp_path / "generated", {f: v[:4] for f, v in sets["a"].items()})
-  for real, train in ((f"folder:{one}+folder:{two}", f"folder:{two}*2+folder:{one}*0.5"), (f"folder:{one}", one)):
-    out = tmp_path / f"out{len(real)}"
-    assert _run("--generated", generated, "--real", real, "--train", train, "--size", SIDE, "--num", "4", "--out", out) == 0
+  cases = (
+    (f"folder:{one}+folder:{two}", f"folder:{two}*2+folder:{one}*0.5", 3, 4),  # all training eyes, whatever --num is
+    (f"folder:{one}", one, 2, 2),
+    (f"folder:{one}", f"folder:{one}[:1]", 2, 1),
+  )
+  for i, (real, train, reals, trains) in enumerate(cases):
+    out = tmp_path / f"out{i}"
+    assert _run("--generated", generated, "--real", real, "--train", train, "--size", SIDE, "--num", "3", "--out", out) == 0
     found = json.loads((out / "report.json").read_text())["sets"]
-    assert found["real"]["count"] == found["train"]["count"] == (4 if "+" in real else 2)
+    assert (found["real"]["count"], found["train"]["count"]) == (reals, trains)
   capsys.readouterr()
   # Otherwise every eye counts, also those that --num leaves out.
   assert (
