@@ -1,6 +1,6 @@
 """The pictures of README.md and docs/results.md.
 
-    python -m experiments.figures --generated out --real folder:data/CHASE_DB1+folder:data/HRF --out docs
+    python -m experiments.figures --generated out --real folder:data/CHASE_DB1+folder:data/HRF_native --out docs
 
 pairs.png: generated photographs above their trees. real_and_generated.png: held-out real pairs above generated pairs. The
 pairs are not selected by eye: the first pairs of the generated set, and evenly spaced held-out pairs. detail.png: the centres

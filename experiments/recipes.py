@@ -1,6 +1,6 @@
 """The paper's recipe against ours with equal training time, and its repetitive training technique (RTT) on and off.
 
-    python -m experiments.recipes --real folder:data/CHASE_DB1+folder:data/HRF --minutes 20 --out runs/recipes
+    python -m experiments.recipes --real folder:data/CHASE_DB1+folder:data/HRF_native --minutes 20 --out runs/recipes
 
 Four models of 64×64 trees are trained on the train split of --real: the paper's network and loss with RTT for --minutes; the
 same without RTT for the same number of optimizer steps; ours (`tree.py:tiny`) for --minutes; ours for half of the time on

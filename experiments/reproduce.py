@@ -1,6 +1,6 @@
 """The whole chain, from folders of eyes to a report.
 
-    retree-jax reproduce --labelled data/CHASE_DB1,data/HRF --photographs data/IDRiD --out runs/chain
+    retree-jax reproduce --labelled data/CHASE_DB1,data/HRF_native --photographs data/IDRiD --out runs/chain
     retree-jax reproduce --out runs/phantom --preset tiny            # no data: phantom retinas, CPU minutes
 
 segmenter → labels for the photographs that have none → tree stage → refinement → tree filter → fundus stage →

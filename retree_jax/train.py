@@ -52,11 +52,11 @@ def train(config, workdir, *, arrays: Mapping[str, np.ndarray] | None = None, de
     # --- mesh, data, task, folder -----------------------------------------------------------------------------------------
     keys.stream(config.seed, config.stage)  # an invalid seed is refused here, in a sentence
     validate.check(config)
-    check_decay(config)
     mesh = sharding.make_mesh(config.mesh.fsdp, devices)
     sharding.check_batch(config.train.batch_size, mesh, config.train.accumulate)
     data = examples.Examples(config, arrays, tasks.fields(config))
     task = tasks.make(config, epoch_steps=max(1, data.num_train // config.train.batch_size))
+    check_decay(config)
     held = stack.enter_context(claim.hold(workdir, "training"))
     iterator = stack.enter_context(data.train_iterator())
     fingerprints = data.fingerprints()

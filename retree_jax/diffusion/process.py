@@ -64,26 +64,6 @@ def to_x0(pred: jax.Array, xt: jax.Array, alpha: jax.Array, sigma: jax.Array, ki
   return alpha * xt - sigma * pred
 
 
-def to_eps(pred: jax.Array, xt: jax.Array, alpha: jax.Array, sigma: jax.Array, kind: str) -> jax.Array:
-  """The noise implied by a prediction; shape of xt. 0 for an "x0" prediction at sigma = 0, where there is no noise."""
-  _check(kind)
-  alpha, sigma = expand(alpha, xt), expand(sigma, xt)
-  if kind == "eps":
-    return pred
-  if kind == "x0":
-    return _ratio(xt - alpha * pred, sigma)
-  return sigma * xt + alpha * pred
-
-
-def to_v(pred: jax.Array, xt: jax.Array, alpha: jax.Array, sigma: jax.Array, kind: str) -> jax.Array:
-  """The velocity, eq. (2), implied by a prediction; shape of xt."""
-  _check(kind)
-  if kind == "v":
-    return pred
-  x0, eps = to_x0(pred, xt, alpha, sigma, kind), to_eps(pred, xt, alpha, sigma, kind)
-  return expand(alpha, xt) * eps - expand(sigma, xt) * x0
-
-
 def loss_weight(alpha: jax.Array, sigma: jax.Array, kind: str, min_snr_gamma: float | None = None) -> jax.Array:
   """Weight of the squared error in the predicted quantity; shape of alpha.
 
