@@ -1,7 +1,8 @@
 """Steps against quality, and guidance against fidelity: the tables behind the default sampler.
 
-    python -m experiments.sampling_table --tree runs/tree --fundus runs/fundus --real folder:data/CHASE_DB1+folder:data/HRF_native \\
-        --steps 5,10,20,50,full --guidance 1,1.5,2,3 --num 32 --out runs/tables
+    python -m experiments.sampling_table --tree runs/tree --fundus runs/fundus \\
+        --real folder:data/CHASE_DB1+folder:data/HRF_native --steps 5,10,20,50,full --guidance 1,1.5,2,3 \\
+        --num 32 --out runs/tables
 
 Trees are sampled from noise. Photographs are generated for the held-out trees of --real, so that they can be compared with the
 photographs in which those trees were traced. Distances are unbiased kernel distances to the held-out eyes over scattering

@@ -216,7 +216,7 @@ def load(path_or_name, step: int | str = "best", mesh=None, stage: str | None = 
       alone means these too, unless there is a folder of that name.
     step: "latest", a number, or "best": the lowest held-out loss; the latest for a GAN, and where no loss was measured.
     mesh: devices to hold the parameters, replicated; the first local device by default.
-    stage: if given, the stage that the checkpoint must be of ("tree", "fundus", "superres", "segmentation", "filter").
+    stage: if given, the stage that the checkpoint must be of, such as "tree" (`config.stage`).
 
   Raises:
     ValueError: nothing there, no such step, a checkpoint of another stage, or a damaged one.

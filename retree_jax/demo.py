@@ -27,6 +27,7 @@ def define_flags() -> flags.FlagValues:
     ("refine", "Workdir or name of the stage that refines trees; several by commas."),
     ("filter", "Workdir or name of the tree filter."),
     ("fundus", "Workdir or name of the fundus stage."),
+    ("detail", "Workdir or name of the stage that draws the fine detail of photographs."),
     ("superres", "Workdir or name of the super-resolution stage."),
     ("train", "Folder on which the models were trained: adds the nearest training eye, and shows its photographs."),
   ):
@@ -56,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   from retree_jax.page import server, studio
 
   cpu.dispatch_inline()
-  paths = {"tree": f.tree, "refine": f.refine, "filter_path": f.filter, "fundus": f.fundus, "superres": f.superres}
+  stages = ("tree", "refine", "fundus", "detail", "superres")
+  paths = {name: f[name].value for name in stages} | {"filter_path": f.filter}
   segmenter = None if f.segmenter in ("", "none") else f.segmenter
   with server.listen(f.host, f.port) as listening:  # first, since loading the models takes a while
     loaded = studio.Studio(paths if any(paths.values()) else dataset_writer.shipped(), segmenter, f.train)

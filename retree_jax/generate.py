@@ -39,6 +39,7 @@ def define_flags() -> flags.FlagValues:
     ("refine", "Workdir or name of the stage that refines trees to twice the size; several, one after the other, by commas."),
     ("filter", "Workdir or name of the tree filter."),
     ("fundus", "Workdir or name of the fundus stage."),
+    ("detail", "Workdir or name of the stage that draws the fine detail of photographs."),
     ("superres", "Workdir or name of the super-resolution stage."),
     ("trees", "Folder of trees (vessel masks) to paint, instead of sampling trees."),
     ("coordinator", "host:port of process 0, for clusters that JAX does not recognise."),
@@ -133,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
   cpu.dispatch_inline()
   sharding.initialize_distributed(f.distributed, f.coordinator, f.num_processes, f.process_id)
-  paths = {"tree": f.tree, "fundus": f.fundus, "superres": f.superres, "filter_path": f.filter, "refine": f.refine}
+  stages = ("tree", "refine", "fundus", "detail", "superres")
+  paths = {name: f[name].value for name in stages} | {"filter_path": f.filter}
   if not any(paths.values()):
     paths = dataset_writer.shipped()
   if f.trees:

@@ -187,7 +187,8 @@ def page() -> str:
     *_table(shared("augmentation")),
     "## Denoising stages",
     "",
-    "The stages `tree`, `refine`, `fundus`, and `segmentation:diffusion`. [Concepts](guide/concepts.md) has the formulas.",
+    "The stages `tree`, `refine`, `fundus`, `detail`, and `segmentation:diffusion`. "
+    "[Concepts](guide/concepts.md) has the formulas.",
     "",
     *_table(shared("add_diffusion")),
   ]

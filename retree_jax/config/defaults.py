@@ -9,7 +9,7 @@ def base(stage: str, variant: str = "") -> ConfigDict:
   """The fields that all stages share, for one accelerator and up.
 
   Args:
-    stage: "tree", "refine", "fundus", "superres", "segmentation" or "filter".
+    stage: "tree", "refine", "fundus", "detail", "superres", "segmentation" or "filter".
     variant: "" (default), "tiny", "cpu" or "paper".
 
   Raises:

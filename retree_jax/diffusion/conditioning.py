@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 FACTOR = 2  # how many times larger, along a side, than its condition a refined picture is
+_DETAIL_GAIN = 4.0  # the detail of photographs is within 32 of 255 grey levels nearly everywhere
 
 
 def degrade(low: jax.Array, level: jax.Array, noise: jax.Array, most_blur: float, most_noise: float) -> jax.Array:
@@ -49,20 +50,30 @@ def without_haze(low: jax.Array, haze: jax.Array) -> jax.Array:
   return jnp.where(haze > 0, faded, low)
 
 
-def condition(low: jax.Array, fov: jax.Array, level: jax.Array, noise: jax.Array, options) -> jax.Array:
+def condition(low: jax.Array, sharp: jax.Array, level: jax.Array, noise: jax.Array, options) -> jax.Array:
   """All that a refining network is given besides the noisy picture.
 
   Args:
-    low: coverage [B, h, w, 1] in [-1, 1].
-    fov: field of view [B, H, W, 1] in [-1, 1], at the refined size.
+    low: coverage or photograph [B, h, w, C] in [-1, 1].
+    sharp: what it is given at the refined size, [B, H, W, D] in [-1, 1]: the field of view, of photographs the tree before it.
     level: how much `low` is degraded, [B] in [0, 1].
     noise: standard normal, of `low`'s shape.
     options: `config.diffusion`, whose "condition_blur" and "condition_noise" are what level 1 means.
 
   Returns:
-    [B, H, W, 3]: the coverage, degraded and enlarged bilinearly; the field of view; the level, from -1 to 1.
+    [B, H, W, C + D + 1]: `low`, degraded and enlarged bilinearly; `sharp`; the level, from -1 to 1.
   """
   low = degrade(low, level, noise, options["condition_blur"], options["condition_noise"])
-  large = jax.image.resize(low, (*fov.shape[:3], low.shape[-1]), "linear")
-  told = jnp.broadcast_to((2.0 * level - 1.0)[:, None, None, None], fov.shape)
-  return jnp.concatenate([large, fov, told], axis=-1)
+  large = jax.image.resize(low, (*sharp.shape[:3], low.shape[-1]), "linear")
+  told = jnp.broadcast_to((2.0 * level - 1.0)[:, None, None, None], (*sharp.shape[:3], 1))
+  return jnp.concatenate([large, sharp, told], axis=-1)
+
+
+def detail_of(picture: jax.Array, cond: jax.Array) -> jax.Array:
+  """What a picture [B, H, W, C] has beyond the enlarged one that its condition begins with, amplified; clipped to [-1, 1]."""
+  return jnp.clip(_DETAIL_GAIN * (picture - cond[..., : picture.shape[-1]]), -1.0, 1.0)
+
+
+def with_detail(detail: jax.Array, cond: jax.Array) -> jax.Array:
+  """The picture that has this detail, the inverse of `detail_of`."""
+  return cond[..., : detail.shape[-1]] + detail / _DETAIL_GAIN

@@ -76,8 +76,8 @@ def write(
   """Generates a data set into a folder, or continues one.
 
   Args:
-    paths: {"tree", "refine", "fundus", "superres", "filter_path"}: workdirs or names of shipped weights, None to leave a stage
-      out.
+    paths: {"tree", "refine", "fundus", "detail", "superres", "filter_path"}: workdirs or names of shipped weights; a stage that
+      is missing or None is left out.
     out: folder to write, local or bucket, shared by all hosts.
     num: pairs; by default those that the folder was begun with, in a new one 16, or all of `trees`. More than the folder has
       extends it; fewer shorten a set of which no pair beyond is done.
@@ -291,7 +291,8 @@ def identity_of(generator, seed, form, given) -> dict:
   """Everything that pair k depends on besides k."""
   models, stages = generator.models, {}
   refiners = dict(zip([name for name in generator.samplers if name.startswith("refine_")], models.refine, strict=True))
-  for name, loaded in {"tree": models.tree, **refiners, "fundus": models.fundus, "superres": models.superres}.items():
+  painting = {"fundus": models.fundus, "detail": models.detail, "superres": models.superres}
+  for name, loaded in {"tree": models.tree, **refiners, **painting}.items():
     if loaded is None or (name == "tree" and given is not None):
       continue
     stages[name] = {"checkpoint": loaded.identity(), "step": loaded.step, "config": stored.digest(loaded.config)}

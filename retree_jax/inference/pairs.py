@@ -43,7 +43,7 @@ class Generator:
     samplers: {"tree": ..., "fundus": ...}, the `retree_jax.inference.sampler.Sampler` of each diffusion stage there is;
       "refine_256" and so on for those that refine trees, by the height that they refine to.
     candidates: trees drawn for each pair.
-    seconds: {"tree", "refine", "filter", "mend", "measure", "turn", "fundus", "superres"}: time spent in each stage so far.
+    seconds: {"tree", "refine", "filter", "mend", "measure", "turn", "fundus", "detail", "superres"}: time spent in each so far.
 
   Raises:
     ValueError: stages that do not fit each other.
@@ -72,7 +72,7 @@ class Generator:
       raise ValueError(f"there is no tree stage to ask for {next(iter(self.ask))!r}: give one, or leave --ask out")
     if cut_share is not None:
       stages.check_share(cut_share, models.tree, self.ask)
-    loaded = [stage for stage in (models.tree, *models.refine, models.fundus) if stage is not None]
+    loaded = [stage for stage in (models.tree, *models.refine, models.fundus, models.detail) if stage is not None]
     if num_steps is not None and all(stage.config.sampler.spacing == "full" for stage in loaded):
       raise ValueError("--steps has no effect on samplers that take all steps (config.sampler.spacing='full'): leave it out")
     sizes = {"batch_size": batch_size}
@@ -80,7 +80,7 @@ class Generator:
     if ask_guidance is None and attributes.measures_in(self.ask) - {"tortuosity"}:
       ask_guidance = ASK_GUIDANCE
     if models.tree is not None:
-      config = _changed(models.tree.config, **sizes, num_steps=num_steps, guidance=ask_guidance, cut_share=cut_share)
+      config = stages.changed(models.tree.config, **sizes, num_steps=num_steps, guidance=ask_guidance, cut_share=cut_share)
       self.samplers["tree"] = Sampler(config, models.tree.network, mesh)
       self.samplers["tree"].check_asked(self.ask)
     self._refiners, size = [], self.samplers["tree"].size if models.refine else ()
@@ -88,18 +88,23 @@ class Generator:
       from retree_jax.inference.refiner import Refiner
 
       size = tuple(2 * side for side in size)
-      config = _changed(loaded.config, **sizes, num_steps=num_steps)
+      config = stages.changed(loaded.config, **sizes, num_steps=num_steps)
       name, refiner = f"refine_{size[0]}", Refiner(config, loaded.network, mesh, size)
       self.samplers[name] = refiner
       self._refiners.append((name, refiner, loaded.params))
     if models.fundus is not None:
-      config = _changed(models.fundus.config, **sizes, num_steps=num_steps, guidance=guidance)
+      config = stages.changed(models.fundus.config, **sizes, num_steps=num_steps, guidance=guidance)
       self.samplers["fundus"] = Sampler(config, models.fundus.network, mesh)
+    if models.detail is not None:
+      from retree_jax.inference.detailer import Detailer
+
+      config = stages.changed(models.detail.config, **sizes, num_steps=num_steps)
+      self.samplers["detail"] = Detailer(config, models.detail.network, mesh, self.samplers["fundus"].size)
     self._enlarger = None
     if models.superres is not None:
       from retree_jax.inference.superres import Enlarger
 
-      self._enlarger = Enlarger(_changed(models.superres.config, **sizes), models.superres.network, mesh)
+      self._enlarger = Enlarger(stages.changed(models.superres.config, **sizes), models.superres.network, mesh)
       wanted, size = self._enlarger.input_size, self.samplers["fundus"].size
       if wanted != size:
         raise ValueError(
@@ -307,6 +312,11 @@ class Generator:
     condition = {name: {**sized, "fov": hard}[name] for name in sampler.condition}
     out = {**sized, **sampler(self.models.fundus.params, indices, condition, seed=seed)}
     self.seconds["fundus"] += time.monotonic() - started
+    if "detail" in self.samplers:
+      started = time.monotonic()
+      given = {"image": out["image"], "tree": sized["tree"], "fov": hard}
+      out |= self.samplers["detail"](self.models.detail.params, indices, given, seed=seed)
+      self.seconds["detail"] += time.monotonic() - started
     if self._enlarger is None:
       out |= {"fov": hard}
     else:
@@ -380,16 +390,3 @@ def record_attempt(record: dict, verdict) -> bool:
   if taken:
     record["filter_score"] = score
   return taken
-
-
-def _changed(config, **sampler):
-  """A copy of a config with some of its sampler's fields changed; None leaves a field as it is, and so does spacing="full" the
-  number of steps."""
-  changes = {k: v for k, v in sampler.items() if v is not None}
-  if "num_steps" in changes and config.sampler.spacing == "full":
-    del changes["num_steps"]
-  if not changes:
-    return config
-  config = config.copy_and_resolve_references()
-  config.sampler.update(changes)
-  return config

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from retree_jax import keys
 from retree_jax.data import attributes
 from retree_jax.diffusion import conditioning
-from retree_jax.inference.sampler import Sampler
+from retree_jax.inference.sampler import Sampler, at_size
 from retree_jax.models import scaling
 
 
@@ -23,11 +23,7 @@ class Refiner(Sampler):
   """
 
   def __init__(self, config, network, mesh=None, size: tuple[int, int] | None = None):
-    if size is not None:
-      network.check_size(*size)
-      config = config.copy_and_resolve_references()
-      config.data.image_size = tuple(size)
-    super().__init__(config, network, mesh)
+    super().__init__(at_size(config, network, size), network, mesh)
     haze = float(config.sampler.get("condition_haze", 0.0))
     whole = float(config.sampler.get("condition_haze_whole", -1.0))
     self._haze = (haze, haze if whole < 0 else whole)

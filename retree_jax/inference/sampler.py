@@ -29,6 +29,20 @@ def make_schedule(config) -> schedules.Schedule:
   return schedules.make(config.schedule, config.num_steps, zero_terminal_snr=config.zero_terminal_snr, shift=config.shift)
 
 
+def at_size(config, network, size: tuple[int, int] | None):
+  """The config for pictures of another size, (height, width), with a convolutional network; None leaves it.
+
+  Raises:
+    ValueError: a size that the network cannot take.
+  """
+  if size is None:
+    return config
+  network.check_size(*size)
+  config = config.copy_and_resolve_references()
+  config.data.image_size = tuple(size)
+  return config
+
+
 class Sampler:
   """A compiled sampling loop over a mesh.
 
@@ -172,6 +186,11 @@ class Sampler:
     del sample_keys
     return scaling.to_signed(cond)
 
+  def _finished(self, x, cond):
+    """Pictures in [-1, 1] from what was sampled, given `_as_condition`'s condition."""
+    del cond
+    return x
+
   def _block(self, params, key_data, cond, asked):
     options, config = self.config.sampler, self.config.diffusion
     sample_keys = jax.random.wrap_key_data(key_data, impl="threefry2x32")
@@ -201,7 +220,7 @@ class Sampler:
       options.name, {}
     )
     x = samplers.sample(options.name, predict, x, self._grid, step_keys, clip=options.clip, **extra)
-    return scaling.from_signed(x)
+    return scaling.from_signed(self._finished(x, cond))
 
 
 def _blocks_of(slots: np.ndarray, block: int) -> np.ndarray:

@@ -8,7 +8,7 @@ class Models:
   """The stages of one generator; a stage that is None is left out.
 
   Attributes:
-    tree, fundus, superres: `retree_jax.checkpoint.Loaded`.
+    tree, fundus, detail, superres: `retree_jax.checkpoint.Loaded`.
     tree_filter: `retree_jax.inference.tree_filter.LoadedFilter` that scores trees.
     refine: `retree_jax.checkpoint.Loaded`s that are used one after the other, each doubling the trees' size.
   """
@@ -18,16 +18,17 @@ class Models:
   superres: object = None
   tree_filter: object = None
   refine: tuple = ()
+  detail: object = None
 
 
 def load_models(
-  tree=None, fundus=None, superres=None, filter_path=None, threshold: float | None = None, mesh=None, refine=None
+  tree=None, fundus=None, superres=None, filter_path=None, threshold: float | None = None, mesh=None, refine=None, detail=None
 ) -> Models:
   """Loads stages by path or name.
 
   Args:
-    tree, fundus, superres, filter_path, refine: workdirs, checkpoint folders or names of shipped weights; None leaves the
-      stage out. Several stages that refine trees, each to twice the size, are joined by commas.
+    tree, fundus, superres, filter_path, refine, detail: workdirs, checkpoint folders or names of shipped weights; None leaves
+      the stage out. Several stages that refine trees, each to twice the size, are joined by commas.
     threshold: least filter score; None takes the one chosen on the filter's validation data.
     mesh: devices to hold the parameters.
 
@@ -42,7 +43,9 @@ def load_models(
 
   loaded_filter = None if filter_path is None else tree_filter.load(filter_path, threshold)
   refiners = tuple(stage(path, "refine") for path in str(refine or "").split(",") if path)
-  return Models(stage(tree, "tree"), stage(fundus, "fundus"), stage(superres, "superres"), loaded_filter, refiners)
+  return Models(
+    stage(tree, "tree"), stage(fundus, "fundus"), stage(superres, "superres"), loaded_filter, refiners, stage(detail, "detail")
+  )
 
 
 def check_fit(models: Models) -> None:
@@ -51,6 +54,8 @@ def check_fit(models: Models) -> None:
     raise ValueError("nothing to generate with: give --tree, --fundus or both")
   if models.refine and models.tree is None:
     raise ValueError("the refine stage refines drawn trees, and there is no tree stage to draw them: give --tree")
+  if models.detail is not None and models.fundus is None:
+    raise ValueError("the detail stage sharpens painted photographs, and there is no fundus stage to paint them: give --fundus")
   if models.superres is not None and models.fundus is None:
     raise ValueError("the superres stage enlarges pairs, and there is no fundus stage to make them: give --fundus")
   if models.tree is not None and "tree" not in models.tree.config.data.target:
@@ -80,3 +85,16 @@ def check_share(share: float, tree, ask: dict[str, float]) -> None:
     raise ValueError("--cut_share is for sampling trees with a tree stage that knows outlines: leave it out")
   if "outline" in ask:
     raise ValueError("--cut_share and --ask outline=... contradict each other: leave one of the two out")
+
+
+def changed(config, **sampler):
+  """A copy of a config with some of its sampler's fields changed; None leaves a field as it is, and so does spacing="full" the
+  number of steps."""
+  changes = {k: v for k, v in sampler.items() if v is not None}
+  if "num_steps" in changes and config.sampler.spacing == "full":
+    del changes["num_steps"]
+  if not changes:
+    return config
+  config = config.copy_and_resolve_references()
+  config.sampler.update(changes)
+  return config

@@ -13,6 +13,7 @@ _TASKS = {
   "tree": ("diffusion", "DiffusionTask"),
   "refine": ("refine", "RefineTask"),
   "fundus": ("diffusion", "DiffusionTask"),
+  "detail": ("detail", "DetailTask"),
   "superres": ("superres", "SuperresTask"),
   "segmentation": ("segmentation", "SegmentationTask"),
   "filter": ("tree_filter", "TreeFilterTask"),

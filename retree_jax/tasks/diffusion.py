@@ -151,7 +151,7 @@ class DiffusionTask(base.Task):
   def _given(self, batch, key) -> dict:
     """The clean images "x0" of a batch; their condition "cond", with trees dropped at random; and pixel weights "weight", if
     the loss has any."""
-    given = {"x0": scaling.stack_signed(batch, self.target)}
+    given = {"x0": self._clean(batch, None)}
     if self.config.data.get("attributes"):
       given["attributes"] = self._told(batch["attributes"], jax.random.fold_in(key, 1))
     if self.condition:
@@ -161,6 +161,11 @@ class DiffusionTask(base.Task):
       fov = scaling.to_unit(batch["fov"])
       given["weight"] = fov + self.config.loss.outside_fov * (1.0 - fov)
     return given
+
+  def _clean(self, batch, cond):
+    """What the network learns to draw, [B, H, W, C] in [-1, 1], given `cond`, its condition."""
+    del cond
+    return scaling.stack_signed(batch, self.target)
 
   def _told(self, values, key):
     """The attributes that the network is told, [B, 2A]: noisy values, some of them hidden (`attributes.told`)."""
@@ -211,11 +216,11 @@ class DiffusionTask(base.Task):
       batch: as in `train_step`.
       index: [B] numbers of the examples in their source, which determine the noise.
     """
-    x0 = scaling.stack_signed(batch, self.target)
+    cond = {"cond": self._condition(batch, jnp.ones(len(index)))} if self.condition else {}
+    x0 = self._clean(batch, cond.get("cond"))
     steps = self.config.diffusion.num_steps
     levels = jnp.asarray((np.arange(_EVALUATION_LEVELS) + 0.5) / _EVALUATION_LEVELS * steps, jnp.float32)
     sample_keys = keys.per_sample(0, index, "evaluation noise")
-    cond = {"cond": self._condition(batch, jnp.ones(x0.shape[0]))} if self.condition else {}
 
     def at_level(level):
       noise = keys.normal(jax.vmap(jax.random.fold_in, (0, None))(sample_keys, level.astype(jnp.int32)), x0.shape[1:])
