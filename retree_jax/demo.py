@@ -32,7 +32,9 @@ def define_flags() -> flags.FlagValues:
     ("train", "Folder on which the models were trained: adds the nearest training eye, and shows its photographs."),
   ):
     flags.DEFINE_string(name, None, text, flag_values=f)
-  flags.DEFINE_string("segmenter", "shipped:segmentation", "Workdir of the segmentation stage; none for none.", flag_values=f)
+  flags.DEFINE_string(
+    "segmenter", "shipped:segmentation", "Workdir or name of the segmentation stage; 'none' leaves it out.", flag_values=f
+  )
   flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 for other computers too.", flag_values=f)
   flags.DEFINE_integer("port", 7860, "Port to listen at.", lower_bound=0, upper_bound=65535, flag_values=f)
   return f

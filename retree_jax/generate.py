@@ -68,8 +68,8 @@ def define_flags() -> flags.FlagValues:
   flags.DEFINE_multi_string(
     "ask",
     [],
-    "NAME=VALUE that trees are asked to have, several times: outline=whole or cut, side=left or right, density, width, "
-    "tortuosity, fractal_dimension. What is not asked for is left open.",
+    "Attribute that trees should have, as NAME=VALUE; repeat the flag for several: outline=whole or cut, side=left or right, "
+    "density, width, tortuosity, fractal_dimension. Attributes that are not given are left open.",
     flag_values=f,
   )
   flags.DEFINE_float(
@@ -83,8 +83,8 @@ def define_flags() -> flags.FlagValues:
   flags.DEFINE_integer(
     "ask_candidates",
     None,
-    "Trees drawn for each pair, of which the one is taken that measures most like what is asked for, in as many times the time "
-    "(default: 6 where a tortuosity is asked for, else 1).",
+    "Trees drawn for each pair; the one that comes nearest to what is asked for is kept. Takes that many times as long in the "
+    "tree and refinement stages (default: 6 where a tortuosity is asked for, else 1).",
     lower_bound=1,
     upper_bound=64,
     flag_values=f,
@@ -107,7 +107,7 @@ def define_flags() -> flags.FlagValues:
   flags.DEFINE_integer(
     "workers",
     None,
-    "Processes that mend and turn trees beside the devices (default: all cores but one with an accelerator, none on CPUs).",
+    "Processes that mend and turn trees while the devices draw (default: with an accelerator all cores but one, on CPUs none).",
     lower_bound=0,
     flag_values=f,
   )
@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   if f.filter_threshold is not None and not paths["filter_path"]:
     raise ValueError("--filter_threshold needs a tree filter: give --filter, or leave --filter_threshold out")
   if f.filter_threshold is not None and not 0 <= f.filter_threshold <= 1:
-    raise ValueError(f"--filter_threshold={f.filter_threshold} is none, since scores lie from 0 to 1: give a number between")
+    raise ValueError(f"--filter_threshold={f.filter_threshold} is no score: give a number from 0 to 1")
   if f.ask_guidance is not None and f.trees:
     raise ValueError("--ask_guidance is for sampling trees, but --trees gives them: leave one of the two out")
   if f.guidance is not None and not paths["fundus"]:

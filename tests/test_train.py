@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from retree_jax import checkpoint, keys, models, sharding, tasks, train
+from retree_jax.data import phantom, writing
 from retree_jax.data.examples import Examples
 from retree_jax.tasks.evaluator import Evaluator
 from tests import small
@@ -194,6 +195,16 @@ def test_impossible_settings_are_answered_in_a_sentence(changes, words, tmp_path
   with pytest.raises(ValueError, match=words):
     train.train(small.config(**changes), tmp_path, arrays=small.arrays())
   assert not (tmp_path / "config.json").exists()  # the corrected command may use the same workdir
+
+
+def test_a_painter_is_not_trained_on_photographs_alone(tmp_path):
+  (tmp_path / "eyes").mkdir()
+  for i in range(8):
+    writing.write_png(tmp_path / "eyes" / f"{i}.png", phantom.eye(i, (32, 32))["image"])
+  config = small.config(data__source=f"folder:{tmp_path / 'eyes'}", data__target=("image",), data__condition=("tree", "fov"))
+  config.stage, config.diffusion.condition_dropout = "fundus", 0.1
+  with pytest.raises(ValueError, match="no photograph of .* has a vessel mask, and the fundus stage learns to paint trees"):
+    train.train(config, tmp_path / "run")
 
 
 def test_evaluation_counts_every_held_out_example_once(toy, tmp_path):

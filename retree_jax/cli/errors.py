@@ -43,6 +43,9 @@ def _sentence(error: Exception) -> tuple[str, int]:
   full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
   if full or "No space left" in text or "RESOURCE_EXHAUSTED: write" in text:
     return "no space is left on the disk: free some, or use another folder; what was saved before is intact", 1
+  if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.ENOTDIR):
+    why = "lies on a file system that is read-only" if error.errno == errno.EROFS else "lies under a file, not under a folder"
+    return f"{error.filename} {why}: use another folder", 2
   if isinstance(error, PermissionError):
     return f"no permission for {error.filename}: change its permissions, or use another file or folder", 2
   if "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:

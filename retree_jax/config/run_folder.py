@@ -5,6 +5,7 @@ WORKDIR/data.json     fingerprints of its data, so that the same files at anothe
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 
 import ml_collections
@@ -73,14 +74,20 @@ def check(
   differ = [k for k in sorted({*ours, *theirs}) if k in theirs and ours.get(k) != theirs[k] and not k.startswith(_FREE)]
   reported = [k for k in differ if k in _REPORTED and not _switched(k, ours, theirs)]
   refused = [k for k in differ if k not in reported]
+  if refused and not any(p.name.isdigit() for p in _listed(epath.Path(workdir) / "checkpoints")):
+    return [f"{workdir} was begun with another config, but holds no checkpoint of it: it is used for this run"]
   if refused:
     shown = ", ".join(f"{k} ({theirs.get(k)!r} there, {ours.get(k)!r} here)" for k in refused[:4])
     more = f" and {len(refused) - 4} more" if len(refused) > 4 else ""
     text = f"{workdir} belongs to a run with another config: {shown}{more}. Use another --workdir, or that config"
     if not any(k.startswith(_SHAPING) for k in refused):
-      text += f"; to go on from its weights, add --config.train.start_from={workdir} to another --workdir"
+      text += f"; to go on from its weights, add --config.train.start_from={shlex.quote(str(workdir))} to another --workdir"
     raise ValueError(text)
   return notes + [f"config.{k} is now {ours.get(k)!r}, it was {theirs[k]!r}" for k in reported]
+
+
+def _listed(folder) -> list:
+  return list(folder.iterdir()) if folder.exists() else []
 
 
 def claim(workdir, config: ml_collections.ConfigDict, data: Mapping[str, str] | None = None) -> None:
@@ -107,7 +114,7 @@ def _compare_data(ours: dict, theirs: dict, data: Mapping, before: Mapping, same
     if ours[field] != theirs[field] and same:
       ours[field] = theirs[field]
     elif ours[field] == theirs[field] and known and not same:
-      notes.append(f"The files of config.{field}={ours[field]} have changed since the run was started: it goes on with them")
+      notes.append(f"The files of config.{field}={ours[field]} have changed since the run was started: it uses the new ones")
   return notes
 
 

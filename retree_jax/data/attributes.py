@@ -1,6 +1,6 @@
 """What a user can ask of a retina: outline, position of the optic disc, and measures of its vessels.
 
-A tree stage that knows attributes (`config.data.attributes`) is told a random choice of them for each training eye, so that
+A tree stage that knows attributes (`config.data.attributes`) is given a random subset of them for each training eye, so that
 each can be asked for or left open when sampling. They are measured on the training trees when these are read.
 """
 
@@ -19,7 +19,7 @@ _FAR = 0.25  # distance of the optic disc from the middle, in diameters of the f
 # name -> (centre, scale, definition). Networks see (value - centre) / scale; centre and scale are about the mean and the
 # standard deviation over adults' and children's photographs, and need not be exact.
 ATTRIBUTES = {
-  "outline": (0.5, 0.5, "0: a whole disc; 1: cut off above and below"),
+  "outline": (0.5, 0.5, "0: the whole circular field of view; 1: cut off above and below"),
   "side": (
     0.0,
     1.0,

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import jax
 import numpy as np
 
-from retree_jax.data import fingerprint, pipeline, provenance, sources, transforms, workers
+from retree_jax.data import fingerprint, notices, pipeline, provenance, sources, transforms, workers
 
 _AT_ONCE = 16  # views of `config.data.views` in a batch
 
@@ -36,6 +36,15 @@ class Examples:
     splits = ("train", "test") if config.data.heldout == "test" else ("fit", "validation")
     for name, split in zip(("train", "heldout"), splits, strict=True):
       self._sources[name] = sources.open_source(config.data.source, split=split, fields=read, seed=config.seed, size=size)
+    if "tree?" in self.fields:
+      trees, eyes = sources.number_of_trees(self._sources["train"]), len(self._sources["train"])
+      if not trees:
+        raise ValueError(
+          f"no photograph of config.data.source={config.data.source} has a vessel mask, and the {config.stage} stage learns to "
+          "paint trees: put masks into a folder masks/ beside images/, with the stems of the photographs"
+        )
+      if trees < eyes:
+        notices.once(config.data.source, "trees", f"{eyes - trees} of the {eyes} training photographs have no vessel mask")
     provenance.warn(
       self._sources["train"],
       f"training data of the {config.stage} stage",

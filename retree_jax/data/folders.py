@@ -15,9 +15,10 @@ import unicodedata
 
 import numpy as np
 
-from retree_jax.data import field_of_view, image_io, masks
+from retree_jax.data import field_of_view, image_io, masks, notices
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".gif", ".bmp")
+_NOT_READ = (".webp", ".jp2", ".j2k", ".heic", ".heif", ".avif", ".jfif", ".dcm", ".svg", ".pgm", ".pbm", ".npy")
 SUFFIXES = (
   "1stho",
   "2ndho",
@@ -97,6 +98,8 @@ def find_pictures(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     entries = sorted(folder.iterdir())
   except OSError as error:
     raise ValueError(f"Cannot list the folder {folder} ({error.strerror or error}): check its permissions.") from None
+  if skipped := [path.name for path in entries if path.suffix.lower() in _NOT_READ and not path.name.startswith(".")]:
+    notices.once(str(folder), "skipped", f"Skipped in {folder}, since files of such types are not read: {some(skipped)}")
   for path in entries:
     if path.name.startswith(".") or path.suffix.lower() not in EXTENSIONS or not path.is_file():
       continue
@@ -246,6 +249,12 @@ class FolderSource:
     self._images, self._masks = self._pair(images, masks_, takes_image, needs_tree)
     self.names = sorted(self._images if takes_image and images else self._masks)
     self._fov = match(dict.fromkeys(self.names, self.path), listed["fov"]) if "fov" in listed else {}
+    used = {*self._fov.values(), *match(images, listed.get("fov", {})).values()}
+    if lonely := [path.name for path in listed.get("fov", {}).values() if path not in used]:
+      raise ValueError(
+        f"No photograph or mask in {self.path} for the fields of view {some(lonely)}: files pair by stem; "
+        "rename, add or remove files."
+      )
     self._takes_image = takes_image
     known = read_labels(self.path)
     unlisted = _label_of_unlisted(self.path)
@@ -257,8 +266,9 @@ class FolderSource:
     """The pictures of each subfolder, or of a flat folder as the one kind that is asked for."""
     try:
       if not self.path.is_dir():
-        what = "is a file, not a folder" if self.path.exists() else "does not exist"
-        raise ValueError(f"The folder {self.path} {what}: give a folder with images/ and masks/ as folder:PATH.")
+        if self.path.exists():
+          raise ValueError(f"{self.path} is a file, not a folder: give the folder that it lies in.")
+        raise ValueError(f"The folder {self.path} does not exist: give the path of a folder with images/ and masks/.")
       inner = {kind: self.path / kind for kind in ("images", "masks", "fov") if (self.path / kind).is_dir()}
     except PermissionError as error:
       raise ValueError(f"The folder {self.path} cannot be opened ({error.strerror}): check its permissions.") from None
@@ -293,6 +303,10 @@ class FolderSource:
         "rename, add or remove files."
       )
     return images, pairs
+
+  def has_tree(self, name) -> bool:
+    """Whether an example has a vessel mask."""
+    return name in self._masks
 
   def files(self, name) -> list[pathlib.Path]:
     """The files of one example: photograph, mask and field of view, as far as there are any."""

@@ -149,10 +149,11 @@ def _binary(picture: image_io.Picture, data, name: str, what: str, source: str) 
   grey = values if values.dtype == np.uint8 else np.rint(values * (255.0 / top)).astype(np.uint8)
   counts = np.array(Image.fromarray(grey).histogram())  # several times faster than np.bincount
   used = np.flatnonzero(counts)
+  several = 0 if picture.is_lossy or values is picture.alpha else _colours(picture)
+  if low == 0 and 2 <= several <= 6:
+    return _classes(values, name, what, source, f"{several} colours besides black")
   if len(used) == 2 and not picture.is_lossy:
     return grey > used[0]
-  if 2 < len(used) <= 4 and used[0] == 0 and values is not picture.alpha and _has_colour(picture):
-    return _classes(values, name, what, source, f"{len(used) - 1} colours besides black")
   top8 = int(used[-1])
   slack = 5 * top8 // 255
   between = 1 - (counts[: slack + 1].sum() + counts[top8 - slack :].sum()) / grey.size
@@ -173,8 +174,13 @@ def _binary(picture: image_io.Picture, data, name: str, what: str, source: str) 
   return grey.astype(np.int32) * 2 > top8
 
 
-def _has_colour(picture: image_io.Picture) -> bool:
-  return picture.values.ndim == 3 and bool((picture.values.max(axis=-1) > picture.values.min(axis=-1)).any())
+def _colours(picture: image_io.Picture) -> int:
+  """Number of colours besides black in an 8-bit colour picture; 0 where all are shades of grey."""
+  values = picture.values
+  if values.ndim != 3 or values.dtype != np.uint8 or not (values.max(axis=-1) > values.min(axis=-1)).any():
+    return 0
+  packed = (values[..., :3].astype(np.uint32) << np.arange(0, 24, 8, dtype=np.uint32)[: values.shape[-1]]).sum(axis=-1)
+  return np.count_nonzero(np.unique(packed))
 
 
 def _classes(values: np.ndarray, name: str, what: str, source: str, labels: str) -> np.ndarray:

@@ -80,7 +80,7 @@ class BatchIterator:
     if not isinstance(state, dict) or "position" not in state:
       raise ValueError("This is no position of a data pipeline: start the run anew or give the workdir it was saved in.")
     if state.get("source") != self._tag:
-      logging.warning("The data set is not the one this run was saved with: it goes on, but the order of the eyes is another.")
+      logging.warning("The data set is not the one this run was saved with: the run goes on, with the eyes in another order.")
     self._inner.set_state(state["position"])
 
   def close(self) -> None:

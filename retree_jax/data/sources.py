@@ -141,6 +141,10 @@ class ChosenSource:
   def is_labelled_generated(self) -> bool:
     return self._source.is_labelled_generated()
 
+  def has_tree(self, name) -> bool:
+    """Whether an example has a vessel mask."""
+    return not hasattr(self._source, "has_tree") or self._source.has_tree(name)
+
 
 def _part(names: list[str], split: str) -> list[str]:
   """The names of a train split that "fit" or "validation" keeps; any other split keeps all."""
@@ -160,6 +164,13 @@ def names_first_eyes(spec: str) -> bool:
   if os.path.isdir(os.path.expanduser(spec)):
     return False
   return any(without_number(part) != part for part, _ in weighted_parts(spec))
+
+
+def number_of_trees(source) -> int:
+  """How many eyes of a source have a vessel mask; all of kinds of sources that cannot tell."""
+  if hasattr(source, "parts"):
+    return sum(map(number_of_trees, source.parts))
+  return sum(map(source.has_tree, source.names)) if hasattr(source, "has_tree") else len(source)
 
 
 def at_size(source, size):

@@ -73,6 +73,11 @@ def read_splits(path: pathlib.Path, names) -> tuple[list[str], list[str]]:
   exact, loose = set(names), {folders.pairing_key(name): name for name in names}
   resolved = []
   for stems in lists:
+    # "eye_0.png" stands for "eye_0", and what is listed twice counts once.
+    endings = [
+      stem if stem in exact or not stem.lower().endswith(folders.EXTENSIONS) else stem.rpartition(".")[0] for stem in stems
+    ]
+    stems = list(dict.fromkeys(endings))
     missing = [stem for stem in stems if stem not in exact and folders.pairing_key(stem) not in loose]
     if missing:
       raise ValueError(f"{path} names {folders.some(missing)}, for which there is no file: add the files or correct the list.")

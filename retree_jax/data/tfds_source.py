@@ -71,6 +71,10 @@ class TfdsSource:
         "build it from a copy that has them, or use another split."
       )
 
+  def has_tree(self, name) -> bool:
+    """Whether an example may have a vessel mask."""
+    return "tree" in self._keys
+
   def __len__(self) -> int:
     return len(self.names)
 

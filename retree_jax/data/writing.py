@@ -1,6 +1,7 @@
 """Files written whole or not at all, locally and in buckets."""
 
 import contextlib
+import errno
 import io
 import json
 import math
@@ -57,6 +58,20 @@ def remove_unfinished(folder) -> None:
     for path in folder.iterdir():
       if path.name.startswith(".") and path.name.endswith(UNFINISHED):
         path.unlink(missing_ok=True)
+
+
+def check_writable(folder) -> None:
+  """Raises OSError if files could not be written to a folder, which need not exist yet. Leaves nothing behind; buckets pass."""
+  folder = epath.Path(folder)
+  if "://" in str(folder):
+    return
+  while not folder.exists() and folder != folder.parent:
+    folder = folder.parent
+  if not folder.is_dir():
+    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+  probe = folder / f".{uuid.uuid4().hex}"
+  probe.mkdir()
+  probe.rmdir()
 
 
 def write_text(path, text: str) -> None:

@@ -1,8 +1,8 @@
 """What the second model of a cascade is given: the first one's output, degraded on purpose and enlarged.
 
-Trained on real low-resolution pictures alone, the second model takes every fault of drawn ones at its word. So it is trained on
-blurred and noisy ones, at a level that it is told, and when sampling the same is done at a level that hides the first model's
-faults (conditioning augmentation, Ho et al. 2021, arXiv 2106.15282, section 4).
+Trained on real low-resolution pictures alone, the second model would reproduce every fault of drawn ones. So it is trained on
+blurred and noisy ones, with the level of degradation as an input; in sampling, the first model's output is degraded likewise,
+at a level that hides its faults (conditioning augmentation, Ho et al. 2021, arXiv 2106.15282, section 4).
 """
 
 import jax

@@ -43,10 +43,10 @@ def guided(
 
 
 def shifted(predict_x0: Predict, factor: float, last: float) -> Predict:
-  """`predict_x0` that is told `factor` times the time step from `last` on downwards.
+  """`predict_x0`, given `factor` times the true time step where that is at most `last`.
 
-  Told that less noise is left than there is, a network removes less: with few steps, whose images come out smoother than the
-  training images, it keeps more fine texture. Li et al. (arXiv 2305.15583) shift time steps to the same end.
+  Given a smaller time step than the true one, a network removes less noise: with few steps, whose images come out smoother than
+  the training images, it keeps more fine texture. Li et al. (arXiv 2305.15583) shift time steps to the same end.
 
   Args:
     predict_x0: (x [B, H, W, C], t [B]) -> estimate of the clean images.

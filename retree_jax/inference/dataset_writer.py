@@ -107,7 +107,7 @@ def write(
   if ask and given is not None:
     raise ValueError("--ask is for sampling trees, but --trees gives them: leave one of the two out")
   if ask_candidates is not None and not ask:
-    raise ValueError("--ask_candidates chooses by what is asked for, and nothing is: give --ask, or leave --ask_candidates out")
+    raise ValueError("--ask_candidates needs something to choose by: give --ask, or leave --ask_candidates out")
   models = pairs.load_models(**paths, threshold=threshold, mesh=mesh)
   if workers is None:
     workers = 0 if mesh.devices.flat[0].platform == "cpu" else spare_cores()

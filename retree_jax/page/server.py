@@ -111,7 +111,7 @@ def application(studio: Studio, queue: jobs.Queue, hosts: tuple[str, ...] = ()):
   async def start(request: Request) -> Response:
     action = request.path_params["action"]
     if action not in actions:
-      raise Refused(404, f"the loaded models cannot do this: {', '.join(actions)} they can")
+      raise Refused(404, f"the loaded models cannot do this, only {', '.join(actions)}")
     data = await _body(request, 0 if action == "generate" else uploads.MAX_BYTES)
     asked = dict(request.query_params)
     try:

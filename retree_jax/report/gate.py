@@ -131,8 +131,8 @@ def _near(result: dict) -> tuple[float, str]:
   near = audit["spaces"][name]["near"]
   sentence = (
     f"by {name}, {percent(near['share'])} of the generated {PRIVACY_KINDS[kind]} are nearer to a training eye than nearly all "
-    f"held-out eyes; the lower end of the interval is {percent(near['low'])}, and up to "
-    f"{percent(privacy.explained(audit['num_heldout']))} are explained by {audit['num_heldout']} held-out eyes"
+    f"held-out eyes are; the lower end of the interval is {percent(near['low'])}, and with {audit['num_heldout']} held-out "
+    f"eyes up to {percent(privacy.explained(audit['num_heldout']))} can be chance"
   )
   return max(0.0, excess(kind, audit, name)), sentence
 

@@ -132,8 +132,8 @@ def _privacy(kind: str, audit: dict) -> Table:
     "Shares of the generated images, with 95 % intervals. Near: more similar to a training image "
     f"than the {audit['percentile']:.0f}th percentile of held-out images. Isolated: the nearest "
     "training image is less than a third as far as the second nearest. Distances are 1 − "
-    "correlation. Closer to training: probability that the nearest of as many training as held-out "
-    "images is a training image; about 0.5 without memorisation."
+    "correlation. Closer to training: probability that, among equally many training and held-out images, "
+    "the nearest one is a training image; about 0.5 without memorisation."
   )
   medians = [
     f"Median distance: {sides}" for sides in ("generated to training", "held-out to training", "generated to held-out")

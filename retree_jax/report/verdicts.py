@@ -72,7 +72,7 @@ def _looks(result: dict, space: str) -> Answer:
   )
   if "kernel_floor" in distances:
     floor = distances["kernel_floor"]
-    basis += f"; between random halves of the real set, {floor['num_a']} each, chance makes it {interval(floor)}"
+    basis += f"; between random halves of the real set, {floor['num_a']} each, it ranges by chance from {interval(floor)}"
   basis += "."
   shares, overlap = "", False
   if "precision" in distances and min(generated, real) >= _MIN_NEIGHBOURS:

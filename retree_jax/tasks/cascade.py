@@ -35,7 +35,7 @@ class CascadeTask(DiffusionTask):
   def __init__(self, config, epoch_steps: int = 1):
     super().__init__(config, epoch_steps)
     crop, stage = config.data.crop, config.stage
-    if self.condition != self.fixed_condition or not set(self.fixed_target) & set(self.target):
+    if self.condition != self.fixed_condition or self.fixed_target[0] not in self.target:
       raise ValueError(
         f"the {stage} stage learns config.data.target={self.fixed_target} from config.data.condition={self.fixed_condition}, "
         f"not {self.target} from {self.condition}: set them so"

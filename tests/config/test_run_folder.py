@@ -19,7 +19,16 @@ EYES = {"data.source": "1"}
 
 def claimed(tmp_path, data=None, **changes):
   run_folder.claim(tmp_path, small.config(**changes), data)
+  (tmp_path / "checkpoints" / "4").mkdir(parents=True, exist_ok=True)
   return tmp_path
+
+
+def test_a_workdir_without_checkpoint_may_be_used_for_another_run(tmp_path):
+  """A run that failed on its first mask leaves such a folder."""
+  claimed(tmp_path)
+  (tmp_path / "checkpoints" / "4").rmdir()
+  (note,) = run_folder.check(tmp_path, small.config(model__widths=(16,)))
+  assert "holds no checkpoint of it: it is used for this run" in note
 
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
@@ -66,6 +75,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     old["model"].pop(field, None)
   del old["optimizer"]["name"]
   (tmp_path / "config.json").write_text(json.dumps(old))
+  (tmp_path / "checkpoints" / "4").mkdir(parents=True)
   assert run_folder.check(tmp_path, config) == []
   with pytest.raises(ValueError, match=r"model.mlp_ratio \(4 there, 2 here\)"):
     run_folder.check(tmp_path, small.config(model__mlp_ratio=2))

@@ -200,6 +200,10 @@ PAIR = {"images/a.png": PHOTO, "masks/a.png": MASK}
     ({}, "has no images/ and masks/"),
     ({"images/readme.txt": "x", "masks/a.png": MASK}, "No pictures in .*images: put files there that end in png jpg"),
     ({**PAIR, "masks/b.png": MASK}, "No photograph in .* for the masks b.png: files pair by stem"),
+    (
+      {**PAIR, "fov/disc_0.png": 0 * MASK + 255},
+      "No photograph or mask in .* for the fields of view disc_0.png: files",
+    ),
     ({**PAIR, "images/b.png": PHOTO}, "No mask in .* for the photographs b.png"),
     ({**PAIR, "images/a.jpg": PHOTO}, "have the same stem: keep one of the two"),
     ({"images/a.png": PHOTO, "masks/a_mask.png": MASK, "masks/a_manual1.png": MASK}, "Cannot tell which file belongs to a"),
@@ -217,10 +221,10 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path, files, words):
 
 
 def test_a_path_that_is_no_folder(tmp_path):
-  with pytest.raises(ValueError, match="absent does not exist: give a folder with images/ and masks/ as folder:PATH"):
+  with pytest.raises(ValueError, match="absent does not exist: give the path of a folder with images/ and masks/"):
     folders.FolderSource(tmp_path / "absent")
   put(tmp_path, {"a.png": MASK})
-  with pytest.raises(ValueError, match="is a file, not a folder"):
+  with pytest.raises(ValueError, match="is a file, not a folder: give the folder that it lies in"):
     folders.FolderSource(tmp_path / "a.png")
 
 
@@ -255,3 +259,20 @@ def test_real_photographs_without_masks(real_eyes):
   assert "tree" not in train[0] and 0.7 < train[0]["fov"].mean() / 255 < 0.95
   with pytest.raises(ValueError, match="has no masks/: put the vessel masks there"):
     sources.open_source(spec)
+
+
+def test_files_that_are_not_read_are_named_once(tmp_path, caplog):
+  put(tmp_path, {**PAIR, "images/b.webp": PHOTO, "images/c.webp": PHOTO})
+  for _ in range(2):
+    assert folders.FolderSource(tmp_path).names == ["a"]
+  assert [line for line in caplog.messages if "Skipped in" in line and "b.webp and c.webp" in line.replace(", ", " and ")]
+
+
+def test_eyes_without_a_mask_are_counted(tmp_path):
+  put(tmp_path / "one", {**PAIR, "images/b.png": PHOTO})
+  put(tmp_path / "two", {"images/c.png": PHOTO})
+  fields = ("image", "tree?")
+  assert sources.number_of_trees(sources.open_source(f"folder:{tmp_path / 'one'}", split="all", fields=fields)) == 1
+  assert sources.number_of_trees(sources.open_source(f"folder:{tmp_path / 'two'}", split="all", fields=fields)) == 0
+  both = f"folder:{tmp_path / 'one'}+folder:{tmp_path / 'two'}+phantom:5"
+  assert sources.number_of_trees(sources.open_source(both, split="all", fields=fields)) == 7  # 1, 0 and 6

@@ -76,6 +76,8 @@ def test_splits_json(tmp_path):
   path.write_text(json.dumps({"train": ["3_left", "1_right"], "test": ["2_left"], "note": "x"}))
   opened = {s: sources.open_source(f"folder:{root}", split=s).names for s in ("train", "test", "all")}
   assert opened == {"train": ["3_left", "1_right"], "test": ["2_left"], "all": ["1_left", "1_right", "2_left", "3_left"]}
+  path.write_text(json.dumps({"train": ["3_left.png", "1_right", "1_right"], "test": ["2_left.PNG"]}))
+  assert sources.open_source(f"folder:{root}").names == ["3_left", "1_right"]
   for text, words in (
     ("{", "is not a split: write"),
     ('{"train": []}', "is not a split"),

@@ -12,6 +12,7 @@ from etils import epath
 from etils.epath import backend
 from PIL import Image
 
+from retree_jax.cli import errors
 from retree_jax.data import lease, writing
 
 
@@ -131,3 +132,13 @@ def test_a_lease_keeps_a_second_process_out_of_a_bucket(bucket, monkeypatch):
     held.check()
     assert json.loads((bucket / lease.NAME).read_text())["beats"] > 0
   assert not (bucket / lease.NAME).exists()
+
+
+def test_a_folder_under_a_file_is_refused_before_the_work(tmp_path):
+  writing.check_writable(tmp_path / "not" / "yet")
+  assert not list(tmp_path.iterdir())
+  (tmp_path / "file").write_text("x")
+  with pytest.raises(NotADirectoryError) as found:
+    writing.check_writable(tmp_path / "file" / "report")
+  text, code = errors._sentence(found.value)
+  assert code == 2 and text == f"{tmp_path / 'file'} lies under a file, not under a folder: use another folder"

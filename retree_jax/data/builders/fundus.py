@@ -183,7 +183,7 @@ def _configs(**descriptions: str):
 
 OBSERVERS = {
   "first": "First observer's masks (the usual truth).",
-  "second": "Second observer's masks, to measure human agreement.",
+  "second": "Second observer's masks, to measure inter-observer agreement.",
 }
 
 
