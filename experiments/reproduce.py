@@ -234,7 +234,12 @@ def _budget(text: str) -> dict[str, float]:
 def parser() -> argparse.ArgumentParser:
   """The flags."""
   p = argparse.ArgumentParser(prog="retree-jax reproduce", description=__doc__.split("\n\n")[0])
-  folders = lambda text: [os.path.expanduser(part) for part in text.split(",") if part]  # noqa: E731
+
+  def folders(text):
+    if os.path.isdir(whole := os.path.expanduser(text)):  # whose name may hold a comma
+      return [whole]
+    return [os.path.expanduser(part.removeprefix("folder:")) for part in text.split(",") if part]
+
   p.add_argument(
     "--labelled", type=folders, default=[], help="folders of pairs (images/, masks/), comma-separated; default: phantom"
   )

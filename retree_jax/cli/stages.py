@@ -293,9 +293,11 @@ def _enlarge(loaded, inputs, out, num) -> None:
       made = enlarger(params, {f: batch[f] for f in fields})
       count = min(int(batch["valid"].sum()), total - done)
       for i, name in enumerate(names[done : done + count] if jax.process_index() == 0 else ()):
-        writing.write_png(out / "images" / f"{name}.png", made["image"][i])
+        # Pictures of a generated pair stay marked as synthetic.
+        photo, tree = (provenance.text() if provenance.is_synthetic(file) else None for file in source.files(name)[:2])
+        writing.write_png(out / "images" / f"{name}.png", made["image"][i], photo)
         for field, folder in (("tree", "masks"), ("fov", "fov")):
-          writing.write_png(out / folder / f"{name}.png", transforms.binarise(made[field][i]))
+          writing.write_png(out / folder / f"{name}.png", transforms.binarise(made[field][i]), tree)
       done += count
       if done >= total:
         break

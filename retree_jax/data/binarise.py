@@ -50,8 +50,13 @@ def binarise(folder, above: float, invert: bool = False) -> int:
     png = writing.png_bytes(drawn * np.uint8(255))
     try:
       read(png, str(path))
-    except ValueError as error:
-      raise ValueError(f"With these settings nothing can be done, and no file was changed: {error}") from None
+    except ValueError:
+      held = np.unique(values)
+      held = ", ".join(f"{v:g}" for v in held) if len(held) <= 8 else f"{held[0]:g} to {held[-1]:g}"
+      raise ValueError(
+        f"no file was changed: --above {above:g}{' --invert' if invert else ''} would draw {100 * drawn.mean():.0f} % of "
+        f"{path}, which holds the values {held}; give another --above, or {'leave out' if invert else 'add'} --invert"
+      ) from None
     return png
 
   # Everything is tried before anything is changed, and one file at a time is in memory.
@@ -89,7 +94,11 @@ def main(arguments=None) -> int:
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
-  print(f"{count} masks in {options.folder} are binary now; the old files are in {pathlib.Path(options.folder) / ORIGINALS}")
+  originals = pathlib.Path(options.folder) / ORIGINALS
+  if count:
+    print(f"{count} masks in {options.folder} are binary now; the old files are in {originals}")
+  else:
+    print(f"All masks in {options.folder} were binary before; to convert them anew, move the files of {originals} back first")
   return 0
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from retree_jax.data import field_of_view, image_io, masks, notices
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".gif", ".bmp")
+_BLACK = 8  # grey levels that no pixel of a black photograph reaches
 _NOT_READ = (".webp", ".jp2", ".j2k", ".heic", ".heif", ".avif", ".jfif", ".dcm", ".svg", ".pgm", ".pbm", ".npy")
 SUFFIXES = (
   "1stho",
@@ -360,6 +361,8 @@ class FolderSource:
     if self._takes_image and image is not None:
       example["image"] = image
     if mask is not None:
+      if image is not None and image.max() < _BLACK:
+        raise ValueError(f"{photo} is black: replace it, or remove it and its mask.")
       example["tree"] = masks.read_tree(mask, str(mask), label)
     if fov is not None:
       example["fov"] = masks.read_fov(fov, str(fov))

@@ -228,6 +228,13 @@ def test_a_path_that_is_no_folder(tmp_path):
     folders.FolderSource(tmp_path / "a.png")
 
 
+def test_a_black_photograph_has_no_vessels_to_learn_from(tmp_path):
+  put(tmp_path, {**PAIR, "images/a.png": PHOTO // 40})
+  with pytest.raises(ValueError, match="images/a.png is black: replace it, or remove it and its mask"):
+    folders.FolderSource(tmp_path)[0]
+  assert "image" in folders.FolderSource(tmp_path / "images", ("image",))[0]  # to be labelled, it is a photograph
+
+
 def test_grey_masks_are_refused_when_read(tmp_path):
   put(tmp_path, {"images/a.png": PHOTO, "masks/a.png": np.arange(480, dtype=np.uint16).reshape(20, 24).astype(np.uint8)})
   with pytest.raises(ValueError, match=r"masks/a.png is not a binary mask"):

@@ -130,3 +130,10 @@ def test_bad_arguments_get_one_sentence(arguments, sentence, monkeypatch, capsys
     code = error.code
   assert code == 2
   assert sentence in capsys.readouterr().err
+
+
+def test_a_folder_may_have_a_comma_in_its_name(tmp_path):
+  (tmp_path / "eyes, final").mkdir()
+  read = reproduce.parser().parse_args
+  assert read(["--out", "x", "--labelled", f"{tmp_path / 'eyes, final'}"]).labelled == [str(tmp_path / "eyes, final")]
+  assert read(["--out", "x", "--labelled", "folder:a,b"]).labelled == ["a", "b"]

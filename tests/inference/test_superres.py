@@ -12,7 +12,7 @@ from PIL import Image
 
 from retree_jax import checkpoint, sharding, train
 from retree_jax.cli import stages
-from retree_jax.data import writing
+from retree_jax.data import provenance, writing
 from retree_jax.inference import superres
 from tests import small, superres_stage
 
@@ -43,10 +43,14 @@ def test_a_run_goes_through_the_loop_resumes_and_loads_as_a_generator(tmp_path):
   }
   for k in range(2):
     for folder, field in (("images", "image"), ("masks", "tree"), ("fov", "fov")):
-      writing.write_png(tmp_path / f"small/{folder}/{k}.png", pairs[field][k])
+      marks = provenance.text() if k == 0 else None
+      writing.write_png(tmp_path / f"small/{folder}/{k}.png", pairs[field][k], marks)
   stages.sample("superres", tmp_path / "whole", inputs=str(tmp_path / "small"), out=tmp_path / "enlarged")
   lines = [json.loads(line) for line in (tmp_path / "enlarged/manifest.jsonl").read_text().splitlines()]
   assert [line["name"] for line in lines] == ["0", "1"] and lines[0]["checkpoint"] == loaded.identity()
+  for folder in ("images", "masks", "fov"):  # what was marked as synthetic stays so
+    marked = [provenance.is_synthetic(tmp_path / f"enlarged/{folder}/{k}.png") for k in range(2)]
+    assert marked == [True, False]
   # Fewer pairs than before: all that are there stay, and stay listed.
   before = {p: p.read_bytes() for p in (tmp_path / "enlarged").rglob("*.png")}
   stages.sample("superres", tmp_path / "whole", num=1, inputs=str(tmp_path / "small"), out=tmp_path / "enlarged")
