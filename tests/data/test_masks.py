@@ -208,7 +208,7 @@ def test_settings_that_empty_a_mask_change_nothing(tmp_path, capsys):
   before = {path: path.read_bytes() for path in tmp_path.iterdir()}
   assert binarise.main([str(tmp_path), "--above", "200"]) == 2
   said = capsys.readouterr().err
-  assert re.search(r"--above 200 would draw 0 % of .*b.png, which holds the values .*give another --above, or add --invert", said)
+  assert re.search(r"--above 200 would draw 0 % of .*b.png, which holds .*; give another --above, or add --invert", said)
   assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
   assert binarise.main([str(tmp_path), "--above", "60"]) == 0 == binarise.main([str(tmp_path), "--above", "90"])
   assert "were binary before; to convert them anew, move the files of" in capsys.readouterr().out
