@@ -22,7 +22,6 @@ import sys
 from absl import flags
 
 from retree_jax.cli import errors
-from retree_jax.data import writing
 
 # As in `data.sources` and `metrics.features`, which would make --help wait for SciPy and JAX; a test compares them.
 SPLITS = ("train", "test", "all", "fit", "validation")
@@ -107,10 +106,11 @@ def main(argv: list[str] | None = None) -> int:
     )
   if pathlib.Path(f.out).is_file():
     raise ValueError(f"--out={f.out} is a file: name a folder to write to")
-  writing.check_writable(f.out)  # before an hour of measuring
+  from retree_jax.data import writing
   from retree_jax.data.workers import spare_cores
   from retree_jax.report import evaluation, files, gate, sets
 
+  writing.check_writable(f.out)  # before an hour of measuring
   bounds = gate.parse(f.gate)
   result = evaluation.evaluate(
     **sets.open_sets(f.generated, f.real, f.train, f.real_split, f.train_split),

@@ -57,7 +57,7 @@ def run(monkeypatch, *arguments: str) -> int:
     (["train", "tree:tiny"], "'tree:tiny' is not a flag"),
     (["train", "--num=3"], "Unknown command line flag 'num'"),
     (["train"], "--config is missing: give for example --config tree:tiny"),
-    (["train", "--config", "branch:tiny"], "there is no config file branch: name one, or a built-in config (filter, "),
+    (["train", "--config", "branch:tiny"], "there is no config file branch: name one, or a built-in config (detail, filter, "),
     (["sample", "--config=tree:huge"], "variant 'huge' is unknown"),
     (["segment", "--input=photos"], "--out is missing: write retree-jax segment --input PHOTOS --out MASKS"),
     (

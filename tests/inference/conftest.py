@@ -23,7 +23,7 @@ class Judge:
 def toys(monkeypatch):
   """Stages whose answers are known, in place of checkpoints."""
 
-  def load(tree=None, fundus=None, superres=None, filter_path=None, threshold=None, mesh=None, refine=None):
+  def load(tree=None, fundus=None, superres=None, filter_path=None, threshold=None, mesh=None, refine=None, detail=None):
     every = test_generate.models(Judge())
     return generate.Models(
       *(
