@@ -200,10 +200,7 @@ PAIR = {"images/a.png": PHOTO, "masks/a.png": MASK}
     ({}, "has no images/ and masks/"),
     ({"images/readme.txt": "x", "masks/a.png": MASK}, "No pictures in .*images: put files there that end in png jpg"),
     ({**PAIR, "masks/b.png": MASK}, "No photograph in .* for the masks b.png: files pair by stem"),
-    (
-      {**PAIR, "fov/disc_0.png": 0 * MASK + 255},
-      "No photograph or mask in .* for the fields of view disc_0.png: files",
-    ),
+    ({**PAIR, "fov/disc_0.png": 0 * MASK + 255}, "No photograph or mask in .* for the fields of view disc_0.png: files"),
     ({**PAIR, "images/b.png": PHOTO}, "No mask in .* for the photographs b.png"),
     ({**PAIR, "images/a.jpg": PHOTO}, "have the same stem: keep one of the two"),
     ({"images/a.png": PHOTO, "masks/a_mask.png": MASK, "masks/a_manual1.png": MASK}, "Cannot tell which file belongs to a"),
