@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from retree_jax.cli import cpu, errors
+from retree_jax.cli import cpu, errors, model_flags
 
 _NEEDED = ("starlette", "uvicorn")
 
@@ -22,16 +22,13 @@ _NEEDED = ("starlette", "uvicorn")
 def define_flags() -> flags.FlagValues:
   """The command's flags."""
   f = flags.FlagValues()
-  for name, text in (
-    ("tree", "Workdir or name of the tree stage."),
-    ("refine", "Workdir or name of the stage that refines trees; several by commas."),
-    ("filter", "Workdir or name of the tree filter."),
-    ("fundus", "Workdir or name of the fundus stage."),
-    ("detail", "Workdir or name of the stage that draws the fine detail of photographs."),
-    ("superres", "Workdir or name of the super-resolution stage."),
-    ("train", "Folder on which the models were trained: adds the nearest training eye, and shows its photographs."),
-  ):
-    flags.DEFINE_string(name, None, text, flag_values=f)
+  model_flags.define(f)
+  flags.DEFINE_string(
+    "train",
+    None,
+    "Folder on which the models were trained: adds the nearest training eye, and shows its photographs.",
+    flag_values=f,
+  )
   flags.DEFINE_string(
     "segmenter", "shipped:segmentation", "Workdir or name of the segmentation stage; 'none' leaves it out.", flag_values=f
   )
@@ -59,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   from retree_jax.page import server, studio
 
   cpu.dispatch_inline()
-  stages = ("tree", "refine", "fundus", "detail", "superres")
-  paths = {name: f[name].value for name in stages} | {"filter_path": f.filter}
+  paths = model_flags.paths(f)
   segmenter = None if f.segmenter in ("", "none") else f.segmenter
   with server.listen(f.host, f.port) as listening:  # first, since loading the models takes a while
     loaded = studio.Studio(paths if any(paths.values()) else dataset_writer.shipped(), segmenter, f.train)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from retree_jax.cli import cpu, errors
+from retree_jax.cli import cpu, errors, model_flags
 
 _MAX_NUM = 2**32 // 20  # every pair has the numbers of 20 attempts, see `inference.pairs.MAX_ATTEMPTS`
 FORMATS = ("png", "tfds", "nnunet", "imagefolder")  # as in `data.formats`, without importing it; a test compares them
@@ -34,13 +34,8 @@ def __getattr__(name: str):
 def define_flags() -> flags.FlagValues:
   """The command's flags, separate from absl's global ones: other commands of the project have flags of the same names."""
   f = flags.FlagValues()
+  model_flags.define(f)
   for name, text in (
-    ("tree", "Workdir or name of the tree stage."),
-    ("refine", "Workdir or name of the stage that refines trees to twice the size; several, one after the other, by commas."),
-    ("filter", "Workdir or name of the tree filter."),
-    ("fundus", "Workdir or name of the fundus stage."),
-    ("detail", "Workdir or name of the stage that draws the fine detail of photographs."),
-    ("superres", "Workdir or name of the super-resolution stage."),
     ("trees", "Folder of trees (vessel masks) to paint, instead of sampling trees."),
     ("coordinator", "host:port of process 0, for clusters that JAX does not recognise."),
   ):
@@ -134,8 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
   cpu.dispatch_inline()
   sharding.initialize_distributed(f.distributed, f.coordinator, f.num_processes, f.process_id)
-  stages = ("tree", "refine", "fundus", "detail", "superres")
-  paths = {name: f[name].value for name in stages} | {"filter_path": f.filter}
+  paths = model_flags.paths(f)
   if not any(paths.values()):
     paths = dataset_writer.shipped()
   if f.trees:

@@ -61,6 +61,24 @@ def config(**changes):
   return c
 
 
+def cascade(stage, **changes):
+  """The tiny variant of `configs.refine` or `configs.detail`, made smaller still: 32×32 pixels, crops of 16×16, four steps."""
+  c = stage.get_config("tiny")
+  c.data.update(source="phantom:3", image_size=(32, 32), crop=16, crops=2, num_threads=1)
+  c.model.update(widths=(8, 8), detail=4, time_dim=16)
+  c.diffusion.num_steps = 12
+  c.sampler.update(num_steps=2, batch_size=2)
+  c.train.update(num_steps=4, batch_size=2)
+  c.optimizer.warmup_steps = 1
+  c.evaluate.update(every=0, num=2)
+  c.preview.update(every=0, num=2)
+  c.log.update(every=1, tensorboard=False)
+  for name, value in changes.items():
+    section, field = name.split("__")
+    c[section][field] = value
+  return c
+
+
 class Toy:
   """A network that compiles in no time: every pixel through one hidden layer, and a bias that depends on the timestep.
 

@@ -19,7 +19,8 @@ from retree_jax.config import defaults
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PREFIX = {"augmentation": "data.augment."}  # functions of defaults.py whose fields become a section of another's
-_SHARED = ("base", "augmentation", "add_diffusion")
+# Functions of defaults.py that describe fields, and the field or section that shows that a config has them.
+_SHARED = {"base": "", "augmentation": "", "add_diffusion": "diffusion", "add_cascade": "sampler.condition_level"}
 
 
 @dataclasses.dataclass
@@ -130,8 +131,8 @@ def config(stage: str, variant: str = "") -> ConfigDict:
 def described(stage: str, config: ConfigDict) -> set[str]:
   """Names of the fields of a stage's config that have a description."""
   names = {"model.name", "discriminator.name"}
-  for function in _SHARED:
-    if function != "add_diffusion" or "diffusion" in config:
+  for function, field in _SHARED.items():
+    if not field or any(name.startswith(field) for name in leaves(config)):
       names |= {name for group in shared(function) for name in group.names}
   names |= {name for group in own(stage) for name in group.names}
   for section in ("model", "discriminator"):
@@ -191,6 +192,9 @@ def page() -> str:
     "[Concepts](guide/concepts.md) has the formulas.",
     "",
     *_table(shared("add_diffusion")),
+    "The stages `refine` and `detail`, which are given a coarser picture:",
+    "",
+    *_table(shared("add_cascade")),
   ]
   for stage in config_files.names():
     text += [f"## Stage `{stage}`", ""]

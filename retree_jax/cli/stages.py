@@ -158,7 +158,8 @@ def _override(config, overrides: Mapping, mode: str, changeable: tuple[str, ...]
       )
     else:
       config[path[0]][field] = value
-  if "sampler.num_steps" in overrides and config.sampler.get("spacing") == "full":
+  number = plain.get("sampler", {}).get("num_steps")
+  if overrides.get("sampler.num_steps", number) != number and config.sampler.spacing == "full":
     raise ValueError(
       "--config.sampler.num_steps has no effect where config.sampler.spacing='full' takes every time step: add "
       "--config.sampler.spacing=trailing"

@@ -210,6 +210,42 @@ def add_diffusion(c: ConfigDict) -> None:
   c.sampler.seed = 0
 
 
+def add_cascade(c: ConfigDict, variant: str) -> None:
+  """Adds the fields of the stages that are given a coarser picture (refine, detail), after `add_diffusion`, and sets the sizes
+  of their networks and trainings."""
+  # Side in pixels of the square crops that are trained on, 0 = whole pictures; how many are cut from each eye of a batch; and
+  # whether to turn and mirror them in all eight ways.
+  c.data.crop, c.data.crops = 96, 4
+  c.data.turns = True
+  # How the coarse picture is degraded at level 1: standard deviation of a blur in its pixels, of noise on a scale from -1 to 1.
+  # Training draws a level for each eye, which is an input of the network.
+  c.diffusion.condition_blur = 0.8
+  c.diffusion.condition_noise = 0.2
+  # The absolute error is minimised by the median: where the course of a thin vessel is uncertain, that is no vessel.
+  c.loss.l1 = 0.0
+  # Level at which coarse pictures are degraded when sampling.
+  c.sampler.condition_level = 0.0
+  c.sampler.batch_size = 8
+  c.model.update(name="denoiser", patch=2, widths=(64, 128, 192), blocks=(2,), attention=(), middle=0, dtype="bfloat16")
+  c.train.update(batch_size=32, num_steps=20_000, ema_decay=0.999)
+  c.optimizer.update(learning_rate=5e-4, warmup_steps=200)
+  if variant in ("tiny", "cpu"):
+    c.model.update(widths=(32, 64, 96), blocks=(1,), detail=16, time_dim=128, dtype="float32")
+    c.train.update(batch_size=4, num_steps=6000, ema_decay=0.99)
+    c.optimizer.update(learning_rate=1e-3, warmup_steps=50)
+    c.evaluate.update(every=500, num=8)
+    c.preview.update(every=500, num=4)
+    c.checkpoint.every = 100
+    c.log.every = 25
+    c.sampler.batch_size = 4
+  if variant == "tiny":
+    c.data.source = "phantom:40"
+    c.data.image_size = (128, 128)
+    c.data.crop, c.data.crops = 64, 2
+    c.train.num_steps = 400
+    c.evaluate.every = c.preview.every = 200
+
+
 def set_denoiser(c: ConfigDict, variant: str) -> None:
   """Sets network, image size and training length of the tree and fundus stages, for all variants but "paper"."""
   c.model.update(name="denoiser", patch=2, widths=(128, 256, 384, 512), blocks=(2,), attention=(2, 3), dtype="bfloat16")

@@ -1,16 +1,14 @@
-"""From coarse trees to whole ones at twice the size: the sampler of the refinement stage, and what is mended afterwards."""
+"""From coarse trees to whole ones at twice the size: the sampler of the refinement stage."""
 
-import jax
 import jax.numpy as jnp
 
-from retree_jax import keys
 from retree_jax.data import attributes
 from retree_jax.diffusion import conditioning
-from retree_jax.inference.sampler import Sampler, at_size
+from retree_jax.inference.cascade import CascadeSampler
 from retree_jax.models import scaling
 
 
-class Refiner(Sampler):
+class Refiner(CascadeSampler):
   """A compiled refinement over a mesh; sample k is a function of (weights, seed, k, its coarse tree) alone.
 
   Args:
@@ -23,7 +21,7 @@ class Refiner(Sampler):
   """
 
   def __init__(self, config, network, mesh=None, size: tuple[int, int] | None = None):
-    super().__init__(at_size(config, network, size), network, mesh)
+    super().__init__(config, network, mesh, size)
     haze = float(config.sampler.get("condition_haze", 0.0))
     whole = float(config.sampler.get("condition_haze_whole", -1.0))
     self._haze = (haze, haze if whole < 0 else whole)
@@ -42,9 +40,8 @@ class Refiner(Sampler):
     Raises:
       ValueError: a condition that is missing or of another size.
     """
-    factor = conditioning.FACTOR
-    if "tree" in condition:  # repeated, so that it travels beside the field of view in one array
-      condition = condition | {"tree": condition["tree"].repeat(factor, 1).repeat(factor, 2)}
+    if "tree" in condition:
+      condition = condition | {"tree": self._spread(condition["tree"])}
     return super().__call__(params, indices, condition, seed, stream, slots)
 
   def _as_condition(self, cond, sample_keys):
@@ -52,7 +49,5 @@ class Refiner(Sampler):
     seen = cond[..., 1] > 0
     rows, columns = (seen.any(axis=axis).sum(axis=1) for axis in (2, 1))
     haze = jnp.where(rows >= attributes.WHOLE * columns, self._haze[1], self._haze[0])
-    low = conditioning.without_haze(cond[:, :: conditioning.FACTOR, :: conditioning.FACTOR, :1], haze)
-    noise = keys.normal(jax.vmap(jax.random.fold_in, (0, None))(sample_keys, 2), low.shape[1:])
-    level = jnp.full(low.shape[:1], self.config.sampler.condition_level, jnp.float32)
-    return conditioning.condition(low, cond[..., 1:], level, noise, self.config.diffusion)
+    low = conditioning.without_haze(self._gathered(cond[..., :1]), haze)
+    return self._degraded(low, cond[..., 1:], sample_keys)

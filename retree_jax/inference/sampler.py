@@ -29,20 +29,6 @@ def make_schedule(config) -> schedules.Schedule:
   return schedules.make(config.schedule, config.num_steps, zero_terminal_snr=config.zero_terminal_snr, shift=config.shift)
 
 
-def at_size(config, network, size: tuple[int, int] | None):
-  """The config for pictures of another size, (height, width), with a convolutional network; None leaves it.
-
-  Raises:
-    ValueError: a size that the network cannot take.
-  """
-  if size is None:
-    return config
-  network.check_size(*size)
-  config = config.copy_and_resolve_references()
-  config.data.image_size = tuple(size)
-  return config
-
-
 class Sampler:
   """A compiled sampling loop over a mesh.
 

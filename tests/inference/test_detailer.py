@@ -1,6 +1,7 @@
 """The detail stage: learns what half the size loses, resumes to the bit, keeps what is coarse, and stands between fundus and
 superres."""
 
+import functools
 import importlib
 
 import jax
@@ -19,22 +20,7 @@ from tests import stages as made
 detail = importlib.import_module("configs.detail")
 
 
-def config(**changes):
-  """The tiny variant, made smaller still."""
-  c = detail.get_config("tiny")
-  c.data.update(source="phantom:3", image_size=(32, 32), crop=16, crops=2, num_threads=1)
-  c.model.update(widths=(8, 8), detail=4, time_dim=16)
-  c.diffusion.num_steps = 12
-  c.sampler.update(num_steps=2, batch_size=2)
-  c.train.update(num_steps=4, batch_size=2)
-  c.optimizer.warmup_steps = 1
-  c.evaluate.update(every=0, num=2)
-  c.preview.update(every=0, num=2)
-  c.log.update(every=1, tensorboard=False)
-  for name, value in changes.items():
-    section, field = name.split("__")
-    c[section][field] = value
-  return c
+config = functools.partial(small.cascade, detail)
 
 
 def eyes(count=3, size=(32, 32)):

@@ -1,5 +1,6 @@
 """The refinement stage: trains on crops, resumes to the bit, samples the same bits anywhere, is told what it is told."""
 
+import functools
 import importlib
 
 import jax
@@ -17,22 +18,7 @@ from tests import small
 refine = importlib.import_module("configs.refine")
 
 
-def config(**changes):
-  """The tiny variant, made smaller still."""
-  c = refine.get_config("tiny")
-  c.data.update(source="phantom:3", image_size=(32, 32), crop=16, crops=2, num_threads=1)
-  c.model.update(widths=(8, 8), detail=4, time_dim=16)
-  c.diffusion.num_steps = 12
-  c.sampler.update(num_steps=2, batch_size=2)
-  c.train.update(num_steps=4, batch_size=2)
-  c.optimizer.warmup_steps = 1
-  c.evaluate.update(every=0, num=2)
-  c.preview.update(every=0, num=2)
-  c.log.update(every=1, tensorboard=False)
-  for name, value in changes.items():
-    section, field = name.split("__")
-    c[section][field] = value
-  return c
+config = functools.partial(small.cascade, refine)
 
 
 @pytest.fixture(scope="module")
