@@ -5,7 +5,7 @@ import json
 import pathlib
 import re
 
-from retree_jax.data import folders
+from retree_jax.data import folders, notices
 
 HOLD_OUT = 0.2
 # Eyes of one person must stay on one side of a split: 10_left and 10_right, Image_01L and Image_01R are one patient.
@@ -59,6 +59,8 @@ def _patient(name: str) -> str:
 def read_splits(path: pathlib.Path, names) -> tuple[list[str], list[str]]:
   """(train, test) from `splits.json`: {"train": [stems], "test": [stems]}; other keys are ignored.
 
+  Eyes that the file does not name are in neither split; a log line names them.
+
   Raises:
     ValueError: the file cannot be read or has other contents, a stem without a file, or one in both lists.
   """
@@ -71,13 +73,13 @@ def read_splits(path: pathlib.Path, names) -> tuple[list[str], list[str]]:
       f'{path} is not a split: write {{"train": [stems], "test": [stems]}} or remove it for a hold-out by hash.'
     ) from None
   exact, loose = set(names), {folders.pairing_key(name): name for name in names}
+
+  def without_ending(stem):  # "eye_0.png" stands for "eye_0"
+    return stem if stem in exact or not stem.lower().endswith(folders.EXTENSIONS) else stem.rpartition(".")[0]
+
   resolved = []
   for stems in lists:
-    # "eye_0.png" stands for "eye_0", and what is listed twice counts once.
-    endings = [
-      stem if stem in exact or not stem.lower().endswith(folders.EXTENSIONS) else stem.rpartition(".")[0] for stem in stems
-    ]
-    stems = list(dict.fromkeys(endings))
+    stems = list(dict.fromkeys(without_ending(stem) for stem in stems))  # what is listed twice counts once
     missing = [stem for stem in stems if stem not in exact and folders.pairing_key(stem) not in loose]
     if missing:
       raise ValueError(f"{path} names {folders.some(missing)}, for which there is no file: add the files or correct the list.")
@@ -85,4 +87,14 @@ def read_splits(path: pathlib.Path, names) -> tuple[list[str], list[str]]:
   both = set(resolved[0]) & set(resolved[1])
   if both:
     raise ValueError(f"{path} puts {folders.some(sorted(both))} into both train and test: a test eye must never be trained on.")
+  named = {folders.pairing_key(name) for name in resolved[0] + resolved[1]}
+  # Lists of other names ("validation") are the user's own, and what is in them is left out on purpose.
+  named |= {
+    folders.pairing_key(without_ending(str(stem))) for stems in content.values() if isinstance(stems, list) for stem in stems
+  }
+  if unnamed := [name for name in names if folders.pairing_key(name) not in named]:
+    sentence = (
+      f"{path} does not name {folders.some(unnamed)}, so they are neither trained nor tested on: add them to one of its lists."
+    )
+    notices.once(str(path), "unnamed", sentence)
   return resolved[0], resolved[1]

@@ -91,6 +91,15 @@ def test_splits_json(tmp_path):
       sources.open_source(f"folder:{root}")
 
 
+def test_eyes_that_no_list_names_are_logged(tmp_path, caplog):
+  root = folder(tmp_path / "set", ["1", "2", "3", "4", "5"])
+  (root / "splits.json").write_text(json.dumps({"train": ["1"], "test": ["2"], "validation": ["3.png"]}))
+  for _ in range(2):
+    assert sources.open_source(f"folder:{root}").names == ["1"]
+  (line,) = [line for line in caplog.messages if "does not name" in line]
+  assert "does not name 4, 5, so" in line
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_splits_with_a_byte_order_mark(tmp_path, encoding):
   root = folder(tmp_path / "set", ["1", "é", "3"])
