@@ -256,7 +256,10 @@ def _conditions(config, inputs):
     return folders.FolderSource(inputs, ("tree",))
   fields = tuple(f for f in config.data.condition if f != "fov")
   size = tuple(config.data.image_size)
-  return sources.open_source(config.data.source, split="test", fields=fields, seed=config.seed, size=size)
+  try:
+    return sources.open_source(config.data.source, split="test", fields=fields, seed=config.seed, size=size)
+  except ValueError as e:
+    raise ValueError(f"Without --input FOLDER the test trees of config.data.source are painted. {e}") from None
 
 
 def _chunks(config, source, inputs, total: int) -> Iterator[dict]:

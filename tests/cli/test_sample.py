@@ -88,6 +88,14 @@ def test_given_trees_are_known_by_their_contents_and_their_number_may_grow(chain
     commands.sample("fundus", chain["fundus"], inputs=tmp_path / "b", **paint)
 
 
+def test_trees_that_are_gone(chain, tmp_path):
+  gone = {"data.source": f"folder:{tmp_path / 'gone'}"}
+  with pytest.raises(
+    ValueError, match=r"Without --input FOLDER the test trees .* are painted. The folder .*gone does not exist"
+  ):
+    commands.sample("fundus", chain["fundus"], out=tmp_path / "out", overrides=gone)
+
+
 def test_conditions_are_loaded_a_chunk_at_a_time(chain, tmp_path, monkeypatch):
   """Eleven trees in chunks of four: never more than one chunk, and the photographs are those of one whole chunk."""
   for k in range(11):
