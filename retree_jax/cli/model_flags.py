@@ -7,7 +7,7 @@ _TEXTS = {
   "refine": "Workdir or name of the stage that refines trees to twice the size; several, one after the other, by commas.",
   "filter": "Workdir or name of the tree filter.",
   "fundus": "Workdir or name of the fundus stage.",
-  "detail": "Workdir or name of the stage that draws the fine detail of photographs.",
+  "detail": "Workdir or name of the stage that draws the fine detail of photographs; several, from coarse to fine, by commas.",
   "superres": "Workdir or name of the super-resolution stage.",
 }
 

@@ -290,9 +290,12 @@ def make_chunk(generator, facts, given, seed, indices: range) -> tuple[list[dict
 def identity_of(generator, seed, form, given) -> dict:
   """Everything that pair k depends on besides k."""
   models, stages = generator.models, {}
-  refiners = dict(zip([name for name in generator.samplers if name.startswith("refine_")], models.refine, strict=True))
-  painting = {"fundus": models.fundus, "detail": models.detail, "superres": models.superres}
-  for name, loaded in {"tree": models.tree, **refiners, **painting}.items():
+  refine, detail = (
+    zip([name for name in generator.samplers if name.startswith(stage)], loaded, strict=True)
+    for stage, loaded in (("refine_", models.refine), ("detail_", models.detail))
+  )
+  ends = {"fundus": models.fundus, "superres": models.superres}
+  for name, loaded in {"tree": models.tree, **dict(refine), **dict(detail), **ends}.items():
     if loaded is None or (name == "tree" and given is not None):
       continue
     stages[name] = {"checkpoint": loaded.identity(), "step": loaded.step, "config": stored.digest(loaded.config)}

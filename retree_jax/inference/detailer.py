@@ -23,7 +23,8 @@ class Detailer(CascadeSampler):
 
     Args:
       params, indices, seed, stream, slots: see `Sampler`.
-      condition: "image" uint8 [N, H, W, 3], "tree" (coverage) and "fov" uint8 [N, H, W, 1].
+      condition: "tree" (coverage) and "fov" uint8 [N, H, W, 1], and "image" uint8 [N, h, w, 3] of any size, which is reduced or
+        enlarged to half the size.
 
     Returns:
       {"image": uint8 [N, H, W, 3]} on every host.
@@ -32,7 +33,7 @@ class Detailer(CascadeSampler):
       ValueError: a condition that is missing or of another size.
     """
     if "image" in condition and len(condition["image"]):
-      half = tuple(side // conditioning.FACTOR for side in condition["image"].shape[1:3])
+      half = tuple(side // conditioning.FACTOR for side in self.size)
       low = np.stack([transforms.area_resize(image, half) for image in condition["image"]])
       condition = condition | {"image": self._spread(low)}
     return super().__call__(params, indices, condition, seed, stream, slots)

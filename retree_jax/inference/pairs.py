@@ -41,7 +41,7 @@ class Generator:
 
   Attributes:
     samplers: {"tree": ..., "fundus": ...}, the `retree_jax.inference.sampler.Sampler` of each diffusion stage there is;
-      "refine_256" and so on for those that refine trees, by the height that they refine to.
+      "refine_256" and "detail_256" and so on for those that refine trees and draw detail, by the height that they draw at.
     candidates: trees drawn for each pair.
     seconds: {"tree", "refine", "filter", "mend", "measure", "turn", "fundus", "detail", "superres"}: time spent in each so far.
 
@@ -72,7 +72,7 @@ class Generator:
       raise ValueError(f"there is no tree stage to ask for {next(iter(self.ask))!r}: give one, or leave --ask out")
     if cut_share is not None:
       stages.check_share(cut_share, models.tree, self.ask)
-    loaded = [stage for stage in (models.tree, *models.refine, models.fundus, models.detail) if stage is not None]
+    loaded = [stage for stage in (models.tree, *models.refine, models.fundus, *models.detail) if stage is not None]
     if num_steps is not None and all(stage.config.sampler.spacing == "full" for stage in loaded):
       raise ValueError("--steps has no effect on samplers that take all steps (config.sampler.spacing='full'): leave it out")
     sizes = {"batch_size": batch_size}
@@ -95,11 +95,15 @@ class Generator:
     if models.fundus is not None:
       config = stages.changed(models.fundus.config, **sizes, num_steps=num_steps, guidance=guidance)
       self.samplers["fundus"] = Sampler(config, models.fundus.network, mesh)
-    if models.detail is not None:
+    self._detailers = []
+    for number, loaded in enumerate(models.detail, 1):
       from retree_jax.inference.detailer import Detailer
 
-      config = stages.changed(models.detail.config, **sizes, num_steps=num_steps)
-      self.samplers["detail"] = Detailer(config, models.detail.network, mesh, self.samplers["fundus"].size)
+      size = tuple(side // 2 ** (len(models.detail) - number) for side in self.samplers["fundus"].size)
+      config = stages.changed(loaded.config, **sizes, num_steps=num_steps)
+      name, detailer = f"detail_{size[0]}", Detailer(config, loaded.network, mesh, size)
+      self.samplers[name] = detailer
+      self._detailers.append((name, detailer, loaded.params))
     self._enlarger = None
     if models.superres is not None:
       from retree_jax.inference.superres import Enlarger
@@ -247,6 +251,17 @@ class Generator:
       records[i].update(counts)
     self.seconds["mend"] += time.monotonic() - started
 
+  def _detailed(self, photographs, fields, indices, seed):
+    """Photographs with the detail that the stages draw, each at twice the size of the one before."""
+    started = time.monotonic()
+    for name, detailer, params in self._detailers:
+      given = {key: np.stack([transforms.area_resize(p, detailer.size) for p in fields[key]]) for key in ("tree", "fov")}
+      given["fov"] = transforms.binarise(given["fov"])
+      # A stream of its own: with the noise that the photograph was painted from, the detail would depend on it.
+      photographs = detailer(params, indices, given | {"image": photographs}, seed=seed, stream=f"photographs {name}")["image"]
+    self.seconds["detail"] += time.monotonic() - started
+    return photographs
+
   def given(self, trees: Sequence[np.ndarray], fovs: Sequence[np.ndarray] | None = None) -> dict[str, np.ndarray]:
     """Brings trees that a user has to the size and framing that the fundus stage was trained on.
 
@@ -312,11 +327,7 @@ class Generator:
     condition = {name: {**sized, "fov": hard}[name] for name in sampler.condition}
     out = {**sized, **sampler(self.models.fundus.params, indices, condition, seed=seed)}
     self.seconds["fundus"] += time.monotonic() - started
-    if "detail" in self.samplers:
-      started = time.monotonic()
-      given = {"image": out["image"], "tree": sized["tree"], "fov": hard}
-      out |= self.samplers["detail"](self.models.detail.params, indices, given, seed=seed)
-      self.seconds["detail"] += time.monotonic() - started
+    out["image"] = self._detailed(out["image"], sized, indices, seed)
     if self._enlarger is None:
       out |= {"fov": hard}
     else:

@@ -8,9 +8,11 @@ class Models:
   """The stages of one generator; a stage that is None is left out.
 
   Attributes:
-    tree, fundus, detail, superres: `retree_jax.checkpoint.Loaded`.
+    tree, fundus, superres: `retree_jax.checkpoint.Loaded`.
     tree_filter: `retree_jax.inference.tree_filter.LoadedFilter` that scores trees.
     refine: `retree_jax.checkpoint.Loaded`s that are used one after the other, each doubling the trees' size.
+    detail: `retree_jax.checkpoint.Loaded`s that are used one after the other, each at twice the size of the one before and the
+      last at that of photographs.
   """
 
   tree: object = None
@@ -18,7 +20,7 @@ class Models:
   superres: object = None
   tree_filter: object = None
   refine: tuple = ()
-  detail: object = None
+  detail: tuple = ()
 
 
 def load_models(
@@ -28,7 +30,7 @@ def load_models(
 
   Args:
     tree, fundus, superres, filter_path, refine, detail: workdirs, checkpoint folders or names of shipped weights; None leaves
-      the stage out. Several stages that refine trees, each to twice the size, are joined by commas.
+      the stage out. Several stages that refine trees, or that draw detail, each at twice the size, are joined by commas.
     threshold: least filter score; None takes the one chosen on the filter's validation data.
     mesh: devices to hold the parameters.
 
@@ -42,10 +44,11 @@ def load_models(
     return None if path is None else checkpoint.load(path, mesh=mesh, stage=name)
 
   loaded_filter = None if filter_path is None else tree_filter.load(filter_path, threshold)
-  refiners = tuple(stage(path, "refine") for path in str(refine or "").split(",") if path)
-  return Models(
-    stage(tree, "tree"), stage(fundus, "fundus"), stage(superres, "superres"), loaded_filter, refiners, stage(detail, "detail")
+  refine, detail = (
+    tuple(stage(path, name) for path in str(paths or "").split(",") if path)
+    for name, paths in (("refine", refine), ("detail", detail))
   )
+  return Models(stage(tree, "tree"), stage(fundus, "fundus"), stage(superres, "superres"), loaded_filter, refine, detail)
 
 
 def check_fit(models: Models) -> None:
@@ -54,7 +57,7 @@ def check_fit(models: Models) -> None:
     raise ValueError("nothing to generate with: give --tree, --fundus or both")
   if models.refine and models.tree is None:
     raise ValueError("the refine stage refines drawn trees, and there is no tree stage to draw them: give --tree")
-  if models.detail is not None and models.fundus is None:
+  if models.detail and models.fundus is None:
     raise ValueError("the detail stage sharpens painted photographs, and there is no fundus stage to paint them: give --fundus")
   if models.superres is not None and models.fundus is None:
     raise ValueError("the superres stage enlarges pairs, and there is no fundus stage to make them: give --fundus")

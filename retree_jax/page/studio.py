@@ -146,7 +146,8 @@ class Studio:
     shown}."""
     models = self._models
     loaded = {"tree": models.tree} | {f"refinement {i}": stage for i, stage in enumerate(models.refine, 1)}
-    loaded |= {"fundus": models.fundus, "detail": models.detail, "superres": models.superres}
+    loaded |= {"fundus": models.fundus} | {f"detail {i}": stage for i, stage in enumerate(models.detail, 1)}
+    loaded |= {"superres": models.superres}
     stages = {name: f"{stage.identity()}, step {stage.step}" for name, stage in loaded.items() if stage is not None}
     return {"stages": stages, "train": self._eyes is not None}
 

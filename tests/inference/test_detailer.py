@@ -89,13 +89,29 @@ def test_pairs_take_it_between_painting_and_super_resolution(whole, tmp_path):
   plain = pairs.pairs(pairs.load_models(fundus=str(tmp_path / "fundus")), trees=trees)
   models = pairs.load_models(fundus=str(tmp_path / "fundus"), detail=str(whole[0]))
   sharp = pairs.pairs(models, trees=trees)
-  wanted = Detailer(models.detail.config, models.detail.network)(
-    models.detail.params, np.arange(2), {name: plain[name] for name in ("image", "tree", "fov")}, seed=0
-  )
+  (stage,) = models.detail
+  given = {name: plain[name] for name in ("image", "tree", "fov")}
+  wanted = Detailer(stage.config, stage.network)(stage.params, np.arange(2), given, seed=0, stream="photographs detail_32")
   np.testing.assert_array_equal(sharp["image"], wanted["image"])
   assert (sharp["image"] != plain["image"]).any() and (sharp["tree"] == plain["tree"]).all()
   with pytest.raises(ValueError, match="sharpens painted photographs, and there is no fundus stage"):
     stages.check_fit(stages.Models(tree=models.fundus, detail=models.detail))
+
+
+def test_two_of_them_draw_at_half_the_size_and_then_at_the_whole(whole, tmp_path):
+  made.denoiser(tmp_path / "fundus", "fundus", ("image",), ("tree", "fov"), size=(32, 32))
+  fundus, trees, detail = str(tmp_path / "fundus"), eyes(2)["tree"], str(whole[0])
+  plain = pairs.pairs(pairs.load_models(fundus=fundus), trees=trees)
+  models = pairs.load_models(fundus=fundus, detail=f"{detail},{detail}")
+  generator = pairs.Generator(models)
+  assert [generator.samplers[name].size for name in ("detail_16", "detail_32")] == [(16, 16), (32, 32)]
+  drawn, stage = plain["image"], models.detail[0]
+  for side in (16, 32):
+    given = {name: np.stack([transforms.area_resize(p, (side, side)) for p in plain[name]]) for name in ("tree", "fov")}
+    given |= {"image": drawn, "fov": transforms.binarise(given["fov"])}
+    detailer = Detailer(stage.config, stage.network, size=(side, side))
+    drawn = detailer(stage.params, np.arange(2), given, seed=0, stream=f"photographs detail_{side}")["image"]
+  np.testing.assert_array_equal(pairs.pairs(models, trees=trees)["image"], drawn)
 
 
 @pytest.mark.parametrize(
