@@ -1,10 +1,11 @@
 """The detail stage: a painted photograph and its tree → the photograph with its fine detail.
 
     python -m retree_jax.main --config configs/detail.py:tiny                      # phantom retinas, CPU minutes
-    python -m retree_jax.main --config configs/detail.py:cpu --config.data.source=folder:PATH    # 256×256, CPU hours
+    python -m retree_jax.main --config configs/detail.py:cpu --config.data.source=folder:PATH    # 128×128, CPU hours
     python -m retree_jax.main --config configs/detail.py --config.data.source=folder:PATH        # 256×256, accelerators
 
-`generate --fundus runs/fundus --detail runs/detail` uses it between the fundus stage and super-resolution.
+`generate --fundus runs/fundus --detail runs/detail` uses it between the fundus stage and super-resolution. Train it at the size
+of the fundus stage, as its variants are. One that is trained at half that size can be given before it: `--detail coarse,fine`.
 """
 
 from retree_jax.config import defaults
@@ -28,7 +29,10 @@ def get_config(variant: str = ""):
   c.diffusion.condition_noise = 0.0
   c.loss.min_snr_gamma = 0.0
   # The last steps decide on the finest texture.
-  c.sampler.update(num_steps=6, spacing="trailing_fine")
+  c.sampler.update(num_steps=12, spacing="trailing_fine")
   if variant == "cpu":
+    c.data.image_size = (128, 128)  # as photographs are painted by fundus:cpu
     c.train.ema_decay = 0.995
+  elif variant == "tiny":
+    c.data.image_size, c.data.crop = (64, 64), 32
   return defaults.complete(c)

@@ -4,10 +4,10 @@
     retree-jax reproduce --out runs/phantom --preset tiny            # no data: phantom retinas, CPU minutes
 
 segmenter → labels for the photographs that have none → tree stage → refinement → tree filter → fundus stage →
-super-resolution → generated set → report and validation. Every step is one of the project's own commands and is printed before
-it runs. Rerunning the same command resumes the chain, also within a training. Each training has a budget in minutes (--budget
-changes it); when it is used up the training saves and stops, and the chain continues with the result. --piece_minutes stops the
-whole script after that time, for machines with limited sessions.
+detail → super-resolution → generated set → report and validation. Every step is one of the project's own commands and is
+printed before it runs. Rerunning the same command resumes the chain, also within a training. Each training has a budget in minutes
+(--budget changes it); when it is used up the training saves and stops, and the chain continues with the result.
+--piece_minutes stops the whole script after that time, for machines with limited sessions.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import time
 
 from retree_jax.data import writing
 
-STAGES = ("segmentation", "tree", "refine", "filter", "fundus", "superres")
+STAGES = ("segmentation", "tree", "refine", "filter", "fundus", "detail", "superres")
 
 
 def _preset(variant: str, minutes: tuple[float, ...], **more) -> dict:
@@ -37,9 +37,9 @@ def _preset(variant: str, minutes: tuple[float, ...], **more) -> dict:
 
 
 PRESETS = {
-  "tiny": _preset(":tiny", (2, 4, 2, 2, 4, 4), num=16, validation=("--steps", "150", "--seeds", "1")),
-  "cpu": _preset(":cpu", (40, 60, 60, 10, 90, 40), num=200, validation=("--steps", "500"), coarse=40),
-  "default": _preset("", (3, 7, 5, 1, 9, 5), num=1000, validation=("--steps", "2000"), refined=512),
+  "tiny": _preset(":tiny", (2, 4, 2, 2, 4, 2, 4), num=16, validation=("--steps", "150", "--seeds", "1")),
+  "cpu": _preset(":cpu", (40, 60, 60, 10, 90, 30, 40), num=200, validation=("--steps", "500"), coarse=40),
+  "default": _preset("", (3, 7, 5, 1, 9, 3, 5), num=1000, validation=("--steps", "2000"), refined=512),
 }
 _GRACE_S = 120  # seconds between the request to stop and the kill, enough to write a checkpoint
 
@@ -100,7 +100,7 @@ def plan(args) -> list[Step]:
     fine = (f"--config.train.start_from={half}", "--config.diffusion.shift=2.0")
   refined = [f"--config.data.image_size=({size},{size})"] if (size := preset.get("refined")) else []
   weights = [f"--config.loss.perceptual_weights={args.vgg19}"] if args.vgg19 else []
-  models = [word for stage in ("filter", "fundus", "superres") for word in (f"--{stage}", run[stage])]
+  models = [word for stage in ("filter", "fundus", "detail", "superres") for word in (f"--{stage}", run[stage])]
   report = ("--generated", generated, "--real", labelled, "--train", labelled, "--segmenter", run["segmentation"])
   steps += [
     training("tree", source(labelled), *fine),
@@ -108,6 +108,7 @@ def plan(args) -> list[Step]:
     generate("trees for the filter", "--num", drawn, "--seed", "1", "--out", trees),
     training("filter", source(labelled), f"--config.data.generated={trees}"),
     training("fundus", source(pairs)),
+    training("detail", source(pairs)),
     training("superres", source(labelled), *weights),
     generate("generate", *models, "--num", str(args.num or preset["num"]), "--out", generated),
     Step("report", ("-m", "retree_jax.evaluate", *report, "--out", str(out / "report"))),

@@ -7,7 +7,7 @@ checkpoint is exported that all commands use ("best" of `checkpoint.load`), unle
 are reduced to their last component, so that no path of the training machine is published. The bounds of a tree filter and the
 vessel threshold of super-resolution are chosen here, on the data that the run's config names. --cards names a JSON file
 {NAME: {"data": ..., "licence": ..., "scores": [...]}} with what `retree-jax info` shows of the weights, see
-`retree_jax.cli.info.model`.
+`retree_jax.cli.info.model`. --sampler changes fields of a stage's `config.sampler`, for example fundus.guidance=1.5.
 """
 
 import argparse
@@ -65,15 +65,19 @@ def main() -> None:
   p = argparse.ArgumentParser(prog="python -m experiments.ship", description=__doc__.split("\n\n")[0])
   p.add_argument("runs", nargs="+", metavar="NAME=WORKDIR", help="name of the weights and the run they come from")
   p.add_argument("--step", default="best", help="checkpoint: best, latest or a step")
-  p.add_argument("--guidance", type=float, help="default guidance scale of the fundus stage, instead of the config's")
+  p.add_argument("--sampler", nargs="*", default=[], metavar="NAME.FIELD=VALUE", help="fields of config.sampler to change")
   p.add_argument("--cards", help="JSON file of the models' data, licences and scores")
   args = p.parse_args()
   cards = json.loads(pathlib.Path(args.cards).read_text()) if args.cards else {}
+  sampler = [re.fullmatch(r"([a-z0-9_]+)\.([a-z_]+)=(.+)", change) for change in args.sampler]
+  if None in sampler:
+    raise ValueError("--sampler takes NAME.FIELD=VALUE: write for example fundus.guidance=1.5")
+  sampler = [change.groups() for change in sampler]
   for pair in args.runs:
     name, _, path = pair.partition("=")
     if not re.fullmatch(r"[a-z0-9_]+", name) or not path:
       raise ValueError(f"{pair!r} is not NAME=WORKDIR: write for example tree=runs/tree")
-    changes = {"guidance": args.guidance} if args.guidance is not None and name == "fundus" else {}
+    changes = {field: json.loads(value) for stage, field, value in sampler if stage == name}
     print(f"{name}: {ship(name, path, args.step, sampler=changes, card=cards.get(name)) / 2**20:.1f} MiB", flush=True)
 
 

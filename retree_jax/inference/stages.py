@@ -59,6 +59,13 @@ def check_fit(models: Models) -> None:
     raise ValueError("the refine stage refines drawn trees, and there is no tree stage to draw them: give --tree")
   if models.detail and models.fundus is None:
     raise ValueError("the detail stage sharpens painted photographs, and there is no fundus stage to paint them: give --fundus")
+  for number, stage in enumerate(reversed(models.detail)):
+    drawn = tuple(side // 2**number for side in models.fundus.config.data.image_size)
+    if drawn != (trained := tuple(stage.config.data.image_size)):
+      raise ValueError(
+        f"a detail stage draws at {drawn[0]}x{drawn[1]} pixels here and was trained at {trained[0]}x{trained[1]}: give one "
+        "that was trained at the fundus stage's config.data.image_size, after those trained at half of it"
+      )
   if models.superres is not None and models.fundus is None:
     raise ValueError("the superres stage enlarges pairs, and there is no fundus stage to make them: give --fundus")
   if models.tree is not None and "tree" not in models.tree.config.data.target:

@@ -36,6 +36,20 @@ def test_shipped_weights_are_the_last_average_at_16_bits(monkeypatch, tmp_path):
   assert facts["data"] == "24 drawn trees" and facts["step"] == 3
 
 
+def test_the_command_changes_the_sampler(monkeypatch, tmp_path):
+  monkeypatch.setattr(models, "build", small.Toy)
+  train.train(small.config(train__num_steps=1), tmp_path / "run", arrays=small.arrays(), devices=jax.devices()[:1])
+  monkeypatch.setattr(ship.ship, "__defaults__", ("best", tmp_path / "weights", None, None))
+  command = ["ship", "a=" + str(tmp_path / "run"), "b=" + str(tmp_path / "run"), "--sampler", "a.num_steps=3", "b.eta=0.5"]
+  monkeypatch.setattr("sys.argv", command)
+  ship.main()
+  samplers = [checkpoint.load(tmp_path / "weights" / name).config.sampler for name in "ab"]
+  assert samplers[0].num_steps == 3 and samplers[1].eta == 0.5 and samplers[1].num_steps != 3
+  monkeypatch.setattr("sys.argv", [*command, "a=b"])
+  with pytest.raises(ValueError, match="--sampler takes NAME.FIELD=VALUE"):
+    ship.main()
+
+
 @pytest.mark.parametrize("own_cut", [0.5, 0.4])
 def test_super_resolution_is_cut_where_thin_vessels_of_training_eyes_stay(monkeypatch, own_cut):
   """A stage that gives every vessel a probability of .33 and its surroundings .22: the best cut lies between."""

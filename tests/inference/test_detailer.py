@@ -100,18 +100,20 @@ def test_pairs_take_it_between_painting_and_super_resolution(whole, tmp_path):
 
 def test_two_of_them_draw_at_half_the_size_and_then_at_the_whole(whole, tmp_path):
   made.denoiser(tmp_path / "fundus", "fundus", ("image",), ("tree", "fov"), size=(32, 32))
-  fundus, trees, detail = str(tmp_path / "fundus"), eyes(2)["tree"], str(whole[0])
-  plain = pairs.pairs(pairs.load_models(fundus=fundus), trees=trees)
-  models = pairs.load_models(fundus=fundus, detail=f"{detail},{detail}")
-  generator = pairs.Generator(models)
-  assert [generator.samplers[name].size for name in ("detail_16", "detail_32")] == [(16, 16), (32, 32)]
-  drawn, stage = plain["image"], models.detail[0]
-  for side in (16, 32):
+  half, changes = tmp_path / "half", dict(data__image_size=(16, 16), data__crop=0, data__crops=1)
+  train.train(config(train__num_steps=1, **changes), half, devices=jax.devices()[:1])
+  fundus, trees = str(tmp_path / "fundus"), eyes(2)["tree"]
+  drawn = plain = pairs.pairs(pairs.load_models(fundus=fundus), trees=trees)
+  models = pairs.load_models(fundus=fundus, detail=f"{half},{whole[0]}")
+  for stage, side in zip(models.detail, (16, 32), strict=True):
     given = {name: np.stack([transforms.area_resize(p, (side, side)) for p in plain[name]]) for name in ("tree", "fov")}
-    given |= {"image": drawn, "fov": transforms.binarise(given["fov"])}
-    detailer = Detailer(stage.config, stage.network, size=(side, side))
-    drawn = detailer(stage.params, np.arange(2), given, seed=0, stream=f"photographs detail_{side}")["image"]
-  np.testing.assert_array_equal(pairs.pairs(models, trees=trees)["image"], drawn)
+    given |= {"image": drawn["image"], "fov": transforms.binarise(given["fov"])}
+    detailer = Detailer(stage.config, stage.network)
+    assert detailer.size == (side, side)
+    drawn = detailer(stage.params, np.arange(2), given, seed=0, stream=f"photographs detail_{side}")
+  np.testing.assert_array_equal(pairs.pairs(models, trees=trees)["image"], drawn["image"])
+  with pytest.raises(ValueError, match="draws at 32x32 pixels here and was trained at 16x16"):
+    stages.check_fit(stages.Models(fundus=models.fundus, detail=models.detail[::-1]))
 
 
 @pytest.mark.parametrize(
