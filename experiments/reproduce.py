@@ -5,8 +5,8 @@
 
 segmenter → labels for the photographs that have none → tree stage → refinement → tree filter → fundus stage →
 detail → super-resolution → generated set → report and validation. Every step is one of the project's own commands and is
-printed before it runs. Rerunning the same command resumes the chain, also within a training. Each training has a budget in minutes
-(--budget changes it); when it is used up the training saves and stops, and the chain continues with the result.
+printed before it runs. Rerunning the same command resumes the chain, also within a training. Each training has a budget in
+minutes (--budget changes it); when it is used up the training saves and stops, and the chain continues with the result.
 --piece_minutes stops the whole script after that time, for machines with limited sessions.
 """
 
