@@ -27,6 +27,8 @@ def get_config(variant: str = ""):
   # The photograph is blurred alone: noise would hide the texture that is to be drawn.
   c.diffusion.condition_blur = 1.0
   c.diffusion.condition_noise = 0.0
+  # The finest texture is what is learnt: views keep that of their photographs.
+  c.data.augment.update(blur=0.0, noise=0.0)
   c.loss.min_snr_gamma = 0.0
   # The last steps decide on the finest texture.
   c.sampler.update(num_steps=12, spacing="trailing_fine")

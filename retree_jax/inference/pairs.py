@@ -375,10 +375,7 @@ def pairs(
     raise ValueError("there is nothing to generate: give num of at least 1, or some trees or indices")
   if trees is not None and len(indices) != len(trees):
     raise ValueError(f"{len(trees)} trees and {len(indices)} indices do not go together: give one index for each tree")
-  if trees is None:
-    fields, records = generator.trees(indices, seed)
-  else:
-    fields, records = generator.given(trees), [{} for _ in trees]
+  fields, records = generator.trees(indices, seed) if trees is None else (generator.given(trees), [{} for _ in trees])
   return {**generator.photographs(fields, indices, seed, tilts(records)), "records": records}
 
 

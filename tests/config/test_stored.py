@@ -13,6 +13,8 @@ from tests import small
 
 # (identity of the weights, digest of their config), as the version that shipped them computed them: they stand in manifests.
 SHIPPED = {
+  "detail_128": ("7651358b82034113", "a9bb6ab8d6db98e0"),
+  "detail_256": ("a64950e37720c0cd", "672210cabb09e90a"),
   "filter": ("f40c929e94872f37", "20b4b4533acf230e"),
   "fundus": ("4b393c33e436d40f", "12147e6afe5cb224"),
   "refine": ("78aa1abdac0e116c", "a76d14318c6154b7"),
