@@ -78,7 +78,7 @@ def main() -> None:
     if not re.fullmatch(r"[a-z0-9_]+", name) or not path:
       raise ValueError(f"{pair!r} is not NAME=WORKDIR: write for example tree=runs/tree")
     changes = {field: json.loads(value) for stage, field, value in sampler if stage == name}
-    print(f"{name}: {ship(name, path, args.step, sampler=changes, card=cards.get(name)) / 2**20:.1f} MiB", flush=True)
+    print(f"{name}: {ship(name, path, args.step, WEIGHTS, sampler=changes, card=cards.get(name)) / 2**20:.1f} MiB", flush=True)
 
 
 if __name__ == "__main__":

@@ -96,12 +96,11 @@ class Generator:
       config = stages.changed(models.fundus.config, **sizes, num_steps=num_steps, guidance=guidance)
       self.samplers["fundus"] = Sampler(config, models.fundus.network, mesh)
     self._detailers = []
-    for number, loaded in enumerate(models.detail, 1):
+    for loaded in models.detail:
       from retree_jax.inference.detailer import Detailer
 
-      size = tuple(side // 2 ** (len(models.detail) - number) for side in self.samplers["fundus"].size)
-      config = stages.changed(loaded.config, **sizes, num_steps=num_steps)
-      name, detailer = f"detail_{size[0]}", Detailer(config, loaded.network, mesh, size)
+      detailer = Detailer(stages.changed(loaded.config, **sizes, num_steps=num_steps), loaded.network, mesh)
+      name = f"detail_{detailer.size[0]}"
       self.samplers[name] = detailer
       self._detailers.append((name, detailer, loaded.params))
     self._enlarger = None

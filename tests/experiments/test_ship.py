@@ -39,7 +39,7 @@ def test_shipped_weights_are_the_last_average_at_16_bits(monkeypatch, tmp_path):
 def test_the_command_changes_the_sampler(monkeypatch, tmp_path):
   monkeypatch.setattr(models, "build", small.Toy)
   train.train(small.config(train__num_steps=1), tmp_path / "run", arrays=small.arrays(), devices=jax.devices()[:1])
-  monkeypatch.setattr(ship.ship, "__defaults__", ("best", tmp_path / "weights", None, None))
+  monkeypatch.setattr(ship, "WEIGHTS", tmp_path / "weights")
   command = ["ship", "a=" + str(tmp_path / "run"), "b=" + str(tmp_path / "run"), "--sampler", "a.num_steps=3", "b.eta=0.5"]
   monkeypatch.setattr("sys.argv", command)
   ship.main()
