@@ -22,7 +22,14 @@ from retree_jax.cli import cpu, errors
 from retree_jax.data import workers, writing
 from retree_jax.inference import dataset_writer, host_work, pairs
 
-STAGES = {"tree": "tree", "fundus": "fundus", "superres": "superres", "filter_path": "filter", "refine": "refine,refine_512"}
+STAGES = {
+  "tree": "tree",
+  "refine": "refine,refine_512",
+  "filter_path": "filter",
+  "fundus": "fundus",
+  "detail": "detail_128,detail_256",
+  "superres": "superres",
+}
 
 
 class Tape:

@@ -32,6 +32,7 @@ _SHIPPED = {
   "tree": ("tree",),
   "refine": ("refine", "refine_512"),
   "fundus": ("fundus",),
+  "detail": ("detail_128", "detail_256"),
   "superres": ("superres",),
   "filter_path": ("filter",),
 }

@@ -19,7 +19,7 @@ SHIPPED = {
   "fundus": ("4b393c33e436d40f", "12147e6afe5cb224"),
   "refine": ("78aa1abdac0e116c", "a76d14318c6154b7"),
   "refine_512": ("2cb538787b18237b", "8a4800ca0078d6a1"),
-  "segmentation": ("699296fce36ab927", "904a7247dd1cd674"),
+  "segmentation": ("a4b3fb3a4e8299b3", "f59eafbd20a2d092"),
   "superres": ("3d068da9034d338e", "6724056147c292b3"),
   "tree": ("3adfe950190ec4e4", "42b978b41a62648b"),
 }

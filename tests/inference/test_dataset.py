@@ -201,7 +201,7 @@ def test_nothing_is_shipped_is_said(monkeypatch):
     dataset_writer.shipped()
   monkeypatch.setattr(checkpoint, "shipped_names", lambda: ["filter", "fundus", "tree"])
   found = {stage: f"shipped:{stage}" for stage in ("tree", "fundus")} | {"filter_path": "shipped:filter"}
-  assert dataset_writer.shipped() == {"refine": None, "superres": None} | found
+  assert dataset_writer.shipped() == {"refine": None, "detail": None, "superres": None} | found
 
 
 # --- the command itself, killed ---------------------------------------------------------------------------------------
