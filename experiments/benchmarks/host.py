@@ -22,15 +22,6 @@ from retree_jax.cli import cpu, errors
 from retree_jax.data import workers, writing
 from retree_jax.inference import dataset_writer, host_work, pairs
 
-STAGES = {
-  "tree": "tree",
-  "refine": "refine,refine_512",
-  "filter_path": "filter",
-  "fundus": "fundus",
-  "detail": "detail_128,detail_256",
-  "superres": "superres",
-}
-
 
 class Tape:
   """Stands before a function of arrays: records what it returns, then returns that again, in the same order.
@@ -58,6 +49,7 @@ def taped(generator: pairs.Generator) -> list[Tape]:
   tapes = {name: Tape(sampler) for name, sampler in generator.samplers.items()}
   generator.samplers = dict(tapes)
   generator._refiners = [(name, tapes[name], params) for name, _, params in generator._refiners]
+  generator._detailers = [(name, tapes[name], params) for name, _, params in generator._detailers]
   others = []
   if generator._enlarger is not None:
     generator._enlarger = Tape(generator._enlarger)
@@ -140,7 +132,7 @@ def main() -> None:
   p.add_argument("--out", help="path without suffix, for PATH.json and PATH.md")
   args = p.parse_args()
   cpu.dispatch_inline()
-  row = measure(args.num, STAGES)
+  row = measure(args.num, dataset_writer.shipped())
   print(table(row))
   if args.out:
     writing.write_json(f"{args.out}.json", row)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import host
+from retree_jax.inference import dataset_writer, pairs
 from tests import stages
 
 
@@ -16,6 +17,14 @@ def test_a_tape_returns_what_was_recorded_in_the_same_order():
   np.testing.assert_array_equal(tape()["x"], second["x"])
   with pytest.raises(IndexError):
     tape()
+
+
+def test_each_network_of_the_shipped_chain_has_a_tape():
+  generator = pairs.Generator(pairs.load_models(**dataset_writer.shipped()))
+  tapes = host.taped(generator)
+  called = [function for _, function, _ in generator._refiners + generator._detailers]
+  called += [generator.samplers["tree"], generator.samplers["fundus"], generator._enlarger]
+  assert len(called) == 7 and all(any(function is tape for tape in tapes) for function in called)
 
 
 def test_host_work_is_measured_without_the_networks(tmp_path):
