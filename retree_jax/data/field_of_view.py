@@ -9,6 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 _TILT = 20  # degrees
+_SEEN_WHOLE = 250  # coverage, of 255, from which on a pixel holds hardly any black
 
 
 def find_fov(image: np.ndarray) -> np.ndarray:
@@ -209,6 +210,29 @@ def with_fov(fields: dict[str, np.ndarray], framed: bool = True) -> tuple[dict[s
   return {"tree": np.where(clean >= 128, tree, 0).astype(np.uint8), "fov": clean}, tilts
 
 
+def rim_from(painted: np.ndarray, detailed: np.ndarray, fovs: np.ndarray) -> np.ndarray:
+  """Photographs with fine detail, except along the rim, where they fade into the ones that the detail was drawn for.
+
+  The detail stage draws differences of up to 32 grey levels from a reduced photograph. At the rim, where that one is mixed with
+  the black around the eye, the true differences are larger, so that colours there come out dark and greenish.
+
+  Args:
+    painted: photographs before the detail was drawn, uint8 [N, H, W, 3].
+    detailed: the same photographs with it, uint8 [N, H, W, 3].
+    fovs: coverage, uint8 [N, H, W, 1].
+
+  Returns:
+    uint8 [N, H, W, 3]: `painted` in the outermost 2 pixels of 256, `detailed` from the sixth on, and a mixture between.
+  """
+  out = np.empty_like(detailed)
+  for i, fov in enumerate(fovs[..., 0]):
+    # The frame's edge is a rim too, as in `soft_rim`.
+    depth = ndimage.distance_transform_edt(np.pad(fov >= _SEEN_WHOLE, 1))[1:-1, 1:-1] * (256 / fov.shape[0])
+    share = np.clip((6 - depth) / 4, 0, 1)[..., None]
+    out[i] = np.round(share * painted[i] + (1 - share) * detailed[i])
+  return out
+
+
 def soft_rim(images: np.ndarray, fovs: np.ndarray) -> np.ndarray:
   """Photographs whose rim fades as that of a shrunk photograph does, so that enlarging them gives a smooth one.
 
@@ -220,15 +244,19 @@ def soft_rim(images: np.ndarray, fovs: np.ndarray) -> np.ndarray:
     fovs: coverage, uint8 [N, H, W, 1].
 
   Returns:
-    uint8 [N, H, W, 3]: where a pixel is seen in part or has no neighbour, the colour of the nearest one that is seen whole
-    with all of its neighbours, by its own share.
+    uint8 [N, H, W, 3]: where a pixel is seen in part or has no neighbour, the colour of its mirror image in the nearest one
+    that is seen whole with all of its neighbours, by its own share. The colour of the nearest itself would draw stripes.
   """
   out = np.empty_like(images)
   for i, (image, fov) in enumerate(zip(images, fovs[..., 0], strict=True)):
-    inside = ndimage.binary_erosion(fov >= 250)
-    rows, columns = ndimage.distance_transform_edt(~inside, return_distances=False, return_indices=True)
-    whole = image[rows, columns] if inside.any() else image
-    out[i] = np.round(whole * (fov[..., None] / 255.0))
+    inside = ndimage.binary_erosion(fov >= _SEEN_WHOLE)
+    if inside.any():
+      nearest = ndimage.distance_transform_edt(~inside, return_distances=False, return_indices=True)
+      mirrored = 2 * nearest - np.indices(fov.shape)
+      rows, columns = np.clip(mirrored, 0, np.reshape(fov.shape, (2, 1, 1)) - 1)
+      rows, columns = np.where(inside[rows, columns], (rows, columns), nearest)
+      image = image[rows, columns]
+    out[i] = np.round(image * (fov[..., None] / 255.0))
   return out
 
 

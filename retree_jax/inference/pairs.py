@@ -252,12 +252,13 @@ class Generator:
 
   def _detailed(self, photographs, fields, indices, seed):
     """Photographs with the detail that the stages draw, each at twice the size of the one before."""
-    started = time.monotonic()
+    painted, started = photographs, time.monotonic()
     for name, detailer, params in self._detailers:
       given = {key: np.stack([transforms.area_resize(p, detailer.size) for p in fields[key]]) for key in ("tree", "fov")}
       given["fov"] = transforms.binarise(given["fov"])
       # A stream of its own: with the noise that the photograph was painted from, the detail would depend on it.
       photographs = detailer(params, indices, given | {"image": photographs}, seed=seed, stream=f"photographs {name}")["image"]
+    photographs = field_of_view.rim_from(painted, photographs, fields["fov"]) if self._detailers else photographs
     self.seconds["detail"] += time.monotonic() - started
     return photographs
 

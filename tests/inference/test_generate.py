@@ -203,6 +203,30 @@ def test_noise_along_the_edge_of_the_frame_gives_way_to_the_colours_beside_it():
   assert (field_of_view.soft_rim(image, np.full((1, 40, 40, 1), 255, np.uint8)) == [200, 110, 40]).all()
 
 
+def test_texture_goes_on_in_a_cut_rim_without_stripes_across_it():
+  fov = np.zeros((1, 64, 64, 1), np.uint8)
+  fov[:, 16:48] = 255
+  fov[:, 15] = 128
+  image = np.where(fov >= 128, np.random.default_rng(0).integers(100, 200, (1, 64, 64, 3)), 0).astype(np.uint8)
+  soft = field_of_view.soft_rim(image, fov)[0]
+  inner = np.s_[17:47, 1:-1]
+  np.testing.assert_array_equal(soft[inner], image[0][inner])
+  # The two rows of the rim mirror the two beneath row 17, the first that is seen whole, one of them by its share.
+  np.testing.assert_array_equal(soft[16, 1:-1], image[0, 18, 1:-1])
+  np.testing.assert_array_equal(soft[15, 1:-1], np.round(image[0, 19, 1:-1] * (128 / 255)))
+  assert not soft[:15].any()
+
+
+def test_detail_fades_out_at_the_rim_where_it_cannot_make_up_for_the_black_around_the_eye():
+  fov = np.zeros((1, 256, 256, 1), np.uint8)
+  fov[:, 40:216] = 255
+  painted, detailed = np.full((1, 256, 256, 3), 100, np.uint8), np.full((1, 256, 256, 3), 180, np.uint8)
+  out = field_of_view.rim_from(painted, detailed, fov)[0, :, 128, 0]
+  assert out[38:48].tolist() == [100, 100, 100, 100, 120, 140, 160, 180, 180, 180]
+  np.testing.assert_array_equal(out[40:128], out[128:216][::-1])
+  np.testing.assert_array_equal(field_of_view.rim_from(painted, painted, fov), painted)
+
+
 @pytest.mark.parametrize("degrees", [9, -14])
 def test_a_disc_that_the_frame_cut_is_cut_along_it_again(degrees):
   y, x = np.mgrid[:128, :128] - 63.5
