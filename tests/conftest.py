@@ -6,6 +6,9 @@ import signal
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile hundreds of small programs and run each for milliseconds: without LLVM's optimizations they take two thirds of
+# the time. `XLA_FLAGS= pytest` tests what users run; so do the commands that tests start as processes (`tests.small.start`).
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import numpy as np
 import pytest
@@ -18,6 +21,17 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+
+
+# Files that take minutes come first: with `-n`, no process is then left alone with one of them at the end.
+_LONG = (
+  "test_stopping", "tasks/test_superres", "test_processes", "test_base", "test_tree_filter", "report/test_evaluate",
+  "test_resume", "test_command", "test_notebook", "test_refiner", "test_paper", "test_train", "test_denoiser",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items) -> None:
+  items.sort(key=lambda item: not item.path.with_suffix("").as_posix().endswith(_LONG))
 
 
 def _shared(part: str) -> pathlib.Path:

@@ -1,5 +1,6 @@
-"""Layers shared by several networks: time and position features, group norm, space-to-depth."""
+"""Layers shared by several networks: time and position features, group norm, space-to-depth, maxima."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -75,6 +76,26 @@ def space_to_depth(x: jax.Array, block: int) -> jax.Array:
 def depth_to_space(x: jax.Array, block: int) -> jax.Array:
   """The inverse of `space_to_depth`: [B, h, w, block * block * C] -> [B, h * block, w * block, C]."""
   return x if block == 1 else rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=block, q=block)
+
+
+def max_pool(x: jax.Array, factor: int) -> jax.Array:
+  """The highest value of each block of `factor` x `factor` pixels, [B, H, W, C] -> [B, H/factor, W/factor, C].
+
+  The gradient goes to the pixel that was chosen, the first of equal ones, as in PyTorch. That of `jnp.max` goes to the pixels
+  that equal the maximum, divided by their number. Where the compiler computes those pixels twice and rounds differently, none
+  does, and the gradient is 0 / 0.
+  """
+  for axis in (2, 1):
+    first, *others = (jax.lax.slice_in_dim(x, i, None, stride=factor, axis=axis) for i in range(factor))
+    x = functools.reduce(lambda best, other: jnp.where(other > best, other, best), others, first)
+  return x
+
+
+def max_over(x: jax.Array, axis: int) -> jax.Array:
+  """`jnp.max` over one axis, with the gradient of `max_pool`: it goes to one place, the first where the maximum stands."""
+  best = jnp.argmax(jax.lax.stop_gradient(x), axis=axis, keepdims=True)
+  places = jax.lax.broadcasted_iota(best.dtype, x.shape, axis % x.ndim)
+  return jnp.sum(jnp.where(places == best, x, 0), axis=axis)
 
 
 class FilmNorm(nn.Module):

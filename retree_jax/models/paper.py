@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import reduce
 
 from retree_jax.models import layers, locality
 from retree_jax.models.cpu import convolution
@@ -86,11 +85,11 @@ class PaperDenoiser(nn.Module):
 
     x = conv(widths[0], dtype, "initial_conv")(x)
     x = full = _gelu(layers.FilmNorm(1, name="initial_norm")(x))
-    x = DoubleConv(widths[0], residual=True, dtype=self.dtype, name="down_0_res")(_max_pool(x))
+    x = DoubleConv(widths[0], residual=True, dtype=self.dtype, name="down_0_res")(layers.max_pool(x, 4))
     x = DoubleConv(widths[2], dtype=self.dtype, name="down_0_out")(x)
     x = x + _time(time, widths[2], dtype, "down_0_time")
     x = quarter = vit(name="vit_0")(x)
-    x = DoubleConv(widths[2], residual=True, dtype=self.dtype, name="down_1_res")(_max_pool(x))
+    x = DoubleConv(widths[2], residual=True, dtype=self.dtype, name="down_1_res")(layers.max_pool(x, 4))
     x = DoubleConv(widths[3], dtype=self.dtype, name="down_1_out")(x)
     x = x + _time(time, widths[3], dtype, "down_1_time")
     x = vit(name="vit_1")(x)
@@ -181,10 +180,6 @@ def _time(features: jax.Array, width: int, dtype, name: str) -> jax.Array:
 def _gelu(x: jax.Array) -> jax.Array:
   # nn.gelu computes 1 + erf(x) as erfc(-x), which is slower on CPUs and rounds differently from the original.
   return 0.5 * x * (1 + jax.lax.erf(x * x.dtype.type(math.sqrt(0.5))))
-
-
-def _max_pool(x: jax.Array) -> jax.Array:
-  return reduce(x, "b (h p) (w q) c -> b h w c", "max", p=4, q=4)
 
 
 def _upsample(x: jax.Array) -> jax.Array:

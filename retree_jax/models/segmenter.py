@@ -5,7 +5,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import reduce
+from einops import rearrange
 
 from retree_jax.models import layers
 from retree_jax.models.cpu import convolution
@@ -28,10 +28,10 @@ class Cbam(nn.Module):
     channels = x.shape[-1]
     squeeze = nn.Dense(max(1, channels // self.ratio), use_bias=False, dtype=self.dtype, name="squeeze")
     excite = nn.Dense(channels, use_bias=False, dtype=self.dtype, name="excite")
-    average, highest = jnp.mean(x, axis=(1, 2)), jnp.max(x, axis=(1, 2))
+    average, highest = jnp.mean(x, axis=(1, 2)), layers.max_over(rearrange(x, "b h w c -> b (h w) c"), 1)
     gate = nn.sigmoid(excite(nn.relu(squeeze(average))) + excite(nn.relu(squeeze(highest))))
     x = x * gate[:, None, None, :]
-    maps = jnp.stack([jnp.mean(x, axis=-1), jnp.max(x, axis=-1)], axis=-1)
+    maps = jnp.stack([jnp.mean(x, axis=-1), layers.max_over(x, -1)], axis=-1)
     return x * nn.sigmoid(nn.Conv(1, (7, 7), use_bias=False, dtype=self.dtype, name="where")(maps))
 
 
@@ -130,8 +130,7 @@ class Segmenter(nn.Module):
     for width in self.widths:
       x = block(x, width)
       skips.append(x)
-      # Max-pooling as a maximum over two axes, whose gradient is fast on every platform, unlike a windowed reduction's.
-      x = reduce(x, "b (h p) (w q) c -> b h w c", "max", p=2, q=2)
+      x = layers.max_pool(x, 2)
     for width in self.bottleneck:
       x = block(x, width)
     if features:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from einops import reduce
 
 from retree_jax import models
 from retree_jax.models import init_prng, layers
@@ -102,6 +103,39 @@ def test_folding_loses_nothing(block):
   assert folded.shape == (2, 8 // block, 12 // block, 3 * block**2)
   np.testing.assert_array_equal(np.sort(folded[1, 1, 1]), np.sort(x[1, block : 2 * block, block : 2 * block].ravel()))
   np.testing.assert_array_equal(layers.depth_to_space(folded, block), x)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_blocks_are_pooled_to_their_maximum_and_its_pixel_has_the_gradient(factor):
+  x = jax.random.permutation(jax.random.key(0), jnp.arange(2 * 8 * 12 * 3.0)).reshape(2, 8, 12, 3)
+  blocks = reduce(x, "b (h p) (w q) c -> b h w c", "max", p=factor, q=factor)
+  pooled, gradient = layers.max_pool(x, factor), jax.grad(lambda x: jnp.sum(layers.max_pool(x, factor) ** 2))(x)
+  np.testing.assert_array_equal(pooled, blocks)
+  np.testing.assert_array_equal(gradient, jnp.where(jnp.isin(x, blocks), 2 * x, 0))
+  equal = jax.grad(lambda x: jnp.sum(layers.max_pool(x, factor)))(jnp.ones((1, 4, 4, 1)))
+  first = np.arange(4) % factor == 0
+  np.testing.assert_array_equal(equal[0, ..., 0], first[:, None] & first)
+
+
+@pytest.mark.parametrize("maximum", [lambda x: layers.max_pool(x, 2), lambda x: layers.max_over(x, -1)])
+@pytest.mark.parametrize("level", ["0", "3"])
+def test_gradients_through_a_maximum_stay_finite_however_the_compiler_rounds(maximum, level):
+  # Without optimizations, XLA computes the norm twice and rounds differently: the gradient through `jnp.max` is NaN there.
+  x, norm = jax.random.uniform(jax.random.key(0), (2, 16, 24, 8), minval=-1), layers.FilmNorm(8)
+  lowered = jax.jit(jax.grad(lambda p: jnp.sum(maximum(norm.apply(p, x)) ** 2))).lower(norm.init(jax.random.key(1), x))
+  gradient = lowered.compile(compiler_options={"xla_backend_optimization_level": level})
+  for leaf in jax.tree.leaves(gradient(norm.init(jax.random.key(1), x))):
+    assert np.isfinite(leaf).all() and np.abs(leaf).max() > 1
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_a_maximum_has_its_gradient_in_one_place_even_among_equal_ones(axis):
+  x = jax.random.permutation(jax.random.key(0), jnp.arange(2 * 9 * 5.0)).reshape(2, 9, 5)
+  value, gradient = jax.value_and_grad(lambda x: jnp.sum(layers.max_over(x, axis) ** 2))(x)
+  assert value == jnp.sum(jnp.max(x, axis) ** 2)
+  np.testing.assert_array_equal(gradient, jnp.where(x == jnp.max(x, axis, keepdims=True), 2 * x, 0))
+  equal = jax.grad(lambda x: jnp.sum(layers.max_over(x, axis)))(jnp.ones((2, 9, 5)))
+  assert np.all(np.sum(equal, axis) == 1) and set(np.unique(equal)) == {0, 1}
 
 
 def test_film_norm_is_group_norm_then_film():
