@@ -7,7 +7,7 @@ import signal
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile hundreds of small programs and run each for milliseconds: without LLVM's optimizations they take two thirds of
-# the time. `XLA_FLAGS= pytest` tests what users run; so do the commands that tests start as processes (`tests.small.start`).
+# the time. `XLA_FLAGS= pytest` compiles as users do; commands that tests start as processes always do (`tests.small.start`).
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import numpy as np

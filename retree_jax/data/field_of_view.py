@@ -210,7 +210,7 @@ def with_fov(fields: dict[str, np.ndarray], framed: bool = True) -> tuple[dict[s
   return {"tree": np.where(clean >= 128, tree, 0).astype(np.uint8), "fov": clean}, tilts
 
 
-def rim_from(painted: np.ndarray, detailed: np.ndarray, fovs: np.ndarray) -> np.ndarray:
+def fade_at_rim(painted: np.ndarray, detailed: np.ndarray, fovs: np.ndarray) -> np.ndarray:
   """Photographs with fine detail, except along the rim, where they fade into the ones that the detail was drawn for.
 
   The detail stage draws differences of up to 32 grey levels from a reduced photograph. At the rim, where that one is mixed with

@@ -258,7 +258,7 @@ class Generator:
       given["fov"] = transforms.binarise(given["fov"])
       # A stream of its own: with the noise that the photograph was painted from, the detail would depend on it.
       photographs = detailer(params, indices, given | {"image": photographs}, seed=seed, stream=f"photographs {name}")["image"]
-    photographs = field_of_view.rim_from(painted, photographs, fields["fov"]) if self._detailers else photographs
+    photographs = field_of_view.fade_at_rim(painted, photographs, fields["fov"]) if self._detailers else photographs
     self.seconds["detail"] += time.monotonic() - started
     return photographs
 

@@ -82,8 +82,8 @@ def max_pool(x: jax.Array, factor: int) -> jax.Array:
   """The highest value of each block of `factor` x `factor` pixels, [B, H, W, C] -> [B, H/factor, W/factor, C].
 
   The gradient goes to the pixel that was chosen, the first of equal ones, as in PyTorch. That of `jnp.max` goes to the pixels
-  that equal the maximum, divided by their number. Where the compiler computes those pixels twice and rounds differently, none
-  does, and the gradient is 0 / 0.
+  that equal the maximum, divided by their number. Where the compiler computes the pixels twice and rounds differently, none is
+  equal to it, and the gradient is 0 / 0.
   """
   for axis in (2, 1):
     first, *others = (jax.lax.slice_in_dim(x, i, None, stride=factor, axis=axis) for i in range(factor))
@@ -92,7 +92,7 @@ def max_pool(x: jax.Array, factor: int) -> jax.Array:
 
 
 def max_over(x: jax.Array, axis: int) -> jax.Array:
-  """`jnp.max` over one axis, with the gradient of `max_pool`: it goes to one place, the first where the maximum stands."""
+  """`jnp.max` over one axis, [B, n, C] -> [B, C] for axis 1; its gradient goes to the first of equal maxima, see `max_pool`."""
   best = jnp.argmax(jax.lax.stop_gradient(x), axis=axis, keepdims=True)
   places = jax.lax.broadcasted_iota(best.dtype, x.shape, axis % x.ndim)
   return jnp.sum(jnp.where(places == best, x, 0), axis=axis)

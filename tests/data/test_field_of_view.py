@@ -45,10 +45,10 @@ def test_detail_fades_out_at_the_rim_where_it_cannot_make_up_for_the_black_aroun
   fov = np.zeros((1, 256, 256, 1), np.uint8)
   fov[:, 40:216] = 255
   painted, detailed = np.full((1, 256, 256, 3), 100, np.uint8), np.full((1, 256, 256, 3), 180, np.uint8)
-  out = field_of_view.rim_from(painted, detailed, fov)[0, :, 128, 0]
+  out = field_of_view.fade_at_rim(painted, detailed, fov)[0, :, 128, 0]
   assert out[38:48].tolist() == [100, 100, 100, 100, 120, 140, 160, 180, 180, 180]
   np.testing.assert_array_equal(out[40:128], out[128:216][::-1])
-  np.testing.assert_array_equal(field_of_view.rim_from(painted, painted, fov), painted)
+  np.testing.assert_array_equal(field_of_view.fade_at_rim(painted, painted, fov), painted)
 
 
 @pytest.mark.parametrize("degrees", [9, -14])

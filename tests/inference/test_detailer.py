@@ -93,7 +93,7 @@ def test_pairs_take_it_between_painting_and_super_resolution(whole, tmp_path):
   given = {name: plain[name] for name in ("image", "tree", "fov")}
   wanted = Detailer(stage.config, stage.network)(stage.params, np.arange(2), given, seed=0, stream="photographs detail_32")
   coverage = pairs.Generator(models).given(trees)["fov"]
-  np.testing.assert_array_equal(sharp["image"], field_of_view.rim_from(plain["image"], wanted["image"], coverage))
+  np.testing.assert_array_equal(sharp["image"], field_of_view.fade_at_rim(plain["image"], wanted["image"], coverage))
   assert (sharp["image"] != plain["image"]).any() and (sharp["tree"] == plain["tree"]).all()
   with pytest.raises(ValueError, match="sharpens painted photographs, and there is no fundus stage"):
     stages.check_fit(stages.Models(tree=models.fundus, detail=models.detail))
@@ -113,7 +113,7 @@ def test_two_of_them_draw_at_half_the_size_and_then_at_the_whole(whole, tmp_path
     assert detailer.size == (side, side)
     drawn = detailer(stage.params, np.arange(2), given, seed=0, stream=f"photographs detail_{side}")
   coverage = pairs.Generator(models).given(trees)["fov"]
-  wanted = field_of_view.rim_from(plain["image"], drawn["image"], coverage)
+  wanted = field_of_view.fade_at_rim(plain["image"], drawn["image"], coverage)
   np.testing.assert_array_equal(pairs.pairs(models, trees=trees)["image"], wanted)
   with pytest.raises(ValueError, match="draws at 32x32 pixels here and was trained at 16x16"):
     stages.check_fit(stages.Models(fundus=models.fundus, detail=models.detail[::-1]))
